@@ -1,0 +1,71 @@
+# Every target is one command of the console script or of a developer tool, run in .venv, which is made once.
+#
+# Options are set on the command line only (an exported RUN or NODES of another program has no effect):
+#   RECIPE=name|path  NODES=n  RUN=name  ARGS="--set key=value …"     for pretrain
+#   VENV=path         use that environment as it is: nothing is made or installed (GPU machines with a torch of their own)
+RECIPE = $(if $(NODES),smollm3-3b,tiny)
+NODES =
+RUN =
+ARGS =
+VENV =
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+ifneq ($(VENV),)
+BIN := $(abspath $(VENV))/bin
+PYTHON := env PYTHONPATH=$(CURDIR) $(BIN)/python
+CLI := $(PYTHON) -P -m launch.cli.main
+READY :=
+READY_DEV :=
+else
+BIN := .venv/bin
+PYTHON := $(BIN)/python
+CLI := $(BIN)/nanotron-recipes
+READY := .venv/.ready
+READY_DEV := .venv/.ready-dev
+endif
+
+PIP_INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt
+
+.PHONY: help pretrain test test-long test-gpu lint bench-train
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
+
+pretrain: $(READY)  ## text → tokens → training → a Hugging Face folder   [RECIPE=] [NODES=] [RUN=] [ARGS=]
+	@$(CLI) pretrain $(RECIPE) $(if $(NODES),--nodes $(NODES)) $(if $(RUN),--run $(RUN)) $(ARGS)
+
+test: $(READY_DEV)  ## every unit and property test, one case of every distributed behaviour (under 15 minutes)
+	@$(PYTHON) -m pytest $(ARGS)
+
+test-long: $(READY_DEV)  ## the whole matrices, torture and the real 3B
+	@$(PYTHON) -m pytest -m long --timeout 7200 $(ARGS)
+
+test-gpu: $(READY_DEV)  ## the same engine on CUDA; with VENV= it needs no network
+	@$(PYTHON) -m pytest -m gpu --timeout 1800 $(ARGS)
+
+lint: $(READY_DEV)  ## ruff, mypy and the import rules
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+
+bench-train: $(READY)  ## tokens/s of ours beside a bare loop over transformers' SmolLM3
+	@$(PYTHON) benchmarks/train_step.py $(ARGS)
+
+.venv/.ready: setup.cfg pyproject.toml constraints.txt
+	@set -e; for python in python3 python3.13 python3.12 python3.11 python; do \
+	    if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then break; fi; \
+	    if [ $$python = python ]; then echo 'Python 3.11 or newer is needed, and none was found.' >&2; exit 2; fi; \
+	done; \
+	[ -x .venv/bin/python ] || $$python -m venv .venv
+	@echo 'Installing nanotron-recipes and what it runs on into .venv (one to two minutes, once) …'
+	@$(PIP_INSTALL) -e .
+	@touch $@
+
+.venv/.ready-dev: .venv/.ready
+	@echo 'Installing the test and lint tools into .venv (a few seconds, once) …'
+	@$(PIP_INSTALL) -e '.[dev]'
+	@touch $@
