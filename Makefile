@@ -27,7 +27,7 @@ READY := .venv/.ready
 READY_DEV := .venv/.ready-dev
 endif
 
-PIP_INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt
+PIP_INSTALL = .venv/bin/python -m pip install -qq --disable-pip-version-check --no-input -c constraints.txt
 
 .PHONY: help pretrain test test-long test-gpu lint bench-train
 
