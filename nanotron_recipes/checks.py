@@ -1,0 +1,145 @@
+"""What must hold between keys. Each check yields the problems that it finds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from nanotron_recipes.parameters import parameter_names
+from nanotron_recipes.recipe import Recipe
+from nanotron_recipes.topology import divisors, next_multiple, padded_vocab_size, resolve_topology
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A key whose value does not fit the others, and what would."""
+
+    key: str
+    value: Any
+    expected: str
+
+
+def problems(recipe: Recipe) -> Iterator[Problem]:
+    """Yield everything in a recipe that cannot be, most basic first. The cut of the batch raises UserError itself."""
+    yield from _shape(recipe)
+    yield from _tensor_parallel(recipe)
+    yield from _pipeline(recipe)
+    yield from _stages(recipe)
+    yield from _weight_decay(recipe)
+    yield from _tokenizer(recipe)
+    yield from _corpus(recipe)
+    resolve_topology(recipe)
+
+
+def _shape(recipe: Recipe) -> Iterator[Problem]:
+    architecture, key = recipe.model.architecture, "model.model_config"
+    hidden, heads, groups = architecture.hidden_size, architecture.num_attention_heads, architecture.num_key_value_heads
+    if hidden % heads:
+        yield Problem(f"{key}.hidden_size", hidden, f"expected a multiple of num_attention_heads {heads}")
+    elif (hidden // heads) % 2:
+        yield Problem(f"{key}.hidden_size", hidden, f"expected an even width per head, not {hidden // heads}, for RoPE")
+    if heads % groups:
+        yield Problem(f"{key}.num_key_value_heads", groups, f"expected a divisor of num_attention_heads {heads}")
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        token = getattr(architecture, name)
+        if token is not None and token >= architecture.vocab_size:
+            yield Problem(f"{key}.{name}", token, f"expected less than vocab_size {architecture.vocab_size}")
+
+
+def _tensor_parallel(recipe: Recipe) -> Iterator[Problem]:
+    architecture, tp, key = recipe.model.architecture, recipe.parallelism.tp, "parallelism.tp"
+    for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
+        number = getattr(architecture, name)
+        if number % tp:
+            works = ", ".join(map(str, divisors(number)))
+            yield Problem(key, tp, f"expected a divisor of {name} {number}: {works}")
+    rows = padded_vocab_size(recipe)
+    if rows % tp:
+        multiple = next_multiple(recipe.model.make_vocab_size_divisible_by, tp)
+        while next_multiple(architecture.vocab_size, multiple) % tp:
+            multiple += tp
+        size = f"vocab_size {architecture.vocab_size} padded to {rows}"
+        yield Problem(
+            key,
+            tp,
+            f"expected a divisor of the {size}; set model.make_vocab_size_divisible_by to {multiple} for "
+            f"{next_multiple(architecture.vocab_size, multiple)} rows",
+        )
+    if recipe.parallelism.tp_mode == "REDUCE_SCATTER" and recipe.tokens.sequence_length % tp:
+        length = recipe.tokens.sequence_length
+        yield Problem("tokens.sequence_length", length, f"expected a multiple of tp {tp} in tp_mode REDUCE_SCATTER")
+
+
+def _pipeline(recipe: Recipe) -> Iterator[Problem]:
+    layers, pp = recipe.model.architecture.num_hidden_layers, recipe.parallelism.pp
+    if pp > layers:
+        yield Problem("parallelism.pp", pp, f"expected at most num_hidden_layers {layers}")
+
+
+def _stages(recipe: Recipe) -> Iterator[Problem]:
+    previous = 0
+    for index, stage in enumerate(recipe.data_stages):
+        key, start = f"data_stages.{index}", stage.start_training_step
+        if index == 0 and start != 1:
+            yield Problem(f"{key}.start_training_step", start, "expected 1 for the first stage")
+        if start <= previous:
+            yield Problem(f"{key}.start_training_step", start, f"expected more than the stage before it, {previous}")
+        previous = start
+        yield from _mixture(recipe, f"{key}.data.dataset", index)
+
+
+def _mixture(recipe: Recipe, key: str, index: int) -> Iterator[Problem]:
+    dataset = recipe.data_stages[index].data.dataset
+    folders, weights = dataset.dataset_folder, dataset.dataset_weights
+    repeated = next((folder for folder in folders if folders.count(folder) > 1), None)
+    if repeated is not None:
+        yield Problem(f"{key}.dataset_folder", repeated, "expected each folder once; add up its weights")
+    if weights is not None and len(weights) != len(folders):
+        expected = f"expected {len(folders)} weights, one for each dataset_folder"
+        yield Problem(f"{key}.dataset_weights", len(weights), expected)
+    if weights is not None and sum(weights) <= 0:
+        yield Problem(f"{key}.dataset_weights", weights, "expected at least one weight above 0")
+    vocabulary = recipe.model.architecture.vocab_size
+    if dataset.vocab_size is not None and dataset.vocab_size > vocabulary:
+        yield Problem(f"{key}.vocab_size", dataset.vocab_size, f"expected at most the model's vocab_size {vocabulary}")
+
+
+def _weight_decay(recipe: Recipe) -> Iterator[Problem]:
+    names = parameter_names(recipe)
+    for index, pattern in enumerate(recipe.optimizer.weight_decay_exclude_named_params):
+        key = f"optimizer.weight_decay_exclude_named_params.{index}"
+        try:
+            matched = any(re.match(pattern, name) for name in names)
+        except re.error as error:
+            yield Problem(key, pattern, f"expected a regular expression: {error}")
+            continue
+        if not matched:
+            yield Problem(key, pattern, f"matches no parameter; they are named like {names[0]}, {names[1]}")
+
+
+def _tokenizer(recipe: Recipe) -> Iterator[Problem]:
+    tokenizer, vocabulary = recipe.tokenizer, recipe.model.architecture.vocab_size
+    if tokenizer.train is None:
+        return
+    if tokenizer.tokenizer_name_or_path is not None:
+        name = tokenizer.tokenizer_name_or_path
+        yield Problem("tokenizer.tokenizer_name_or_path", name, "expected null where tokenizer.train is set")
+    if recipe.corpus is None:
+        yield Problem("tokenizer.train.vocab_size", tokenizer.train.vocab_size, "expected a corpus to train it on")
+    if tokenizer.train.vocab_size > vocabulary:
+        expected = f"expected at most model.model_config.vocab_size {vocabulary}"
+        yield Problem("tokenizer.train.vocab_size", tokenizer.train.vocab_size, expected)
+
+
+def _corpus(recipe: Recipe) -> Iterator[Problem]:
+    names: set[str] = set()
+    for index, source in enumerate(recipe.corpus.sources if recipe.corpus else []):
+        key = f"corpus.sources.{index}"
+        if source.name in names or not re.fullmatch(r"[\w.-]+", source.name) or source.name in (".", "..", "tokenizer"):
+            expected = "expected a name of its own of letters, digits, '.', '-' and '_', other than 'tokenizer'"
+            yield Problem(f"{key}.name", source.name, expected)
+        names.add(source.name)
+        if source.reader in ("jsonl", "parquet", "text") and source.path is None:
+            yield Problem(f"{key}.path", "null", f"expected the file or folder that reader {source.reader} reads")

@@ -1,0 +1,60 @@
+"""What is legal in a recipe and yet worth knowing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from nanotron_recipes.fields import keys_without_effect
+from nanotron_recipes.recipe import Recipe
+from nanotron_recipes.schedule import decay_length, decay_start
+from nanotron_recipes.unsupported import unsupported_features
+
+
+def notes_on(mapping: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    """Return the notes on a valid recipe, the weightiest first; `mapping` is what the user wrote."""
+    return [
+        *unsupported_features(recipe),
+        *_model(recipe),
+        *_schedule(recipe),
+        *_mixtures(recipe),
+        *(f"{key}: no effect: {reason}" for key, reason in keys_without_effect(mapping)),
+    ]
+
+
+def _model(recipe: Recipe) -> Iterator[str]:
+    architecture, length = recipe.model.architecture, recipe.tokens.sequence_length
+    if architecture.use_qk_norm and not all(architecture.rope_layers):
+        yield (
+            "model.model_config.use_qk_norm: no class of transformers has QK-norm together with layers without RoPE; the "
+            "model can be trained but not exported (set no_rope_layer to null, or use_qk_norm to false)"
+        )
+    if length > architecture.max_position_embeddings:
+        yield f"tokens.sequence_length: {length} is more than max_position_embeddings {architecture.max_position_embeddings}"
+
+
+def _schedule(recipe: Recipe) -> Iterator[str]:
+    scheduler, steps = recipe.optimizer.learning_rate_scheduler, recipe.tokens.train_steps
+    key = "optimizer.learning_rate_scheduler"
+    start, length = decay_start(scheduler), decay_length(recipe)
+    decays = scheduler.min_decay_lr is not None and scheduler.min_decay_lr != scheduler.learning_rate
+    if scheduler.lr_warmup_steps >= steps:
+        yield f"{key}.lr_warmup_steps: the warm-up of {scheduler.lr_warmup_steps} steps lasts the whole run of {steps}"
+    elif decays and start >= steps:
+        yield f"{key}.lr_decay_starting_step: the decay after step {start} lies beyond the run of {steps} steps"
+    elif decays and start + length > steps:
+        yield f"{key}.lr_decay_steps: the decay ends at step {start + length}, beyond the run of {steps} steps"
+    for index, stage in enumerate(recipe.data_stages):
+        if stage.start_training_step > steps:
+            yield (
+                f"data_stages.{index}.start_training_step: stage {stage.name!r} starts at step {stage.start_training_step}, "
+                f"beyond the run of {steps} steps"
+            )
+
+
+def _mixtures(recipe: Recipe) -> Iterator[str]:
+    for index, stage in enumerate(recipe.data_stages):
+        weights = stage.data.dataset.dataset_weights
+        if weights is not None and not math.isclose(sum(weights), 1, abs_tol=1e-6):
+            yield f"data_stages.{index}.data.dataset.dataset_weights: the sum is {sum(weights):.6g}; shares are taken of it"

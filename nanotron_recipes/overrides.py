@@ -1,0 +1,57 @@
+"""`--set key.sub=value`: changes to the raw mapping, before it is validated."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from nanotron_recipes.errors import UserError, user_error
+from nanotron_recipes.yaml_text import parse_yaml
+
+SOURCE = "--set"
+
+
+def apply_overrides(mapping: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Return a copy of `mapping` with each `key.sub=value` (value in YAML, numbers index lists), and the keys set.
+
+    Sections that are absent or null are made; the entry after a list's last is appended. Raises UserError.
+    """
+    result = copy.deepcopy(mapping)
+    keys = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        key = key.strip()
+        if not equals or not all(key.split(".")):
+            raise UserError(f"{SOURCE} {override}: expected key.sub=value")
+        _assign(result, key, parse_yaml(text, f"{SOURCE} {override}"))
+        keys.append(key)
+    return result, keys
+
+
+def _assign(mapping: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    place: Any = mapping
+    for position, part in enumerate(path):
+        if isinstance(place, list):
+            place = place[_index(place, part, key, allow_next=False)]
+        else:
+            if place.get(part) is None:
+                place[part] = {}
+            place = place[part]
+        if not isinstance(place, dict | list):
+            where = ".".join(path[: position + 1])
+            raise user_error(f"expected a section, not {place!r}", source=SOURCE, key=f"{key} ({where})")
+    if isinstance(place, list):
+        index = _index(place, last, key, allow_next=True)
+        place[index : index + 1] = [value]
+    else:
+        place[last] = value
+
+
+def _index(entries: list[Any], part: str, key: str, *, allow_next: bool) -> int:
+    limit = len(entries) + allow_next
+    if not part.isdecimal() or int(part) >= limit:
+        expected = f"expected an index from 0 to {limit - 1}" if limit else "the list is empty"
+        raise user_error(expected, source=SOURCE, key=key, value=part)
+    return int(part)

@@ -1,0 +1,71 @@
+"""The recipe: one immutable value that says everything about a run."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from nanotron_recipes.schema.checkpoints import Checkpoints, S3Upload
+from nanotron_recipes.schema.data import Corpus, DataStage, Tokenizer
+from nanotron_recipes.schema.general import General
+from nanotron_recipes.schema.model import Model
+from nanotron_recipes.schema.optimizer import Optimizer
+from nanotron_recipes.schema.parallelism import Parallelism
+from nanotron_recipes.schema.section import NoEffect, Section
+from nanotron_recipes.schema.services import Lighteval, Logging, MetricsLogging, Profiler, Slurm
+from nanotron_recipes.schema.tokens import Tokens
+
+
+class Recipe(Section):
+    """A validated recipe. Sections and keys are nanotron's; `loading.load_recipe` reads one from a file."""
+
+    general: General
+    """Names and seed."""
+
+    model: Model
+    """The network."""
+
+    tokens: Tokens
+    """Sequences, batches, steps."""
+
+    optimizer: Optimizer = Optimizer()
+    """AdamW and its learning rate."""
+
+    parallelism: Parallelism = Parallelism()
+    """How the training is spread over ranks."""
+
+    data_stages: list[DataStage] = Field(default_factory=list)
+    """Mixtures in the order in which they are read."""
+
+    tokenizer: Tokenizer = Tokenizer()
+    """The tokenizer."""
+
+    corpus: Corpus | None = None
+    """Text that `tokenize` turns into shards; null where the shards exist."""
+
+    checkpoints: Checkpoints = Checkpoints()
+    """What is kept."""
+
+    logging: Logging = Logging()
+    """What a run says."""
+
+    profiler: Profiler | None = None
+    """Trace a few steps."""
+
+    slurm: Slurm = Slurm()
+    """Resources on a cluster."""
+
+    variables: Annotated[dict[str, str], NoEffect("paths are taken as they are written so far")] = Field(
+        default_factory=dict
+    )
+    """Values for ${NAME} in paths."""
+
+    s3_upload: Annotated[S3Upload | None, NoEffect("checkpoints are not uploaded so far")] = None
+    """Upload of checkpoints."""
+
+    lighteval: Annotated[Lighteval | None, NoEffect("evaluate the exported Hugging Face folder")] = None
+    """nanotron's evaluation jobs."""
+
+    metrics_logging: Annotated[MetricsLogging | None, NoEffect("metrics.jsonl records every step in full")] = None
+    """nanotron's per-layer statistics."""

@@ -1,0 +1,76 @@
+"""Sections `checkpoints` and `s3_upload`: what is kept, and where."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from nanotron_recipes.schema.section import NoEffect, NonNegativeInt, PositiveFloat, PositiveInt, Section, null_means
+
+_BRANCH = "it says how to start from resume_checkpoint_path, which is not available yet"
+_ALL_KEPT = "every checkpoint is kept so far"
+
+
+class Checkpoints(Section):
+    """The states of the run on disk."""
+
+    checkpoints_path: str | None = None
+    """Folder under which the run's steps are written, in a folder with the run's name. Null: in the run's own folder."""
+
+    checkpoint_interval: PositiveInt = 1000
+    """Steps between two checkpoints. As many as you can bear to lose."""
+
+    checkpoint_interval_minutes: Annotated[
+        PositiveFloat | None, NoEffect("checkpoints by the clock are not available yet")
+    ] = None
+    """Also write a checkpoint after so many minutes without one."""
+
+    checkpoints_path_is_shared_file_system: Annotated[
+        bool, null_means(False), NoEffect("all ranks write to one folder so far, which all nodes must see")
+    ] = False
+    """Whether all nodes see checkpoints_path."""
+
+    save_initial_state: Annotated[bool, null_means(False)] = False
+    """Also write the untrained state, as step 0."""
+
+    save_final_state: Annotated[bool, null_means(False)] = True
+    """Write the state after the last step even where the interval does not."""
+
+    export_at_end: bool = False
+    """After the last step write a Hugging Face folder, verify it and generate from it."""
+
+    resume_checkpoint_path: str | None = None
+    """Checkpoint of another run to start from. Not available yet."""
+
+    load_optimizer: Annotated[bool, NoEffect(_BRANCH)] = True
+    """Take the optimizer's state from resume_checkpoint_path as well."""
+
+    load_lr_scheduler: Annotated[bool, NoEffect(_BRANCH)] = True
+    """Continue the schedule of resume_checkpoint_path instead of starting at step 1."""
+
+    keep_last: Annotated[PositiveInt | None, NoEffect(_ALL_KEPT)] = None
+    """Keep the last so many checkpoints and delete older ones. Null: keep all."""
+
+    keep_every: Annotated[PositiveInt | None, NoEffect(_ALL_KEPT)] = None
+    """Never delete a checkpoint whose step is a multiple of this."""
+
+    copies: Annotated[PositiveInt, NoEffect("there is one copy so far")] = 1
+    """Nodes that hold each part of a checkpoint, where the path is node-local."""
+
+
+class S3Upload(Section):
+    """Upload of checkpoints to S3."""
+
+    upload_s3_path: str | None = None
+    """s3://bucket/prefix to upload to."""
+
+    remove_after_upload: bool = False
+    """Delete the local checkpoint when the upload is verified."""
+
+    s5cmd_numworkers: NonNegativeInt | None = None
+    """Workers of s5cmd."""
+
+    s5cmd_concurrency: NonNegativeInt | None = None
+    """Parallel parts per file of s5cmd."""
+
+    s5cmd_path: str | None = None
+    """Where s5cmd is."""

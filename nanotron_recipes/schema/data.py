@@ -1,0 +1,151 @@
+"""Sections `data_stages`, `tokenizer` and `corpus`: what the model reads, and where that comes from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from nanotron_recipes.schema.section import (
+    NANOTRON_SEED,
+    Fraction,
+    NoEffect,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    Section,
+    null_means,
+)
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class Dataset(Section):
+    """Section `data_stages[].data.dataset`: folders of tokenized shards and their shares."""
+
+    dataset_folder: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
+    """Folders of .ds shards. A name of a source in `corpus` means the folder that `tokenize` writes for it."""
+
+    dataset_weights: list[NonNegativeFloat] | None = None
+    """Share of each folder in the stage, brought to the sum 1. Null: equal shares."""
+
+    dataset_read_path: Annotated[list[str] | None, NoEffect("shards are read from dataset_folder")] = None
+    """Node-local copies of the folders."""
+
+    vocab_size: PositiveInt | None = None
+    """Vocabulary that the shards were tokenized with; compared with the shards and the model. Null: the model's."""
+
+    token_size_in_bytes: Literal[2, 4] | None = None
+    """Bytes of a token in the shards; compared with their manifest. Null: as the shards say."""
+
+    tokenizer_name: str | None = None
+    """Tokenizer of the shards; compared with their manifest. Null: as the shards say."""
+
+    pad_samples_to_global_batch_size: Annotated[bool, NoEffect("a source starts again when it is used up")] = False
+    """Fill the last batch of an epoch."""
+
+    return_positions: Annotated[bool, NoEffect("positions follow from _use_doc_masking")] = True
+    """Hand document positions to the model."""
+
+    use_old_brrr_dataloader: Annotated[bool, NoEffect("there is one loader here")] = False
+    """Use nanotron's earlier loader."""
+
+
+class StageData(Section):
+    """Section `data_stages[].data`."""
+
+    dataset: Dataset
+    """The sources and their shares."""
+
+    seed: Annotated[NonNegativeInt, null_means(NANOTRON_SEED)] = NANOTRON_SEED
+    """Seed of the order in which sequences are read."""
+
+    num_loading_workers: Annotated[
+        NonNegativeInt, null_means(1), NoEffect("one thread reads ahead; shards are mapped into memory")
+    ] = 1
+    """Worker processes of the loader."""
+
+
+class DataStage(Section):
+    """An entry of `data_stages`: a mixture and the step from which it is read."""
+
+    name: str
+    """Name in the records of the run."""
+
+    start_training_step: PositiveInt
+    """First step that reads this mixture; 1 for the first stage, then rising."""
+
+    data: StageData
+    """The mixture."""
+
+
+class TrainTokenizer(Section):
+    """Section `tokenizer.train`: make a byte-level BPE from the corpus."""
+
+    vocab_size: PositiveInt
+    """Entries, the 256 bytes and the special tokens included."""
+
+
+class Tokenizer(Section):
+    """The tokenizer: an existing one, or one trained on the corpus."""
+
+    tokenizer_name_or_path: str | None = None
+    """Folder or hub name of an existing tokenizer. Null: the one that `train` makes."""
+
+    tokenizer_revision: str | None = None
+    """Revision of a tokenizer on the hub."""
+
+    tokenizer_max_length: Annotated[
+        PositiveInt | None, NoEffect("documents are never cut; sequences are windows over all of them")
+    ] = None
+    """Longest text that nanotron's tokenizer takes."""
+
+    train: TrainTokenizer | None = None
+    """Train a tokenizer on the corpus. Only where tokenizer_name_or_path is null."""
+
+
+Reader = Literal["python-code", "python-docs", "arithmetic", "jsonl", "parquet", "text"]
+
+
+class CorpusSource(Section):
+    """An entry of `corpus.sources`: text of one kind."""
+
+    name: str
+    """Name of the source; the folder of its shards, and what dataset_folder calls it."""
+
+    reader: Reader
+    """python-code: modules of the standard library; python-docs: their docstrings and Python's help topics; arithmetic:
+    generated exact sums and differences; jsonl (also .gz, .zst), parquet, text: files of yours."""
+
+    path: str | None = None
+    """File or folder to read, for jsonl, parquet and text."""
+
+    glob: str | None = None
+    """Which files of the folder; null: all that the reader understands."""
+
+    text_key: str = "text"
+    """Field or column that holds the text, for jsonl and parquet."""
+
+    documents: PositiveInt | None = None
+    """At most so many documents; for arithmetic the number to generate. Null: all."""
+
+    needs_network: bool = False
+    """Whether reading needs the network; then `pretrain` does not tokenize by itself."""
+
+
+class Corpus(Section):
+    """Text that `tokenize` turns into shards."""
+
+    path: str
+    """Folder for the tokenizer, the shards and their manifests. Default: corpora/<recipe name>."""
+
+    sources: Annotated[list[CorpusSource], Field(min_length=1)]
+    """The kinds of text."""
+
+    validation_fraction: Fraction = 0.05
+    """Part of each source's documents that is held out for the validation loss, chosen by hash."""
+
+    seed: NonNegativeInt = NANOTRON_SEED
+    """Seed of generated text and of the choice of held-out documents."""

@@ -1,0 +1,48 @@
+"""Section `general`: what the run is called and how its randomness starts."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from nanotron_recipes.schema.section import NANOTRON_SEED, NoEffect, NonNegativeInt, PositiveInt, Section, null_means
+
+
+class General(Section):
+    """The run as a whole."""
+
+    project: str = "nanotron-recipes"
+    """Name that groups runs: the project that wandb files them under."""
+
+    run: Annotated[str | None, NoEffect("a run is named by --run, else by the recipe's name and a number")] = None
+    """nanotron's name for the run."""
+
+    seed: Annotated[NonNegativeInt, null_means(NANOTRON_SEED)] = NANOTRON_SEED
+    """Seed of the initial weights: each is drawn from this number and its parameter's global name, whatever the
+    topology. Change it to repeat a run with another draw."""
+
+    step: Annotated[int | None, NoEffect("the step is read from the checkpoint")] = None
+    """nanotron's record of the step reached."""
+
+    consumed_train_samples: Annotated[int | None, NoEffect("it follows from the step and the global batch")] = None
+    """nanotron's record of the sequences read."""
+
+    benchmark_csv_path: Annotated[str | None, NoEffect("every run records its speed in metrics.jsonl")] = None
+    """nanotron's file for benchmark results."""
+
+    ignore_sanity_checks: Annotated[bool, NoEffect("checks that cost time have settings of their own")] = True
+    """nanotron's switch for its comparison of replicas during training."""
+
+    deterministic: Annotated[
+        bool, NoEffect("deterministic CUDA kernels are not available yet; a CPU run always is")
+    ] = False
+    """Use only kernels that give the same bits on every run on a GPU, at some cost in speed."""
+
+    purpose: str = ""
+    """One line that says what the recipe is for; `list` shows it."""
+
+    cpu_ranks_per_node: PositiveInt = 1
+    """Ranks that a node without GPUs starts, one thread each while there are cores. Raise it to the number of cores
+    for models of up to a few million parameters, where a process per core beats a process with many threads."""
+
+    replica_check_interval: Annotated[NonNegativeInt, NoEffect("checksums during training are not available yet")] = 0
+    """Steps between two comparisons of every replicated or tied parameter across its ranks; 0 means never."""
