@@ -1,0 +1,192 @@
+"""From a Hugging Face folder (SmolLM3, Llama or Qwen3) to a checkpoint of ours with its recipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from model.arithmetic import num_parameters, parameter_shapes
+from model.hf_files import SafetensorsReader, open_safetensors
+from model.hf_folder import whole_folder
+from model.hf_mapping import LLAMA, QWEN3, SMOLLM3, fuse_from_hf, hf_shapes, no_rope_layer_of, parameter_map
+from nanotron_recipes.errors import UserError
+from nanotron_recipes.files import write_atomic
+from nanotron_recipes.loading import dump_yaml, recipe_from_mapping
+from nanotron_recipes.recipe import Recipe
+
+if TYPE_CHECKING:
+    import torch
+
+_DTYPES = {"F32": "float32", "BF16": "bfloat16"}
+_CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
+    SMOLLM3: {"tie_word_embeddings": True, "rope_theta": 2_000_000.0, "max_position_embeddings": 32768},
+    LLAMA: {"tie_word_embeddings": False, "rope_theta": 10_000.0, "max_position_embeddings": 2048},
+    QWEN3: {"tie_word_embeddings": False, "rope_theta": 10_000.0, "max_position_embeddings": 32768},
+}
+_REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What an import wrote."""
+
+    out: Path
+    hf_class: str
+    num_parameters: int
+    dtype: str
+
+
+def import_hf(hf_dir: Path, out: Path) -> ImportReport:
+    """Write the model in the Hugging Face folder `hf_dir` as the checkpoint folder `out`, in its own dtype.
+
+    `out` gets the tensors and a recipe.yaml whose model section describes them, and appears whole or not at all. Raises
+    UserError, naming file and key, for whatever our model does not compute: another class, biases, scaled RoPE, sliding
+    windows, layers without RoPE that are not every n-th, …
+    """
+    from parallel.checkpoint import save_tensors
+
+    config = read_config(hf_dir)
+    with open_safetensors(hf_dir) as reader:
+        recipe = recipe_of(config, hf_dir, stored_dtype(reader, hf_dir))
+        check_tensors(reader, recipe, hf_dir)
+        with whole_folder(out, marker=None) as folder:
+            save_tensors(folder, our_tensors(reader, recipe), recipe)
+            write_atomic(folder / "recipe.yaml", dump_yaml(recipe))
+    return ImportReport(out, config["architectures"][0], num_parameters(recipe), recipe.model.dtype)
+
+
+def our_tensors(reader: SafetensorsReader, recipe: Recipe) -> Iterator[tuple[str, torch.Tensor]]:
+    """Our global tensors by name, the vocabulary padded with zero rows, one at a time."""
+    padded = parameter_shapes(recipe, padded=True)
+    for entry in parameter_map(recipe):
+        yield entry.name, fuse_from_hf(entry, reader.read, padded[entry.name][0])
+
+
+def read_config(hf_dir: Path) -> dict[str, Any]:
+    """config.json of a folder, checked to be of a model we compute; the class's defaults filled in."""
+    path = hf_dir / "config.json"
+    if not path.is_file():
+        raise UserError(f"{path}: missing; expected a Hugging Face model folder")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error})") from error
+    architecture = (config.get("architectures") or [None])[0]
+    if architecture not in _CLASS_DEFAULTS:
+        raise UserError(f"{path}: architectures: {architecture}, expected one of {', '.join(_CLASS_DEFAULTS)}")
+    for key in _REQUIRED:
+        if not isinstance(config.get(key), int):
+            raise UserError(f"{path}: {key}: {config.get(key)}, expected a whole number")
+    rope = _rope_parameters(config, path)
+    config = _CLASS_DEFAULTS[architecture] | config | rope
+    _refuse_what_we_do_not_compute(config, path)
+    return config
+
+
+def _rope_parameters(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """{"rope_theta": …} from transformers 5's rope_parameters, or nothing where an older file has it at the top."""
+    for key in ("rope_parameters", "rope_scaling"):
+        rope = config.get(key) or {}
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind != "default" or rope.get("partial_rotary_factor", 1) != 1:
+            raise UserError(f"{path}: {key}: {rope}, expected rope_type default without scaling")
+    theta = (config.get("rope_parameters") or {}).get("rope_theta")
+    return {} if theta is None else {"rope_theta": theta}
+
+
+def _refuse_what_we_do_not_compute(config: dict[str, Any], path: Path) -> None:
+    head_dim = config["hidden_size"] // config["num_attention_heads"]
+    expected: dict[str, tuple[Any, ...]] = {
+        "attention_bias": (None, False),
+        "mlp_bias": (None, False),
+        "attention_dropout": (None, 0),
+        "use_sliding_window": (None, False),
+        "hidden_act": (None, "silu"),
+        "quantization_config": (None,),
+        "head_dim": (None, head_dim),
+    }
+    # Qwen3's class default is 128 whatever the sizes are; a file that leaves the key out means that.
+    if config["architectures"][0] == QWEN3 and config.get("head_dim") is None:
+        config = config | {"head_dim": 128}
+    for key, allowed in expected.items():
+        if config.get(key) not in allowed:
+            raise UserError(f"{path}: {key}: {config[key]}, expected {json.dumps(allowed[-1])}; we have nothing else")
+    if any(kind != "full_attention" for kind in config.get("layer_types") or ()):
+        raise UserError(f"{path}: layer_types: {config['layer_types']}, expected full_attention in every layer")
+
+
+def stored_dtype(reader: SafetensorsReader, hf_dir: Path) -> str:
+    """The one dtype of all tensors: "float32" or "bfloat16"; UserError for any other or a mixture."""
+    kinds = sorted({reader.dtype(name) for name in reader.names})
+    if len(kinds) != 1 or kinds[0] not in _DTYPES:
+        raise UserError(
+            f"{hf_dir}: the tensors are {', '.join(kinds)}, expected all float32 (F32) or all bfloat16 (BF16)"
+        )
+    return _DTYPES[kinds[0]]
+
+
+def check_tensors(reader: SafetensorsReader, recipe: Recipe, hf_dir: Path) -> None:
+    """UserError where a tensor that the configuration implies is missing, has another shape, or one is left over."""
+    shapes = hf_shapes(recipe)
+    for name, shape in shapes.items():
+        if name not in reader.names:
+            raise UserError(f"{hf_dir}: tensor {name} is missing, which config.json implies")
+        if reader.shape(name) != shape:
+            raise UserError(f"{hf_dir}: tensor {name} is {list(reader.shape(name))}, expected {list(shape)}")
+    # transformers ignores these two: a head stored beside tied embeddings, and old files' rotary frequencies.
+    ignored = {"lm_head.weight"}
+    extra = {name for name in reader.names - set(shapes) - ignored if not name.endswith("rotary_emb.inv_freq")}
+    if extra:
+        raise UserError(f"{hf_dir}: tensor {min(extra)} has no place in the model that config.json describes")
+
+
+def recipe_of(config: dict[str, Any], hf_dir: Path, dtype: str) -> Recipe:
+    """The recipe whose model section describes `config` (as `read_config` returns it), weights stored in `dtype`.
+
+    Its run is empty: one step, no data stage. The tokenizer is the folder's, where it has one.
+    """
+    name = config["architectures"][0]
+    heads = config["num_attention_heads"]
+    eos = config.get("eos_token_id")
+    architecture = {key: config[key] for key in _REQUIRED} | {
+        "num_key_value_heads": config.get("num_key_value_heads") or heads,
+        "hidden_act": "silu",
+        "max_position_embeddings": config["max_position_embeddings"],
+        "rms_norm_eps": config.get("rms_norm_eps", 1e-6),
+        "rope_theta": float(config["rope_theta"]),
+        "no_rope_layer": _no_rope_layer(config) if name == SMOLLM3 else None,
+        "tie_word_embeddings": config["tie_word_embeddings"],
+        "use_qk_norm": name == QWEN3,
+        "bos_token_id": config.get("bos_token_id"),
+        "eos_token_id": eos[0] if isinstance(eos, list) else eos,
+        "pad_token_id": config.get("pad_token_id"),
+    }
+    mapping: dict[str, Any] = {
+        "general": {"project": "imported", "purpose": f"imported from {hf_dir.resolve().name}"},
+        "model": {
+            "dtype": dtype,
+            "model_config": architecture,
+            "init_method": {"std": config.get("initializer_range", 0.02)},
+            "make_vocab_size_divisible_by": 1,
+        },
+        "tokens": {
+            "sequence_length": min(4096, config["max_position_embeddings"]),
+            "train_steps": 1,
+            "micro_batch_size": 1,
+            "global_batch_size": 1,
+        },
+    }
+    if (hf_dir / "tokenizer.json").is_file():
+        mapping["tokenizer"] = {"tokenizer_name_or_path": str(hf_dir.resolve())}
+    return recipe_from_mapping(mapping, source=str(hf_dir / "config.json")).recipe
+
+
+def _no_rope_layer(config: dict[str, Any]) -> int | None:
+    layers, listed = config["num_hidden_layers"], config.get("no_rope_layers")
+    if listed is None:
+        interval = config.get("no_rope_layer_interval", 4)
+        listed = [int((layer + 1) % interval != 0) for layer in range(layers)]
+    return no_rope_layer_of(list(listed[:layers]))

@@ -1,0 +1,192 @@
+"""The README.md of an exported model: what is known of a run, as facts, and the text made from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.arithmetic import num_parameters
+from model.hf_mapping import hf_class
+from nanotron_recipes.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class StageFact:
+    """One data stage: the first step that draws from it, and the share of each source (sums to 1)."""
+
+    name: str
+    start_step: int
+    weights: dict[str, float]
+
+
+@dataclass(frozen=True)
+class ValidationFact:
+    """Held-out loss of one source; figures that are not known are None."""
+
+    source: str
+    nats_per_token: float
+    bits_per_byte: float | None = None
+    bigram_bits_per_byte: float | None = None
+    """The same for a Witten-Bell bigram model of the tokens that the run trained on."""
+
+
+@dataclass(frozen=True)
+class ArithmeticFact:
+    """Held-out sums and differences answered greedily."""
+
+    correct: int
+    total: int
+
+
+@dataclass(frozen=True)
+class ModelCardFacts:
+    """What a model card can say; an optional fact that is missing leaves its section out."""
+
+    name: str
+    hf_class: str
+    num_parameters: int
+    shape: dict[str, str]
+    """Rows of the architecture table: label, value."""
+    recipe: str | None = None
+    step: int | None = None
+    train_steps: int | None = None
+    tokens: int | None = None
+    stages: tuple[StageFact, ...] = ()
+    validation: tuple[ValidationFact, ...] = ()
+    arithmetic: ArithmeticFact | None = None
+    has_tokenizer: bool = True
+
+
+def facts_from_recipe(
+    recipe: Recipe, *, name: str, step: int | None = None, recipe_name: str | None = None
+) -> ModelCardFacts:
+    """What the recipe alone tells about its model after `step` steps (None: unknown); add the measured by `replace`."""
+    architecture, tokens = recipe.model.architecture, recipe.tokens
+    heads, kv_heads = architecture.num_attention_heads, architecture.num_key_value_heads
+    without = [str(layer + 1) for layer, has_rope in enumerate(architecture.rope_layers) if not has_rope]
+    shape = {
+        "layers": str(architecture.num_hidden_layers),
+        "hidden size": str(architecture.hidden_size),
+        "feed-forward size": f"{architecture.intermediate_size} (SwiGLU)",
+        "attention heads": f"{heads} ({kv_heads} for keys and values)",
+        "rotary base": f"{architecture.rope_theta:g}",
+        "layers without rotary positions": ", ".join(without) or "none",
+        "query and key norm": "yes" if architecture.use_qk_norm else "no",
+        "vocabulary": f"{architecture.vocab_size:,}",
+        "embeddings": "tied" if architecture.tie_word_embeddings else "untied",
+        "training sequence": f"{tokens.sequence_length:,} tokens",
+        "weights": recipe.model.dtype,
+    }
+    batch = tokens.global_batch_size
+    return ModelCardFacts(
+        name=name,
+        hf_class=hf_class(recipe),
+        num_parameters=num_parameters(recipe),
+        shape=shape,
+        recipe=recipe_name,
+        step=step,
+        train_steps=tokens.train_steps if step is not None else None,
+        tokens=step * batch * tokens.sequence_length if step is not None and batch else None,
+        stages=_stages(recipe) if step is not None else (),
+    )
+
+
+def _stages(recipe: Recipe) -> tuple[StageFact, ...]:
+    stages = []
+    for stage in recipe.data_stages:
+        dataset = stage.data.dataset
+        sources = [Path(folder.rstrip("/")).name for folder in dataset.dataset_folder]
+        weights = dataset.dataset_weights or [1.0] * len(sources)
+        shares = {name: weight / sum(weights) for name, weight in zip(sources, weights, strict=True)}
+        stages.append(StageFact(stage.name, stage.start_training_step, shares))
+    return tuple(stages)
+
+
+_TEMPLATE = """\
+---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- nanotron-recipes
+- nanotron
+- pretraining
+---
+
+# {{ facts.name }}
+
+A base language model of {{ "{:,}".format(facts.num_parameters) }} parameters (`{{ facts.hf_class }}`), pretrained with
+nanotron-recipes{% if facts.recipe %} from the recipe `{{ facts.recipe }}`{% endif %}.
+{%- if facts.step is not none %}
+It has seen {{ "{:,}".format(facts.step) }} of {{ "{:,}".format(facts.train_steps) }} steps
+{%- if facts.tokens %}, {{ "{:,}".format(facts.tokens) }} tokens{% endif %}.
+{%- endif %}
+It continues text and follows no instructions.
+
+## Architecture
+
+| | |
+|---|---|
+{% for label, value in facts.shape.items() -%}
+| {{ label }} | {{ value }} |
+{% endfor %}
+{%- if facts.stages %}
+## Training data
+
+Share of each source by stage, and the first step of the stage:
+
+| stage | from step | sources |
+|---|---:|---|
+{% for stage in facts.stages -%}
+| {{ stage.name }} | {{ "{:,}".format(stage.start_step) }} | {{ shares(stage) }} |
+{% endfor %}
+{%- endif %}
+{%- if facts.validation %}
+## Validation
+
+Text held out from training, by source
+{%- if bigram %}, beside a Witten-Bell bigram model of the same training tokens{% endif %}:
+
+| source | nats per token | bits per byte |{% if bigram %} bigram, bits per byte |{% endif %}
+|---|---:|---:|{% if bigram %}---:|{% endif %}
+{% for row in facts.validation -%}
+| {{ row.source }} | {{ "%.3f"|format(row.nats_per_token) }} | {{ figure(row.bits_per_byte) }} |
+{%- if bigram %} {{ figure(row.bigram_bits_per_byte) }} |{% endif %}
+{% endfor %}
+{%- endif %}
+{%- if facts.arithmetic %}
+## Arithmetic
+
+Of {{ facts.arithmetic.total }} two-digit sums and differences that training never saw, {{ facts.arithmetic.correct }}
+({{ "%.1f"|format(100 * facts.arithmetic.correct / facts.arithmetic.total) }} %) are answered correctly, greedily
+(standard error {{ "%.1f"|format(100 * standard_error) }} points).
+{% endif %}
+## How to load it
+
+```python
+from transformers import AutoModelForCausalLM{% if facts.has_tokenizer %}, AutoTokenizer{% endif %}
+
+model = AutoModelForCausalLM.from_pretrained("{{ facts.name }}")
+{%- if facts.has_tokenizer %}
+tokenizer = AutoTokenizer.from_pretrained("{{ facts.name }}")
+prompt = tokenizer("The function returns", return_tensors="pt")
+print(tokenizer.decode(model.generate(**prompt, max_new_tokens=40)[0]))
+{%- endif %}
+```
+"""
+
+
+def render_card(facts: ModelCardFacts) -> str:
+    """The model card as Markdown with its YAML front matter."""
+    from jinja2 import Environment, StrictUndefined
+
+    arithmetic = facts.arithmetic
+    accuracy = arithmetic.correct / arithmetic.total if arithmetic else 0.0
+    template = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(_TEMPLATE)
+    return template.render(
+        facts=facts,
+        bigram=any(row.bigram_bits_per_byte is not None for row in facts.validation),
+        figure=lambda value: "–" if value is None else f"{value:.3f}",
+        shares=lambda stage: ", ".join(f"{name} {100 * share:.3g} %" for name, share in stage.weights.items()),
+        standard_error=(accuracy * (1 - accuracy) / arithmetic.total) ** 0.5 if arithmetic else 0.0,
+    )

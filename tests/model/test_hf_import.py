@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from model.hf_export import export_tensors
+from model.hf_files import open_safetensors
+from model.hf_import import check_tensors, our_tensors, read_config, recipe_of, stored_dtype
+from nanotron_recipes.errors import UserError
+from nanotron_recipes.loading import dump_yaml, load_recipe
+from nanotron_recipes.recipe import Recipe
+
+SIZES = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 3,
+}
+MODELS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "smollm3": ("SmolLM3", {}, "float32"),
+    "smollm3_bf16_untied": ("SmolLM3", {"tie_word_embeddings": False}, "bfloat16"),
+    "smollm3_every_3rd": ("SmolLM3", {"no_rope_layer_interval": 3}, "float32"),
+    "smollm3_without_rope": ("SmolLM3", {"no_rope_layers": [0] * 6}, "float32"),
+    "llama": ("Llama", {}, "bfloat16"),
+    "llama_tied": ("Llama", {"tie_word_embeddings": True}, "float32"),
+    "qwen3": ("Qwen3", {"head_dim": 8}, "float32"),
+}
+
+
+def built_by_transformers(folder: Path, kind: str, keys: dict[str, Any], dtype: str = "float32") -> Path:
+    """A folder saved by transformers, weights random (norms too)."""
+    import transformers
+
+    config = getattr(transformers, f"{kind}Config")(**SIZES | keys)
+    torch.manual_seed(5)
+    model = getattr(transformers, f"{kind}ForCausalLM")(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
+    return folder
+
+
+def read(hf_dir: Path) -> tuple[Recipe, dict[str, torch.Tensor]]:
+    """The recipe and our tensors of a folder, without writing a checkpoint."""
+    config = read_config(hf_dir)
+    with open_safetensors(hf_dir) as reader:
+        recipe = recipe_of(config, hf_dir, stored_dtype(reader, hf_dir))
+        check_tensors(reader, recipe, hf_dir)
+        return recipe, dict(our_tensors(reader, recipe))
+
+
+@pytest.mark.parametrize(("kind", "keys", "dtype"), MODELS.values(), ids=MODELS)
+def test_import_then_export_is_bit_identical(kind: str, keys: dict[str, Any], dtype: str, tmp_path: Path) -> None:
+    hf_dir = built_by_transformers(tmp_path / "hf", kind, keys, dtype)
+    recipe, tensors = read(hf_dir)
+    (tmp_path / "recipe.yaml").write_text(dump_yaml(recipe))
+    again = load_recipe(str(tmp_path / "recipe.yaml")).recipe
+    export_tensors(tensors.items(), again, tmp_path / "out")
+    before, after = load_file(hf_dir / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert after[name].dtype == tensor.dtype == getattr(torch, dtype)
+        assert torch.equal(after[name].view(torch.uint8), tensor.view(torch.uint8)), name
+    old, new = (json.loads((folder / "config.json").read_text()) for folder in (hf_dir, tmp_path / "out"))
+    # Written by some classes although they have no effect.
+    for key in ("max_window_layers", "pretraining_tp", "no_rope_layer_interval"):
+        old.pop(key, None), new.pop(key, None)
+    assert new == old
+
+
+@pytest.fixture(scope="module")
+def smollm3_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built_by_transformers(tmp_path_factory.mktemp("models") / "hf", "SmolLM3", {})
+
+
+def with_config(source: Path, folder: Path, **keys: Any) -> Path:
+    folder.mkdir()
+    config = json.loads((source / "config.json").read_text()) | keys
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").symlink_to(source / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            {"architectures": ["GPT2LMHeadModel"]},
+            "expected one of SmolLM3ForCausalLM, LlamaForCausalLM, Qwen3ForCausal",
+        ),
+        ({"architectures": None}, "architectures: None"),
+        ({"attention_bias": True}, "attention_bias: True"),
+        ({"mlp_bias": True}, "mlp_bias: True"),
+        ({"use_sliding_window": True, "sliding_window": 8}, "use_sliding_window"),
+        ({"layer_types": ["full_attention"] * 5 + ["sliding_attention"]}, "layer_types"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling"),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}}, "rope_parameters"),
+        ({"no_rope_layers": [1, 0, 0, 1, 1, 1]}, "no_rope_layers"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"head_dim": 16}, "head_dim: 16, expected 8"),
+        ({"hidden_size": "wide"}, "hidden_size"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"tie_word_embeddings": False}, "lm_head.weight is missing"),
+        ({"num_hidden_layers": 5, "layer_types": None}, "no place in the model"),
+        ({"intermediate_size": 48}, r"expected \[48, 32\]"),
+    ],
+)
+def test_what_we_do_not_compute_is_refused_by_name(
+    keys: dict[str, Any], message: str, smollm3_dir: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        read(with_config(smollm3_dir, tmp_path / "hf", **keys))
+
+
+def test_a_configuration_of_transformers_4_is_read(smollm3_dir: Path, tmp_path: Path) -> None:
+    folder = with_config(smollm3_dir, tmp_path / "hf", rope_parameters=None, rope_theta=50000.0, rope_scaling=None)
+    recipe, _ = read(folder)
+    assert recipe.model.architecture.rope_theta == 50000.0
+    assert recipe.model.architecture.no_rope_layer == 4
+
+
+def test_missing_and_broken_files_are_named(smollm3_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"config\.json: missing"):
+        read(tmp_path)
+    folder = with_config(smollm3_dir, tmp_path / "hf")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"neither model\.safetensors"):
+        read(folder)
+    index = {"weight_map": {"model.norm.weight": "model-00001-of-00001.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"model-00001-of-00001\.safetensors: missing"):
+        read(folder)
+    (folder / "model.safetensors").write_bytes((smollm3_dir / "model.safetensors").read_bytes()[:-10])
+    with pytest.raises(UserError, match="not a whole safetensors file"):
+        read(folder)
+
+
+def test_half_precision_and_mixed_files_are_refused(smollm3_dir: Path, tmp_path: Path) -> None:
+    folder = with_config(smollm3_dir, tmp_path / "hf")
+    tensors = load_file(folder / "model.safetensors")
+    for number, dtypes in enumerate([(torch.float16, torch.float16), (torch.bfloat16, torch.float32)]):
+        (folder / "model.safetensors").unlink()
+        save_file(
+            {name: tensor.to(dtypes[min(i, 1)]) for i, (name, tensor) in enumerate(tensors.items())},
+            folder / "model.safetensors",
+        )
+        with pytest.raises(UserError, match=("F16", "BF16, F32")[number]):
+            read(folder)
