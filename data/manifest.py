@@ -1,0 +1,118 @@
+"""The manifest of a tokenized source: what its shards hold, and a fingerprint of it that a run can be tied to."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from nanotron_recipes.errors import UserError
+from nanotron_recipes.files import write_atomic
+
+MANIFEST_NAME = "manifest.json"
+
+
+class ShardFile(BaseModel):
+    """One `.ds` file of tokens with its `.ds.index` of document ends."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    """Path of the `.ds` file relative to the source's folder; the index is beside it as `<name>.index`."""
+    size: int
+    """Size of the `.ds` file in bytes."""
+    sha256: str
+    """Of the `.ds` file, hexadecimal."""
+    index_sha256: str
+    """Of the `.ds.index` file, hexadecimal."""
+    tokens: int
+    """Tokens in the file, end-of-document tokens included."""
+    documents: int
+    """Documents in the file, each with at least one token."""
+
+
+class Split(BaseModel):
+    """The training or the validation part of a source."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    files: tuple[ShardFile, ...] = ()
+    """In reading order: the split is their concatenation."""
+    text_bytes: int = 0
+    """UTF-8 bytes of the text that the tokens stand for (0 = unknown, for shards made elsewhere)."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all files."""
+        return sum(file.tokens for file in self.files)
+
+    @property
+    def documents(self) -> int:
+        """Documents of all files."""
+        return sum(file.documents for file in self.files)
+
+    @property
+    def bytes_per_token(self) -> float | None:
+        """UTF-8 bytes a token, end-of-document tokens counted: nats/token / ln 2 / this = bits per byte."""
+        return self.text_bytes / self.tokens if self.text_bytes and self.tokens else None
+
+
+class Manifest(BaseModel):
+    """Everything that is known about a tokenized source; `manifest.json` in its folder, written last."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: Literal[1] = 1
+    """Of this file and of the shards' layout."""
+    source: str
+    """Name of the source in the recipe that tokenized it."""
+    dtype: Literal["uint16", "uint32"]
+    """Little-endian type of a token in the `.ds` files."""
+    vocab_size: int
+    """Entries of the tokenizer, special tokens included; every token is smaller."""
+    eos_token_id: int
+    """The token at the end of every document."""
+    tokenizer_sha256: str
+    """Of the tokenizer's `tokenizer.json`, hexadecimal."""
+    settings_sha256: str
+    """Of the recipe's settings that made these shards: `tokenize` does nothing while they are the same."""
+    train: Split
+    validation: Split
+    rejected: dict[str, int] = {}
+    """Lines or documents that were not used, by reason."""
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes a token takes in the `.ds` files."""
+        return 2 if self.dtype == "uint16" else 4
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over what the shards hold, hexadecimal; not over where they lie or what they are called."""
+        content = self.model_dump(include={"format_version", "dtype", "eos_token_id", "tokenizer_sha256"})
+        for name, split in (("train", self.train), ("validation", self.validation)):
+            content[name] = [[file.size, file.sha256, file.index_sha256] for file in split.files]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of the source in `folder`; UserError where it is missing, unreadable or of another version."""
+    path = folder / MANIFEST_NAME
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; {folder} holds no tokenized source") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise UserError(f"{path}: {where}: {first['msg']}") from None
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes `manifest.json`; to be called after every file that it names is in place."""
+    write_atomic(folder / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")

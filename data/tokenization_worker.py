@@ -1,0 +1,93 @@
+"""The process that `tokenize` starts: datatrove's local executor over all shards of all sources that are to be made.
+
+A task is one shard of one split of one source; datatrove's completion marks let an interrupted job go on. The process
+lives no longer than the one that started it: when its standard input closes, it kills its whole process group.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from datatrove.data import Document, DocumentsPipeline
+from datatrove.executor.local import LocalPipelineExecutor
+from datatrove.pipeline.base import PipelineStep
+from datatrove.pipeline.tokens.tokenizer import DocumentTokenizer
+
+from data.corpora import documents
+from data.order import derive_key
+from data.rejected import Rejected
+from data.tokenization_job import Job
+from nanotron_recipes.files import write_atomic
+
+_BATCH_DOCUMENTS = 256
+"""Documents that are encoded together; an encoding takes about 90 bytes a token until it is written."""
+
+
+class TokenizeShard(PipelineStep):
+    """Reads, encodes and shuffles the shard that belongs to the task's rank, and notes what was read."""
+
+    name = "Shard of a source"
+    type = "🔢 - TOKENIZER"
+
+    def __init__(self, job_file: str) -> None:
+        super().__init__()
+        self.job_file = job_file
+
+    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> None:
+        """Makes the shard of task `rank`."""
+        job = Job.model_validate_json(Path(self.job_file).read_text(encoding="utf-8"))
+        task = job.tasks[rank]
+        source = next(source for source in job.corpus.sources if source.name == task.source)
+        rejected = Rejected()
+        texts = documents(source, job.corpus, task.split, shard=task.shard, shards=task.shards, rejected=rejected)
+        reading = _Reading(texts)
+        writer = DocumentTokenizer(
+            str(job.folder_of(task)),
+            job.tokenizer_file,
+            local_working_dir=str(job.scratch_of(rank)),
+            eos_token=job.eos_token,
+            batch_size=_BATCH_DOCUMENTS,
+            seed=derive_key(job.corpus.seed, task.source, task.split, task.shard),
+        )
+        writer.run(reading.documents(), rank=task.shard, world_size=task.shards)
+        notes: dict[str, Any] = {"documents": reading.count, "text_bytes": reading.text_bytes}
+        notes |= {"rejected": dict(rejected.counts), "examples": rejected.examples}
+        write_atomic(job.notes_of(rank), json.dumps(notes) + "\n")
+
+
+class _Reading:
+    def __init__(self, texts: Iterator[str]) -> None:
+        self._texts = texts
+        self.count = 0
+        self.text_bytes = 0
+
+    def documents(self) -> Iterator[Document]:
+        for text in self._texts:
+            self.text_bytes += len(text.encode("utf-8", errors="replace"))
+            yield Document(text=text, id=str(self.count))
+            self.count += 1
+
+
+def _die_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+def main(job_file: str) -> None:
+    """Runs every task of the job that is not complete yet.
+
+    To be called from `python -c`, because datatrove's own workers must be able to import TokenizeShard by its name.
+    """
+    job = Job.model_validate_json(Path(job_file).read_text(encoding="utf-8"))
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    LocalPipelineExecutor(
+        [TokenizeShard(job_file)],
+        tasks=len(job.tasks),
+        workers=min(job.workers, len(job.tasks)),
+        logging_dir=str(job.logs),
+    ).run()

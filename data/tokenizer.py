@@ -1,0 +1,158 @@
+"""The tokenizer of a recipe: a byte-level BPE trained on its corpus, in Hugging Face form, or a given folder."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.corpora import documents, num_shards
+from nanotron_recipes.errors import UserError
+from nanotron_recipes.files import write_atomic
+from nanotron_recipes.recipe import Recipe
+from nanotron_recipes.schema.data import Corpus, CorpusSource
+
+END_OF_TEXT = "<|endoftext|>"
+PAD = "<|pad|>"
+SPECIAL_TOKENS = (
+    END_OF_TEXT,
+    "<|im_start|>",
+    "<|im_end|>",
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "</tool_call>",
+    "<tool_response>",
+    "</tool_response>",
+    PAD,
+)
+"""Reserved from the start, ids 0 … 9 in this order: what is added later has no trained embedding."""
+_HIDDEN = frozenset({END_OF_TEXT, "<|im_start|>", "<|im_end|>", PAD})
+"""Left out by `decode(…, skip_special_tokens=True)`; thoughts and tool calls are part of the text."""
+
+SAMPLE_BYTES = 1_000_000
+"""Text that each source gives to the training of the tokenizer: balanced, whatever their sizes."""
+_DOCUMENT_SAMPLE_BYTES = 50_000
+_SAMPLE_STREAMS = 32
+
+
+@dataclass(frozen=True)
+class TokenizerInfo:
+    """What shards must agree on with their tokenizer."""
+
+    folder: Path
+    """The Hugging Face folder."""
+    sha256: str
+    """Of `tokenizer.json`, hexadecimal."""
+    vocab_size: int
+    """Largest token id + 1, special tokens included."""
+    eos_token: str
+    """The token at the end of every document."""
+    eos_token_id: int
+    """Its id."""
+
+    @property
+    def file(self) -> Path:
+        """`tokenizer.json`, which the tokenizers library reads."""
+        return self.folder / "tokenizer.json"
+
+
+def tokenizer_folder(recipe: Recipe) -> Path:
+    """Where the recipe's tokenizer is or will be; UserError where the recipe names none."""
+    name = recipe.tokenizer.tokenizer_name_or_path
+    if name is not None:
+        return Path(name)
+    if recipe.corpus is None or recipe.tokenizer.train is None:
+        raise UserError("tokenizer: expected tokenizer_name_or_path (a folder), or train and a corpus to train it on")
+    return Path(recipe.corpus.path) / "tokenizer"
+
+
+def read_tokenizer(folder: Path) -> TokenizerInfo:
+    """What a tokenizer's folder says; UserError where it is missing or names no end-of-document token."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise UserError(
+            f"tokenizer.tokenizer_name_or_path: {folder}: no folder with a tokenizer.json "
+            f"(a tokenizer of the hub: `hf download {folder} --local-dir FOLDER`)"
+        )
+    content = path.read_bytes()
+    try:
+        tokens = _all_tokens(json.loads(content))
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}: not a tokenizer in Hugging Face form ({type(error).__name__}: {error})") from None
+    eos = config.get("eos_token")
+    eos = eos.get("content") if isinstance(eos, dict) else eos
+    if eos not in tokens:
+        raise UserError(f"{folder}/tokenizer_config.json: eos_token: {eos!r}: expected one of the tokenizer's tokens")
+    return TokenizerInfo(folder, hashlib.sha256(content).hexdigest(), max(tokens.values()) + 1, eos, tokens[eos])
+
+
+def _all_tokens(tokenizer: dict[str, Any]) -> dict[str, int]:
+    vocabulary = tokenizer["model"]["vocab"]
+    tokens: dict[str, int] = (
+        # Unigram: pairs of token and score in the order of their ids
+        {entry[0]: i for i, entry in enumerate(vocabulary)} if isinstance(vocabulary, list) else vocabulary
+    )
+    return tokens | {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+
+
+def train_tokenizer(corpus: Corpus, vocab_size: int, folder: Path) -> TokenizerInfo:
+    """Trains on a balanced sample of every source's training text and writes the folder; the same text, the same file.
+
+    A corpus that is too small for `vocab_size` gets reserved tokens up to it, so that the size is always as asked.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    smallest = 256 + len(SPECIAL_TOKENS)
+    if vocab_size < smallest:
+        raise UserError(f"tokenizer.train.vocab_size: {vocab_size}: expected at least {smallest} (bytes and specials)")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((text for source in corpus.sources for text in _sample(source, corpus)), trainer)
+    for number in range(vocab_size - tokenizer.get_vocab_size()):
+        tokenizer.add_special_tokens([AddedToken(f"<|reserved_{number}|>", special=True, normalized=False)])
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": END_OF_TEXT,
+        "pad_token": PAD,
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
+    write_atomic(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
+    write_atomic(folder / "tokenizer.json", _with_visible_tags(tokenizer.to_str()))
+    return read_tokenizer(folder)
+
+
+def _with_visible_tags(serialized: str) -> str:
+    content = json.loads(serialized)
+    for token in content["added_tokens"]:
+        token["special"] = token["content"] not in SPECIAL_TOKENS or token["content"] in _HIDDEN
+    return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+
+
+def _sample(source: CorpusSource, corpus: Corpus) -> Iterator[str]:
+    """Training texts of a source, SAMPLE_BYTES in all, a few from each of its shards in turn."""
+    left = SAMPLE_BYTES
+    shards = _SAMPLE_STREAMS if source.reader.startswith("python") else num_shards(source)
+    streams = [documents(source, corpus, "train", shard=i, shards=shards) for i in range(shards)]
+    while streams and left > 0:
+        for stream in list(streams):
+            text = next(stream, None)
+            if text is None:
+                streams.remove(stream)
+                continue
+            yield text[:_DOCUMENT_SAMPLE_BYTES]
+            left -= min(len(text), _DOCUMENT_SAMPLE_BYTES)
+            if left <= 0:
+                break
