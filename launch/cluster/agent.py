@@ -1,0 +1,53 @@
+"""torchrun with an exit code that means something: `python -m launch.cluster.agent [torchrun's arguments]`.
+
+torchrun turns the failure of a rank into a traceback of its own and exit code 1. A rank that met a user's mistake has
+already said so in one line and ended with 2: then this ends with 2 and says nothing more. Ranks that were asked to stop
+before they could listen end this with 143, and what that means is up to the caller.
+"""
+
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+USER_ERROR = 2
+TERMINATED = 128 + signal.SIGTERM
+_SHOWN_LINES = 30
+
+
+def main(arguments: list[str]) -> int:
+    """Run torchrun and return the exit code: 0, USER_ERROR, TERMINATED, or 1 for any other failure."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    options = parse_args(arguments)
+    try:
+        run(options)
+    except ChildFailedError as error:
+        codes = {failure.exitcode for failure in error.failures.values()}
+        if USER_ERROR in codes:
+            return USER_ERROR
+        if codes == {-signal.SIGTERM}:
+            return TERMINATED
+        print(_describe(*error.get_first_failure(), Path(options.log_dir)), file=sys.stderr)
+        return 1
+    return 0
+
+
+def _describe(rank: int, failure: "ProcessFailure", log_dir: Path) -> str:
+    how = (
+        f"was ended by {failure.signal_name()}" if failure.exitcode < 0 else f"failed with exit code {failure.exitcode}"
+    )
+    message = f"Training failed: rank {rank} (process {failure.pid}) {how}."
+    logs = sorted(log_dir.glob(f"*/attempt_*/{failure.local_rank}/stderr.log"), key=lambda file: file.stat().st_mtime)
+    if not logs:
+        return message
+    lines = logs[-1].read_text(errors="replace").splitlines()[-_SHOWN_LINES:]
+    return "\n".join([f"{message} The end of {logs[-1]}:", *lines])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,238 @@
+"""What lies where in a run's folder, and which run a launch starts or goes on with."""
+
+import json
+import os
+import re
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from launch.train.run_lock import RunIsTrained, RunLock, holder_of
+from nanotron_recipes.errors import UserError
+from nanotron_recipes.files import write_atomic
+from nanotron_recipes.recipe import Recipe
+
+LATEST = "latest"
+LATEST_EXPORT = "latest-export"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True)
+class RunHeader:
+    """What a run's recipe.yaml says, as comments above the recipe, beyond the recipe itself."""
+
+    recipe: str
+    """Name or file stem of the recipe that the run was started from."""
+    code: str
+    """Version of the code that started it."""
+    data: str
+    """Fingerprint of the data."""
+    changes: tuple[str, ...] = ()
+    """One line for each change that a resume brought: the step, the key, the old and the new value."""
+
+    def as_comments(self) -> str:
+        """The lines above the recipe."""
+        lines = [f"# recipe: {self.recipe}", f"# code: {self.code}", f"# data: {self.data}"]
+        return "\n".join([*lines, *(f"# change: {change}" for change in self.changes)]) + "\n"
+
+    @classmethod
+    def parse(cls, text: str) -> "RunHeader":
+        """Read the lines above a recipe; a line that is missing reads as an empty string."""
+        pairs = [(match[1], match[2]) for match in re.finditer(r"^# (\w+): (.*)$", text, flags=re.MULTILINE)]
+        single = dict(pairs)
+        changes = tuple(value for key, value in pairs if key == "change")
+        return cls(single.get("recipe", ""), single.get("code", ""), single.get("data", ""), changes)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of one run. Making one of these touches no file."""
+
+    path: Path
+    """`runs/<name>`."""
+    checkpoints: Path
+    """Where `<step>/` folders lie: inside `path`, or in `<checkpoints_path>/<name>` where the recipe sets that key."""
+
+    @classmethod
+    def of(cls, runs_dir: Path, name: str, recipe: Recipe) -> "RunFolder":
+        """The folder of the run `name`; raises UserError when `name` cannot be a run's name."""
+        path = runs_dir / checked_name(name)
+        elsewhere = recipe.checkpoints.checkpoints_path
+        return cls(path, Path(elsewhere) / name if elsewhere else path / "checkpoints")
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.path.name
+
+    @property
+    def recipe_file(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def metrics_file(self) -> Path:
+        """One JSON object a step or event."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def logs(self) -> Path:
+        """What ranks other than the first print, one folder a launch."""
+        return self.path / "logs"
+
+    @property
+    def export(self) -> Path:
+        """The Hugging Face folder written after the last step."""
+        return self.path / "export"
+
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        return self.recipe_file.is_file()
+
+    def create(self) -> None:
+        """Make the folder; raises FileExistsError when another launch made it first."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir()
+
+    def write_recipe(self, recipe_yaml: str, header: RunHeader) -> None:
+        """Write (or replace) recipe.yaml."""
+        write_atomic(self.recipe_file, header.as_comments() + recipe_yaml)
+
+    def header(self) -> RunHeader:
+        """What stands above the recipe in recipe.yaml."""
+        return RunHeader.parse(self.recipe_file.read_text())
+
+    def steps(self) -> list[int]:
+        """The steps with a checkpoint, ascending. A checkpoint takes its name, the step, when it is whole."""
+        if not self.checkpoints.is_dir():
+            return []
+        return sorted(int(entry.name) for entry in self.checkpoints.iterdir() if entry.name.isdecimal())
+
+    def completed_step(self) -> int | None:
+        """The step that the run ended with, when it did everything it had to; None while it is unfinished."""
+        marker = self.path / "completed"
+        return int(json.loads(marker.read_text())["step"]) if marker.is_file() else None
+
+    def mark_completed(self, step: int) -> None:
+        """Note that nothing is left to do: trained up to `step`, exported and sampled where the recipe asks for it."""
+        write_atomic(self.path / "completed", json.dumps({"step": step}) + "\n")
+
+    def reopen(self) -> None:
+        """Take the mark of `mark_completed` away: a longer training goes on."""
+        (self.path / "completed").unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class RunChoice:
+    """Which run a launch is about, and what is to be done with it."""
+
+    folder: RunFolder
+    """The run."""
+    state: Literal["new", "resumed", "complete"]
+    """`new`: nothing is there; `resumed`: unfinished, or asked to train longer; `complete`: nothing is left to do."""
+
+
+Compatible = Callable[[RunFolder], bool]
+"""Whether the past of the unfinished run in a folder fits the recipe at hand."""
+
+
+def checked_name(name: str) -> str:
+    """Return `name`; raises UserError when it cannot name a run."""
+    if name in (LATEST, LATEST_EXPORT):
+        raise UserError(f"--run {name}: this name is kept for the link to the newest run")
+    if not _NAME.fullmatch(name):
+        raise UserError(f"--run {name!r}: expected letters, digits, '.', '_' and '-', beginning with a letter or digit")
+    return name
+
+
+def choose_run(
+    runs_dir: Path, recipe_name: str, recipe: Recipe, run_name: str | None, is_compatible: Compatible
+) -> RunChoice:
+    """Choose the run of a launch, touching nothing.
+
+    With `run_name`: that run. Without: the newest unfinished run of this recipe that nobody trains and that
+    `is_compatible`, else a new `<recipe name>-<number>`. Raises UserError when `run_name` cannot be a run's name.
+    """
+    if run_name is not None:
+        return _judge(RunFolder.of(runs_dir, run_name, recipe), recipe)
+    unfinished = _unfinished_runs(runs_dir, recipe_name, recipe)
+    for folder in sorted(unfinished, key=_last_touched, reverse=True):
+        if holder_of(folder.path) is None and is_compatible(folder):
+            return RunChoice(folder, "resumed")
+    return RunChoice(RunFolder.of(runs_dir, _next_name(runs_dir, recipe_name), recipe), "new")
+
+
+def take_run(
+    runs_dir: Path, recipe_name: str, recipe: Recipe, run_name: str | None, is_compatible: Compatible, launch_id: str
+) -> tuple[RunChoice, RunLock]:
+    """Choose as `choose_run` does, make the folder if it is new, and take the run's lock.
+
+    Two launches at the same moment get different runs, or the same named run goes to one of them.
+    Raises UserError for a bad name and RunIsTrained when the named run is trained by another launch.
+    """
+    while True:
+        choice = choose_run(runs_dir, recipe_name, recipe, run_name, is_compatible)
+        try:
+            if choice.state == "new" and not choice.folder.path.is_dir():
+                choice.folder.create()
+            lock = RunLock.acquire(choice.folder.path, launch_id)
+            if _judge(choice.folder, recipe) == choice:
+                return choice, lock
+            lock.release()  # another launch had the run between the look and the lock
+        except FileExistsError:
+            continue
+        except RunIsTrained:
+            if run_name is not None:
+                raise
+
+
+def point_latest(runs_dir: Path, folder: RunFolder, link: str = LATEST) -> None:
+    """Make `runs/latest` (or `runs/latest-export`) lead to a run, in one rename."""
+    temporary = runs_dir / f".{link}.{secrets.token_hex(4)}"
+    temporary.symlink_to(folder.name)
+    try:
+        os.replace(temporary, runs_dir / link)
+    except OSError as error:
+        temporary.unlink()
+        raise UserError(f"{runs_dir / link}: expected a link to a run, which can be replaced") from error
+
+
+def _judge(folder: RunFolder, recipe: Recipe) -> RunChoice:
+    if not folder.exists():
+        return RunChoice(folder, "new")
+    completed = folder.completed_step()
+    is_complete = completed is not None and completed >= recipe.tokens.train_steps
+    return RunChoice(folder, "complete" if is_complete else "resumed")
+
+
+def _unfinished_runs(runs_dir: Path, recipe_name: str, recipe: Recipe) -> list[RunFolder]:
+    if not runs_dir.is_dir():
+        return []
+    entries = [entry for entry in runs_dir.iterdir() if not entry.is_symlink() and _NAME.fullmatch(entry.name)]
+    folders = [RunFolder.of(runs_dir, entry.name, recipe) for entry in entries]
+    begun = [folder for folder in folders if folder.exists() and folder.header().recipe == recipe_name]
+    return [folder for folder in begun if folder.completed_step() is None]
+
+
+def _last_touched(folder: RunFolder) -> float:
+    files = [file for file in (folder.recipe_file, folder.metrics_file) if file.is_file()]
+    return max(file.stat().st_mtime for file in files)
+
+
+def _next_name(runs_dir: Path, recipe_name: str) -> str:
+    """The first `<recipe name>-<number>` above all that are taken. A folder without a recipe was never begun."""
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", recipe_name).lstrip("._-") or "run"
+    pattern = re.compile(rf"{re.escape(stem)}-(\d+)")
+    taken = [0]
+    for entry in runs_dir.iterdir() if runs_dir.is_dir() else ():
+        match = pattern.fullmatch(entry.name)
+        if match and ((entry / "recipe.yaml").exists() or holder_of(entry) is not None):
+            taken.append(int(match[1]))
+    return f"{stem}-{max(taken) + 1}"

@@ -1,0 +1,176 @@
+"""What a person watches: one line with every number a trainer wants, and the tables of validation losses."""
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from launch.train.metrics import Event, StepRecord
+
+_ETA_STEPS = 20
+
+
+class StepLine:
+    """A callback that shows the newest step: in place on a terminal, as lines now and then in a log file."""
+
+    def __init__(
+        self, train_steps: int, *, every_steps: int = 1, every_seconds: float = 5.0, console: Console | None = None
+    ):
+        """Show steps up to `train_steps`.
+
+        In a log, a line is at least `every_steps` steps and `every_seconds` seconds of training after the one before;
+        the first step after a start and the last one always have a line.
+        """
+        self.console = console or Console(soft_wrap=True)
+        self._train_steps = train_steps
+        self._every_steps = every_steps
+        self._every_seconds = every_seconds
+        self._durations: deque[float] = deque(maxlen=_ETA_STEPS)
+        self._last: StepRecord | None = None
+        self._unshown_steps = 0
+        self._unshown_seconds = 0.0
+        self._live: Live | None = None
+
+    def on_step(self, record: StepRecord) -> None:
+        """Show a step."""
+        is_first = self._last is None
+        self._last = record
+        self._durations.append(record.step_seconds)
+        if self.console.is_terminal:
+            self._show_live(record)
+            return
+        self._unshown_steps += 1
+        self._unshown_seconds += record.step_seconds
+        is_due = self._unshown_steps >= self._every_steps and self._unshown_seconds >= self._every_seconds
+        if is_first or is_due or record.step == self._train_steps:
+            self._print_plain(record)
+
+    def on_event(self, event: Event) -> None:
+        """Show validation losses; other events are for other callbacks."""
+        if event["event"] == "validation":
+            losses = "  ".join(f"{source} {_number(loss)}" for source, loss in event["validation_loss"].items())
+            self.print(f"step {event['step']}: validation loss (nats/token)  {losses}")
+
+    def print(self, *what: object) -> None:
+        """Print above the live line; everything that rank 0 says during training goes through here."""
+        # A sample or a path may hold brackets, which rich would take for markup.
+        self.console.print(*what, markup=False, highlight=False)
+
+    def close(self) -> None:
+        """Leave the last step on the screen."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        elif self._last is not None and self._unshown_steps:
+            self._print_plain(self._last)
+
+    def _show_live(self, record: StepRecord) -> None:
+        line = Text(self._format(record), no_wrap=True, overflow="ellipsis")
+        if self._live is None:
+            self._live = Live(line, console=self.console, auto_refresh=True, refresh_per_second=8)
+            self._live.start()
+        else:
+            self._live.update(line)
+
+    def _print_plain(self, record: StepRecord) -> None:
+        self.print(self._format(record))
+        self._unshown_steps = 0
+        self._unshown_seconds = 0.0
+
+    def _format(self, record: StepRecord) -> str:
+        left = (self._train_steps - record.step) * sum(self._durations) / len(self._durations)
+        return format_step(record, self._train_steps, left)
+
+
+def format_step(record: StepRecord, train_steps: int, seconds_left: float) -> str:
+    """One line about a step."""
+    width = len(str(train_steps))
+    waiting = record.data_wait_seconds / record.step_seconds if record.step_seconds > 0 else 0.0
+    parts = [
+        f"step {record.step:>{width}}/{train_steps} {record.step / train_steps:4.0%}",
+        f"loss {_number(record.loss)}",
+        f"lr {record.lr:.2e}",
+        f"norm {_number(record.grad_norm, 3)}",
+        f"{record.tokens_per_second:,.0f} tok/s",
+        f"mfu {'n/a' if record.mfu is None else format(record.mfu, '.1%')}",
+        f"wait {waiting:.1%}",
+        f"mem {format_bytes(record.memory_peak_bytes)}",
+        record.stage,
+        f"{format_seconds(seconds_left)} left",
+    ]
+    return " | ".join(parts)
+
+
+@dataclass(frozen=True)
+class ValidationRow:
+    """One source's validation loss, for people."""
+
+    source: str
+    """Its name in the recipe."""
+    before: float | None
+    """Nats per token before training; None where it is not known, as after a resume."""
+    after: float
+    """Nats per token now."""
+    bytes_per_token: float | None
+    """UTF-8 bytes of the validation text per token; None where the text is not known."""
+    bigram_bits_per_byte: float | None
+    """What a bigram model of the same training tokens needs."""
+
+
+def bits_per_byte(nats_per_token: float, bytes_per_token: float) -> float:
+    """Convert a loss to a unit in which tokenizers can be compared."""
+    return nats_per_token / math.log(2) / bytes_per_token
+
+
+def validation_table(rows: Sequence[ValidationRow]) -> Table:
+    """A table of validation losses by source, before and after, beside the bigram model."""
+    table = Table(title="Validation loss", title_justify="left")
+    table.add_column("source")
+    for heading in (
+        "before\nnats/token",
+        "after\nnats/token",
+        "before\nbits/byte",
+        "after\nbits/byte",
+        "bigram\nbits/byte",
+    ):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(
+            row.source,
+            _number(row.before),
+            _number(row.after),
+            _bits(row.before, row.bytes_per_token),
+            _bits(row.after, row.bytes_per_token),
+            _number(row.bigram_bits_per_byte, 3),
+        )
+    return table
+
+
+def format_bytes(count: int) -> str:
+    """`532 MB`, `1.3 GB` (powers of ten)."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def format_seconds(seconds: float) -> str:
+    """`42s`, `3m07s`, `2h05m`, `12d03h`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return "n/a" if value is None else f"{value:.{digits}f}"
+
+
+def _bits(nats: float | None, bytes_per_token: float | None) -> str:
+    return "n/a" if nats is None or bytes_per_token is None else _number(bits_per_byte(nats, bytes_per_token), 3)

@@ -1,0 +1,58 @@
+import time
+
+import pytest
+import torch
+
+from launch.train.hardware import gpu_peak_flops, measured_cpu_flops, peak_flops, peak_memory_bytes
+
+
+@pytest.mark.parametrize(
+    ("name", "bfloat16", "float32"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989.5e12, 67e12),
+        ("NVIDIA H100 PCIe", 756e12, 51e12),
+        ("NVIDIA H200", 989.5e12, 67e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12, 19.5e12),
+        ("NVIDIA L40S", 362.05e12, 91.6e12),
+        ("NVIDIA L4", 121e12, 30.3e12),
+        ("NVIDIA GeForce RTX 4090", 165.2e12, 82.6e12),
+    ],
+)
+def test_known_gpus_are_found_by_the_drivers_name(name: str, bfloat16: float, float32: float) -> None:
+    assert gpu_peak_flops(name, "bfloat16") == bfloat16
+    assert gpu_peak_flops(name, "float32") == float32
+    assert gpu_peak_flops(name, "float32", tf32=True) == bfloat16 / 2
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NVIDIA H100 80GB HBM3 MIG 3g.40gb",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA GeForce RTX 4090 D",
+        "Tesla T4",
+        "",
+    ],
+)
+def test_the_peak_of_an_unknown_gpu_is_not_guessed(name: str) -> None:
+    assert gpu_peak_flops(name, "bfloat16") is None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_cpus_peak_is_measured_in_half_a_second(dtype: str) -> None:
+    start = time.perf_counter()
+    flops = peak_flops(torch.device("cpu"), dtype)
+    assert flops is not None and 1e8 < flops < 1e14
+    assert time.perf_counter() - start < 1.5  # half a second, and three times that on a busy machine
+
+
+def test_two_measurements_agree() -> None:
+    first, second = measured_cpu_flops("float32", 0.2), measured_cpu_flops("float32", 0.2)
+    assert 0.3 < first / second < 3
+
+
+def test_peak_memory_grows_by_what_is_touched() -> None:
+    before = peak_memory_bytes(torch.device("cpu"))
+    touched = torch.ones(50_000_000)
+    assert peak_memory_bytes(torch.device("cpu")) - before > 100e6
+    assert touched[0] == 1
