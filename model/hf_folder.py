@@ -125,6 +125,8 @@ def load_with_transformers(folder: Path, dtype: torch.dtype | str) -> Any:
 def _vocabulary(tokenizer: dict[str, object]) -> dict[str, int]:
     model, added = tokenizer.get("model"), tokenizer.get("added_tokens")
     listed = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(listed, list):  # Unigram: pairs of token and score, in the order of their ids
+        listed = {pair[0]: number for number, pair in enumerate(listed)}
     vocabulary = dict(listed) if isinstance(listed, dict) else {}
     if isinstance(added, list):
         vocabulary |= {token["content"]: token["id"] for token in added}

@@ -1,0 +1,72 @@
+"""The argument CHECKPOINT: a run or one of its steps, by name or path."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from launch.train.run_folder import RunFolder
+from model.hf_export import checkpoint_recipe
+from nanotron_recipes.errors import UserError, nearest_name, user_error
+from nanotron_recipes.loading import load_recipe
+from nanotron_recipes.recipe import Recipe
+
+CheckpointArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        help="A run (its name, its folder, or runs/latest; the newest step is meant) or the folder of one step.",
+    ),
+]
+"""The checkpoint of a command."""
+
+
+@dataclass(frozen=True)
+class ChosenCheckpoint:
+    """The folder of one step, and the run that it belongs to where that is known."""
+
+    folder: Path
+    recipe: Recipe
+    step: int | None
+    """None for a checkpoint that no training made (an import)."""
+    run: RunFolder | None
+
+
+def choose_checkpoint(argument: str, runs_dir: Path) -> ChosenCheckpoint:
+    """Find what the argument means; raises UserError where there is no such run or step, or no checkpoint yet."""
+    path = Path(argument) if Path(argument).is_dir() else runs_dir / argument
+    if not path.is_dir():
+        runs = [entry.name for entry in runs_dir.iterdir()] if runs_dir.is_dir() else []
+        expected = f"no such folder, and no such run in {runs_dir}/"
+        raise user_error(expected, source=argument, nearest=nearest_name(argument, runs))
+    path = path.resolve()
+    if _is_run(path):
+        return _newest_of(path, argument)
+    recipe = checkpoint_recipe(path)
+    step = int(path.name) if path.name.isdecimal() else None
+    return ChosenCheckpoint(path, recipe, step, _run_of(path, recipe, runs_dir) if step is not None else None)
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "metrics.jsonl").is_file() or (path / "checkpoints").is_dir()
+
+
+def _newest_of(path: Path, argument: str) -> ChosenCheckpoint:
+    if not (path / "recipe.yaml").is_file():
+        raise UserError(f"{argument}: no recipe.yaml here; expected the folder of a run")
+    run = RunFolder.of(path.parent, path.name, load_recipe(str(path / "recipe.yaml")).recipe)
+    steps = run.steps()
+    if not steps:
+        raise UserError(f"{argument}: no checkpoint in {run.checkpoints} yet; expected a run that has saved one")
+    folder = run.checkpoints / str(steps[-1])
+    return ChosenCheckpoint(folder, checkpoint_recipe(folder), steps[-1], run)
+
+
+def _run_of(step_folder: Path, recipe: Recipe, runs_dir: Path) -> RunFolder | None:
+    """The run of a step: the folder above `checkpoints/`, or the one named like the folder in `checkpoints_path`."""
+    inside = step_folder.parent.name == "checkpoints"
+    path = step_folder.parent.parent if inside else runs_dir / step_folder.parent.name
+    return RunFolder.of(path.parent, path.name, recipe) if _is_run(path) else None

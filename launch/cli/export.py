@@ -1,0 +1,85 @@
+"""`nanotron-recipes export`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from launch.cli.checkpoint_argument import CheckpointArgument, ChosenCheckpoint, choose_checkpoint
+from nanotron_recipes.errors import UserError
+from nanotron_recipes.recipe import Recipe
+
+
+def export(
+    checkpoint: CheckpointArgument,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder; an earlier export there is replaced.")],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare the logits with our own model's on real text, in float32.")
+    ] = False,
+) -> None:
+    """Write a checkpoint as a Hugging Face folder for plain transformers: weights, configuration, tokenizer, card.
+
+    Examples:
+
+    `nanotron-recipes export runs/latest my-model --verify`
+
+    `nanotron-recipes export tiny-1 my-model`
+
+    `nanotron-recipes export runs/tiny-1/checkpoints/800 my-model-800`
+    """
+    from model.hf_export import export_checkpoint
+
+    chosen = choose_checkpoint(checkpoint, Path("runs"))
+    tokenizer = tokenizer_at_hand(chosen.recipe)
+    if tokenizer is None:
+        print("note: the recipe's tokenizer is not a folder here; the export holds none", file=sys.stderr)
+    report = export_checkpoint(chosen.folder, out, tokenizer_dir=tokenizer, card=_card(chosen, out))
+    print(
+        f"{report.hf_class} of {report.num_parameters:,} parameters, {report.dtype}, "
+        f"{report.weight_bytes / 1e6:,.1f} MB in {len(report.weight_files)} file(s): {out}"
+    )
+    if verify:
+        _verify(chosen, out)
+    print(f"next: {_next_command(out, has_tokenizer=tokenizer is not None)}")
+
+
+def _next_command(out: Path, *, has_tokenizer: bool) -> str:
+    if has_tokenizer:
+        code = f"from transformers import pipeline; print(pipeline('text-generation', {str(out)!r})('The function'))"
+    else:
+        code = f"from transformers import AutoModel; print(AutoModel.from_pretrained({str(out)!r}))"
+    return f'python -c "{code}"'
+
+
+def tokenizer_at_hand(recipe: Recipe) -> Path | None:
+    """The folder of the recipe's tokenizer, None where it is not on this machine."""
+    from data.tokenizer import tokenizer_folder
+
+    try:
+        folder = tokenizer_folder(recipe)
+    except UserError:
+        return None
+    return folder if (folder / "tokenizer.json").is_file() else None
+
+
+def _card(chosen: ChosenCheckpoint, out: Path) -> str | None:
+    from launch.evaluate.card_facts import facts_of_run
+    from model.model_card import render_card
+
+    if chosen.run is None or chosen.step is None:
+        return None
+    return render_card(facts_of_run(chosen.run, chosen.recipe, chosen.step, name=out.name))
+
+
+def _verify(chosen: ChosenCheckpoint, out: Path) -> None:
+    from launch.evaluate.verification import LOGIT_TOLERANCE, verify_checkpoint
+
+    difference = verify_checkpoint(chosen.folder, chosen.recipe, out)
+    verdict = f"logits differ by at most {difference:.1e} from our model's (allowed: {LOGIT_TOLERANCE:.0e})"
+    if not difference <= LOGIT_TOLERANCE:
+        print(f"error: {out} is wrong: {verdict}", file=sys.stderr)
+        raise typer.Exit(1)
+    print(f"verified: {verdict}")

@@ -1,0 +1,27 @@
+"""`nanotron-recipes import`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def import_folder(
+    hf_dir: Annotated[
+        Path, typer.Argument(metavar="HF_DIR", help="Folder with config.json and safetensors: SmolLM3, Llama or Qwen3.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder for the checkpoint.")],
+) -> None:
+    """Bring a Hugging Face folder back: a checkpoint of ours in the same dtype, with a recipe of the model.
+
+    Refused, by name, is what our model does not compute: biases, scaled RoPE, sliding windows, other classes.
+
+    Example: `nanotron-recipes import my-model imported`
+    """
+    from model.hf_import import import_hf
+
+    report = import_hf(hf_dir, out)
+    print(f"{report.hf_class} of {report.num_parameters:,} parameters, {report.dtype}: {out}")
+    print(f"next: nanotron-recipes export {out} again --verify   (the model's recipe: {out / 'recipe.yaml'})")

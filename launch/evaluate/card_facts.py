@@ -1,0 +1,67 @@
+"""What a run's own records tell about it, as facts for the model card."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from math import log
+from pathlib import Path
+from typing import Any
+
+from data.manifest import read_manifest
+from launch.train.metrics import read_metrics
+from launch.train.run_folder import RunFolder
+from model.model_card import ArithmeticFact, ModelCardFacts, ValidationFact, facts_from_recipe
+from nanotron_recipes.errors import UserError
+from nanotron_recipes.recipe import Recipe
+
+
+def facts_of_run(run: RunFolder, recipe: Recipe, step: int, name: str | None = None) -> ModelCardFacts:
+    """The facts after `step` steps of a run; what its metrics.jsonl does not hold is left out.
+
+    Read are the last "validation" event and the last "evaluation" event of that step. The keys of the latter, all
+    optional: `bigram_bits_per_byte` {source: figure} and `arithmetic` {"correct": n, "total": n}. `name`: what the
+    card calls the model (default: the run's name).
+    """
+    facts = facts_from_recipe(recipe, name=name or run.name, step=step, recipe_name=run.header().recipe or None)
+    events = read_metrics(run.metrics_file).events if run.metrics_file.is_file() else []
+    losses = _last(events, "validation", step).get("validation_loss") or {}
+    evaluation = _last(events, "evaluation", step)
+    bigram, arithmetic = evaluation.get("bigram_bits_per_byte") or {}, evaluation.get("arithmetic")
+    return replace(
+        facts,
+        validation=tuple(
+            ValidationFact(source, loss, bits_per_byte(loss, source, recipe), bigram.get(source))
+            for source, loss in losses.items()
+            if loss is not None
+        ),
+        arithmetic=ArithmeticFact(arithmetic["correct"], arithmetic["total"]) if arithmetic else None,
+    )
+
+
+def _last(events: Iterable[dict[str, Any]], kind: str, step: int) -> dict[str, Any]:
+    matching = [event for event in events if event["event"] == kind and event.get("step") == step]
+    return matching[-1] if matching else {}
+
+
+def bits_per_byte(nats_per_token: float, source: str, recipe: Recipe) -> float | None:
+    """Bits per byte of a source's held-out text; None where its manifest is not at hand or counts no bytes."""
+    for folder in _folders(source, recipe):
+        try:
+            ratio = read_manifest(folder).validation.bytes_per_token
+        except UserError:
+            continue
+        return nats_per_token / log(2) / ratio if ratio else None
+    return None
+
+
+def _folders(source: str, recipe: Recipe) -> list[Path]:
+    """Where a source's shards may lie: in the recipe's corpus, or in a data folder that is named like it."""
+    named = {
+        folder
+        for stage in recipe.data_stages
+        for folder in stage.data.dataset.dataset_folder
+        if source in (folder, Path(folder).name)
+    }
+    in_corpus = [Path(recipe.corpus.path) / source] if recipe.corpus else []
+    return in_corpus + sorted(map(Path, named))

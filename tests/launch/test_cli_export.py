@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from math import log
+from pathlib import Path
+
+import pytest
+
+from data.manifest import Manifest, ShardFile, Split, write_manifest
+from launch.cli.checkpoint_argument import choose_checkpoint
+from launch.evaluate.card_facts import facts_of_run
+from launch.evaluate.verification import verification_tokens
+from launch.train.run_folder import RunFolder, RunHeader, point_latest
+from model.model_card import ArithmeticFact, ValidationFact, render_card
+from nanotron_recipes.errors import UserError
+from nanotron_recipes.loading import dump_yaml, load_recipe
+
+
+def begun_run(runs: Path, name: str, steps: tuple[int, ...], overrides: tuple[str, ...] = ()) -> RunFolder:
+    """A run's folder whose checkpoints hold their recipe only."""
+    recipe = load_recipe("tiny", overrides).recipe
+    run = RunFolder.of(runs, name, recipe)
+    run.create()
+    run.write_recipe(dump_yaml(recipe), RunHeader("tiny", "0", "0"))
+    run.metrics_file.write_text("")
+    for step in steps:
+        (run.checkpoints / str(step)).mkdir(parents=True)
+        (run.checkpoints / str(step) / "recipe.yaml").write_text(dump_yaml(recipe))
+    return run
+
+
+def test_a_run_means_its_newest_step_however_it_is_named(tmp_path: Path) -> None:
+    run = begun_run(tmp_path / "runs", "tiny-1", (200, 1100, 400))
+    point_latest(tmp_path / "runs", run)
+    for argument in ("tiny-1", "latest", str(tmp_path / "runs/latest"), str(run.path), str(run.checkpoints / "1100")):
+        chosen = choose_checkpoint(argument, tmp_path / "runs")
+        assert (chosen.folder, chosen.step) == (run.checkpoints / "1100", 1100)
+        assert chosen.run is not None
+        assert chosen.run.path == run.path
+
+
+def test_a_run_with_checkpoints_elsewhere_is_found_from_both_sides(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "nvme"
+    run = begun_run(tmp_path / "runs", "tiny-1", (3, 5), (f"checkpoints.checkpoints_path={elsewhere}",))
+    for argument, step in (("tiny-1", 5), (str(elsewhere / "tiny-1" / "3"), 3)):
+        chosen = choose_checkpoint(argument, tmp_path / "runs")
+        assert (chosen.folder, chosen.step, chosen.run) == (elsewhere / "tiny-1" / str(step), step, run)
+
+
+def test_an_imported_checkpoint_has_no_run(tmp_path: Path) -> None:
+    (tmp_path / "imported").mkdir()
+    (tmp_path / "imported" / "recipe.yaml").write_text(dump_yaml(load_recipe("tiny").recipe))
+    chosen = choose_checkpoint(str(tmp_path / "imported"), tmp_path / "runs")
+    assert (chosen.step, chosen.run) == (None, None)
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    run = begun_run(tmp_path / "runs", "tiny-1", ())
+    with pytest.raises(UserError, match="did you mean tiny-1"):
+        choose_checkpoint("tinny-1", tmp_path / "runs")
+    with pytest.raises(UserError, match="no checkpoint in"):
+        choose_checkpoint("tiny-1", tmp_path / "runs")
+    with pytest.raises(UserError, match=r"no recipe\.yaml"):
+        choose_checkpoint(str(tmp_path), tmp_path / "runs")
+    assert run.exists()
+
+
+def test_the_card_reports_the_records_of_its_own_step(tmp_path: Path) -> None:
+    run = begun_run(tmp_path / "runs", "tiny-1", (1100,), (f"corpus.path={tmp_path / 'corpus'}",))
+    shard = ShardFile(name="a.ds", size=200, sha256="", index_sha256="", tokens=100, documents=1)
+    manifest = Manifest(
+        source="prose",
+        dtype="uint16",
+        vocab_size=1024,
+        eos_token_id=0,
+        tokenizer_sha256="",
+        settings_sha256="",
+        train=Split(),
+        validation=Split(files=(shard,), text_bytes=250),
+    )
+    write_manifest(tmp_path / "corpus" / "prose", manifest)
+    events = [
+        {"event": "validation", "step": 0, "validation_loss": {"prose": 7.4, "code": 7.4}},
+        {"event": "validation", "step": 1100, "validation_loss": {"prose": 5 * log(2), "code": 3.6, "maths": None}},
+        {
+            "event": "evaluation",
+            "step": 1100,
+            "bigram_bits_per_byte": {"prose": 2.5},
+            "arithmetic": {"correct": 390, "total": 400},
+        },
+    ]
+    run.metrics_file.write_text("".join(json.dumps(event) + "\n" for event in events))
+    facts = facts_of_run(run, load_recipe(str(run.recipe_file)).recipe, 1100, name="my-model")
+    assert facts.recipe == "tiny"
+    assert facts.tokens == 1100 * 12 * 256
+    assert [stage.start_step for stage in facts.stages] == [1, 551, 793]
+    assert facts.validation[0] == ValidationFact("prose", 5 * log(2), pytest.approx(2.0), 2.5)
+    assert facts.validation[1:] == (ValidationFact("code", 3.6),)
+    assert facts.arithmetic == ArithmeticFact(390, 400)
+    assert "| prose | 3.466 | 2.000 | 2.500 |" in render_card(facts)
+    assert "390" not in render_card(replace(facts, arithmetic=None))
+
+
+def test_verification_reads_real_text(tmp_path: Path) -> None:
+    tokens = verification_tokens(tmp_path, vocab_size=256)
+    assert tokens.shape == (2, 64)
+    assert bytes(tokens[0].tolist()).decode().startswith('The "with" statement')
