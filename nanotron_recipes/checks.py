@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 from nanotron_recipes.parameters import parameter_names
 from nanotron_recipes.recipe import Recipe
-from nanotron_recipes.topology import divisors, next_multiple, padded_vocab_size, resolve_topology
+from nanotron_recipes.topology import divisors, next_multiple, padded_vocab_size
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Problem:
 
 
 def problems(recipe: Recipe) -> Iterator[Problem]:
-    """Yield everything in a recipe that cannot be, most basic first. The cut of the batch raises UserError itself."""
+    """Yield everything in a recipe that cannot be, most basic first; how the batch is cut is `resolve_topology`'s."""
     yield from _shape(recipe)
     yield from _tensor_parallel(recipe)
     yield from _pipeline(recipe)
@@ -30,7 +31,6 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _weight_decay(recipe)
     yield from _tokenizer(recipe)
     yield from _corpus(recipe)
-    resolve_topology(recipe)
 
 
 def _shape(recipe: Recipe) -> Iterator[Problem]:
@@ -50,22 +50,22 @@ def _shape(recipe: Recipe) -> Iterator[Problem]:
 
 def _tensor_parallel(recipe: Recipe) -> Iterator[Problem]:
     architecture, tp, key = recipe.model.architecture, recipe.parallelism.tp, "parallelism.tp"
-    for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
-        number = getattr(architecture, name)
+    sizes = {
+        name: getattr(architecture, name)
+        for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+    }
+    for name, number in sizes.items():
         if number % tp:
-            works = ", ".join(map(str, divisors(number)))
-            yield Problem(key, tp, f"expected a divisor of {name} {number}: {works}")
+            works = ", ".join(map(str, divisors(math.gcd(*sizes.values()))))
+            yield Problem(key, tp, f"does not divide {name} {number}; expected one of {works}")
     rows = padded_vocab_size(recipe)
     if rows % tp:
         multiple = next_multiple(recipe.model.make_vocab_size_divisible_by, tp)
-        while next_multiple(architecture.vocab_size, multiple) % tp:
-            multiple += tp
-        size = f"vocab_size {architecture.vocab_size} padded to {rows}"
         yield Problem(
             key,
             tp,
-            f"expected a divisor of the {size}; set model.make_vocab_size_divisible_by to {multiple} for "
-            f"{next_multiple(architecture.vocab_size, multiple)} rows",
+            f"does not divide the padded vocabulary {rows}; set model.make_vocab_size_divisible_by to {multiple} "
+            f"(rows: {next_multiple(architecture.vocab_size, multiple)})",
         )
     if recipe.parallelism.tp_mode == "REDUCE_SCATTER" and recipe.tokens.sequence_length % tp:
         length = recipe.tokens.sequence_length
@@ -102,6 +102,8 @@ def _mixture(recipe: Recipe, key: str, index: int) -> Iterator[Problem]:
     if weights is not None and sum(weights) <= 0:
         yield Problem(f"{key}.dataset_weights", weights, "expected at least one weight above 0")
     vocabulary = recipe.model.architecture.vocab_size
+    if dataset.token_size_in_bytes == 2 and vocabulary > 2**16:
+        yield Problem(f"{key}.token_size_in_bytes", 2, f"expected 4 for a vocab_size of {vocabulary}")
     if dataset.vocab_size is not None and dataset.vocab_size > vocabulary:
         yield Problem(f"{key}.vocab_size", dataset.vocab_size, f"expected at most the model's vocab_size {vocabulary}")
 
@@ -142,4 +144,4 @@ def _corpus(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(f"{key}.name", source.name, expected)
         names.add(source.name)
         if source.reader in ("jsonl", "parquet", "text") and source.path is None:
-            yield Problem(f"{key}.path", "null", f"expected the file or folder that reader {source.reader} reads")
+            yield Problem(f"{key}.path", None, f"expected the file or folder that reader {source.reader} reads")

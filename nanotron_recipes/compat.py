@@ -8,8 +8,8 @@ _OPTIMIZER_KEYS = ("adam_beta1", "adam_beta2", "adam_eps", "torch_adam_is_fused"
 
 
 def modernise(mapping: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return the mapping with `data` as a data stage and the constants of Adam under `optimizer_factory`, and a note for
-    each. What stands in both spellings is left as it is, so that validation names it."""
+    """Return the mapping with `data` as a data stage and the constants of Adam under `optimizer_factory`, and a note
+    for each. What stands in both spellings is left as it is, so that validation names it."""
     result, notes = dict(mapping), []
     if "data" in result and "data_stages" not in result:
         data = result.pop("data")

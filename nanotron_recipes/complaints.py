@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from nanotron_recipes.errors import UserError, nearest_name, user_error
 from nanotron_recipes.fields import all_keys, keys_of, section_at
-from nanotron_recipes.overrides import SOURCE as OVERRIDE
+from nanotron_recipes.origin import Origin
 
-Finding = dict[str, Any]
+Path = tuple[str | int, ...]
 
 _EXPECTED: dict[str, Callable[[dict[str, Any]], str]] = {
     "int_type": lambda _: "an integer",
@@ -31,32 +32,30 @@ _EXPECTED: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
-def complaint(error: ValidationError, source: str, overridden: Collection[str]) -> UserError:
+def complaint(error: ValidationError, origin: Origin) -> UserError:
     """Turn the most telling finding into a UserError: file (or --set), key, value, what was expected, nearest name."""
-    findings = [dict(finding) for finding in error.errors(include_url=False)]
+    findings = error.errors(include_url=False)
     # A misspelt key is often also a missing one; the misspelling is what the user can see.
     finding = next((each for each in findings if each["type"] == "extra_forbidden"), findings[0])
     path = _path_in_file(finding["loc"])
     key = ".".join(map(str, path))
-    where = OVERRIDE if any(key == each or key.startswith(f"{each}.") for each in overridden) else source
+    where = origin.of(key)
     if finding["type"] == "extra_forbidden":
         return _unknown_key(path, finding["input"], where)
     if finding["type"] == "missing":
         return user_error("missing; this key has no default", source=where, key=key)
     same_place = [each for each in findings if _path_in_file(each["loc"]) == path]
     expected = "expected " + " or ".join(dict.fromkeys(_expected(each) for each in same_place))
-    return user_error(
-        expected, source=where, key=key, value=_shown(finding["input"]), nearest=_nearest_value(same_place)
-    )
+    return user_error(expected, source=where, key=key, value=finding["input"], nearest=_nearest_value(same_place))
 
 
-def _unknown_key(path: tuple[str | int, ...], value: Any, source: str) -> UserError:
+def _unknown_key(path: Path, value: Any, source: str) -> UserError:
     *parents, name = path
     section = section_at(tuple(parents))
     valid = list(keys_of(section)) if section else []
     nearest = nearest_name(str(name), valid) or _same_key_elsewhere(str(name))
     listing = "" if nearest else f"; expected one of {', '.join(valid)}"
-    scalar = value if isinstance(value, str | int | float) else None
+    scalar = value if isinstance(value, str | int | float | None) else ""
     key = ".".join(map(str, path))
     return user_error(f"unknown key{listing}", source=source, key=key, value=scalar, nearest=nearest)
 
@@ -65,36 +64,28 @@ def _same_key_elsewhere(name: str) -> str | None:
     return next((path for path, key in all_keys() if key.name == name and key.section is None), None)
 
 
-def _path_in_file(location: Sequence[str | int]) -> tuple[str | int, ...]:
+def _path_in_file(location: Sequence[str | int]) -> Path:
     """Cut off what pydantic appends to a key's path for the branches of a union."""
     path: list[str | int] = []
     section: Any = section_at(())
-    for position, part in enumerate(location):
-        is_last = position == len(location) - 1
-        if section is None and isinstance(part, str):
-            break
-        path.append(part)
+    for part in location:
         if isinstance(part, str):
+            if section is None:
+                break
             key = keys_of(section).get(part)
             section = key.section if key else None
-            if key is None and not is_last:
-                break
+        path.append(part)
     return tuple(path)
 
 
-def _expected(finding: Finding) -> str:
+def _expected(finding: ErrorDetails) -> str:
     describe = _EXPECTED.get(finding["type"])
     return describe(finding.get("ctx", {})) if describe else str(finding["msg"])
 
 
-def _nearest_value(findings: list[Finding]) -> str | None:
+def _nearest_value(findings: list[ErrorDetails]) -> str | None:
     literal = next((each for each in findings if each["type"] == "literal_error"), None)
     if literal is None or not isinstance(literal["input"], str):
         return None
     choices = literal["ctx"]["expected"].replace(" or ", ", ").split(", ")
     return nearest_name(literal["input"], [choice.strip("'") for choice in choices])
-
-
-def _shown(value: Any) -> Any:
-    """None is shown as the null it was in the file."""
-    return "null" if value is None else value

@@ -15,12 +15,17 @@ from nanotron_recipes.schema.section import NoEffect, Section
 
 @dataclass(frozen=True)
 class Key:
-    """A key of a section: its name in the file, its field, the section below it, and whether that one is repeated."""
+    """A key of a section of the schema."""
 
     name: str
+    """As in the file."""
+    attribute: str
+    """As in Python."""
     field: FieldInfo
     section: type[Section] | None
+    """The section below the key."""
     repeated: bool
+    """Whether the key holds a list of that section."""
 
     @property
     def no_effect(self) -> str | None:
@@ -34,7 +39,7 @@ def keys_of(section: type[Section]) -> dict[str, Key]:
     for attribute, field in section.model_fields.items():
         name = field.alias or attribute
         below, repeated = _section_in(field.annotation)
-        keys[name] = Key(name, field, below, repeated)
+        keys[name] = Key(name, attribute, field, below, repeated)
     return keys
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from nanotron_recipes.complaints import complaint
 from nanotron_recipes.errors import UserError, nearest_name, user_error
 from nanotron_recipes.fields import keys_of
 from nanotron_recipes.notes import notes_on
-from nanotron_recipes.overrides import SOURCE as OVERRIDE
-from nanotron_recipes.overrides import apply_overrides
+from nanotron_recipes.origin import Origin
+from nanotron_recipes.overrides import apply_overrides, keep_batch
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.schema.section import Section
+from nanotron_recipes.topology import resolve_topology
 from nanotron_recipes.yaml_text import parse_yaml, to_yaml
 
 
@@ -47,15 +48,16 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedRecip
     Raises UserError with one line: the file (or --set), the key, the value, what was expected, the nearest valid name.
     """
     path = find_recipe(name_or_path)
+    source = _short(path)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UserError(f"{path}: cannot be read: {reason}") from None
-    mapping = parse_yaml(text, str(path))
+        raise UserError(f"{source}: cannot be read: {reason}") from None
+    mapping = parse_yaml(text, source)
     if mapping is None:
-        raise UserError(f"{path}: the file is empty; expected a recipe (sections such as model, tokens, optimizer)")
-    return recipe_from_mapping(mapping, source=str(path), name=path.stem, path=path, overrides=overrides)
+        raise UserError(f"{source}: the file is empty; expected a recipe (sections such as general, model, tokens)")
+    return recipe_from_mapping(mapping, source=source, name=path.stem, path=path, text=text, overrides=overrides)
 
 
 def find_recipe(name_or_path: str) -> Path:
@@ -78,19 +80,22 @@ def recipe_from_mapping(
     *,
     name: str = "recipe",
     path: Path = Path("recipe.yaml"),
+    text: str | None = None,
     overrides: Sequence[str] = (),
 ) -> LoadedRecipe:
-    """Validate a raw mapping as `load_recipe` does a file; `source` is what messages call it, `name` gives the corpus its
-    default folder. Raises UserError."""
+    """Validate a raw mapping as `load_recipe` does a file.
+
+    `source` is what messages call it, `text` the YAML it was read from, if any, for their line numbers; `name` gives
+    the corpus its default folder. Raises UserError.
+    """
     if not isinstance(mapping, Mapping):
         raise user_error("expected a recipe (sections of keys)", source=source, value=mapping)
     raw, spelling_notes = modernise(dict(mapping))
-    raw, batch_notes = _fix_batch(raw, overrides)
+    raw, batch_notes = keep_batch(raw, overrides)
     raw, overridden = apply_overrides(raw, overrides)
-    raw, more_spelling_notes = modernise(raw)
-    recipe = _validate(_with_corpus_path(raw, name), source, overridden)
-    notes = [*spelling_notes, *more_spelling_notes, *batch_notes, *notes_on(raw, recipe)]
-    return LoadedRecipe(recipe, notes, name, path)
+    raw, override_notes = modernise(raw)
+    recipe = _validate(_with_corpus_path(raw, name), Origin(source, text, tuple(overridden)))
+    return LoadedRecipe(recipe, [*spelling_notes, *override_notes, *batch_notes, *notes_on(raw, recipe)], name, path)
 
 
 def dump_yaml(recipe: Recipe) -> str:
@@ -101,44 +106,24 @@ def dump_yaml(recipe: Recipe) -> str:
     return to_yaml(_plain(recipe))
 
 
-def _validate(raw: dict[str, Any], source: str, overridden: Collection[str]) -> Recipe:
+def _short(path: Path) -> str:
+    """Return the path as a message shows it: from the working directory where it lies below it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _validate(raw: dict[str, Any], origin: Origin) -> Recipe:
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
-        raise complaint(error, source, overridden) from None
-    try:
-        problem = next(problems(recipe), None)
-    except UserError as error:
-        raise UserError(f"{source}: {error}") from None
+        raise complaint(error, origin) from None
+    problem = next(problems(recipe), None)
     if problem is not None:
-        where = OVERRIDE if problem.key in overridden else source
-        raise user_error(problem.expected, source=where, key=problem.key, value=problem.value)
+        raise user_error(problem.expected, source=origin.of(problem.key), key=problem.key, value=problem.value)
+    try:
+        resolve_topology(recipe)
+    except UserError as error:
+        raise UserError(f"{origin.of(error.key or '')}: {error}") from None
     return recipe
-
-
-def _fix_batch(raw: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Keep the batch of a file in nanotron's manner, dp · micro_batch_size · accumulation, where an override changes dp
-    or the micro-batch: a topology does not change what is learnt."""
-    keys = {override.partition("=")[0].strip() for override in overrides}
-    tokens, parallelism = raw.get("tokens"), raw.get("parallelism")
-    if not keys & {"parallelism.dp", "tokens.micro_batch_size"} or not isinstance(tokens, dict):
-        return raw, []
-    if keys & {"tokens.batch_accumulation_per_replica", "tokens.global_batch_size"}:
-        return raw, []
-    factors = [
-        parallelism.get("dp") if isinstance(parallelism, dict) else None,
-        tokens.get("micro_batch_size"),
-        tokens.get("batch_accumulation_per_replica"),
-    ]
-    if not all(isinstance(factor, int) for factor in factors):
-        return raw, []
-    dp, micro_batch, accumulation = factors
-    batch = tokens.get("global_batch_size") or dp * micro_batch * accumulation
-    fixed = {**tokens, "global_batch_size": batch, "batch_accumulation_per_replica": None}
-    return {**raw, "tokens": fixed}, [
-        f"tokens.global_batch_size: {batch}, from the file's own dp {dp} × micro_batch_size {micro_batch} × "
-        f"batch_accumulation_per_replica {accumulation}; --set changes the topology, not the batch"
-    ]
 
 
 def _with_corpus_path(raw: dict[str, Any], name: str) -> dict[str, Any]:
@@ -150,10 +135,9 @@ def _with_corpus_path(raw: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Section):
-        names = {field.alias or attribute: attribute for attribute, field in type(value).model_fields.items()}
         return {
-            name: _plain(getattr(value, names[name]))
+            name: _plain(getattr(value, key.attribute))
             for name, key in keys_of(type(value)).items()
-            if key.no_effect is None or names[name] in value.model_fields_set
+            if key.no_effect is None or key.attribute in value.model_fields_set
         }
     return [_plain(entry) for entry in value] if isinstance(value, list) else value

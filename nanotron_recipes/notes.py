@@ -25,13 +25,14 @@ def notes_on(mapping: Mapping[str, Any], recipe: Recipe) -> list[str]:
 
 def _model(recipe: Recipe) -> Iterator[str]:
     architecture, length = recipe.model.architecture, recipe.tokens.sequence_length
+    stated = architecture.max_position_embeddings
     if architecture.use_qk_norm and not all(architecture.rope_layers):
         yield (
-            "model.model_config.use_qk_norm: no class of transformers has QK-norm together with layers without RoPE; the "
-            "model can be trained but not exported (set no_rope_layer to null, or use_qk_norm to false)"
+            "model.model_config.use_qk_norm: no class of transformers has QK-norm together with layers without RoPE; "
+            "the model can be trained but not exported (set no_rope_layer to null, or use_qk_norm to false)"
         )
-    if length > architecture.max_position_embeddings:
-        yield f"tokens.sequence_length: {length} is more than max_position_embeddings {architecture.max_position_embeddings}"
+    if length > stated:
+        yield f"tokens.sequence_length: {length} is more than max_position_embeddings {stated}"
 
 
 def _schedule(recipe: Recipe) -> Iterator[str]:
@@ -43,18 +44,18 @@ def _schedule(recipe: Recipe) -> Iterator[str]:
         yield f"{key}.lr_warmup_steps: the warm-up of {scheduler.lr_warmup_steps} steps lasts the whole run of {steps}"
     elif decays and start >= steps:
         yield f"{key}.lr_decay_starting_step: the decay after step {start} lies beyond the run of {steps} steps"
-    elif decays and start + length > steps:
+    # A start given as the number of the first decayed step, as in the published files, ends one step later.
+    elif decays and start + length > steps + 1:
         yield f"{key}.lr_decay_steps: the decay ends at step {start + length}, beyond the run of {steps} steps"
     for index, stage in enumerate(recipe.data_stages):
-        if stage.start_training_step > steps:
-            yield (
-                f"data_stages.{index}.start_training_step: stage {stage.name!r} starts at step {stage.start_training_step}, "
-                f"beyond the run of {steps} steps"
-            )
+        first = stage.start_training_step
+        if first > steps:
+            key = f"data_stages.{index}.start_training_step"
+            yield f"{key}: stage {stage.name!r} starts at step {first}, beyond the run of {steps} steps"
 
 
 def _mixtures(recipe: Recipe) -> Iterator[str]:
     for index, stage in enumerate(recipe.data_stages):
-        weights = stage.data.dataset.dataset_weights
-        if weights is not None and not math.isclose(sum(weights), 1, abs_tol=1e-6):
-            yield f"data_stages.{index}.data.dataset.dataset_weights: the sum is {sum(weights):.6g}; shares are taken of it"
+        total = math.fsum(stage.data.dataset.dataset_weights or [1.0])
+        if not math.isclose(total, 1, abs_tol=1e-6):
+            yield f"data_stages.{index}.data.dataset.dataset_weights: normalised; they sum to {total:.6g}, not 1"

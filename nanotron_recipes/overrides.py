@@ -29,6 +29,27 @@ def apply_overrides(mapping: dict[str, Any], overrides: Sequence[str]) -> tuple[
     return result, keys
 
 
+def keep_batch(raw: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Keep the batch of a file in nanotron's manner, dp · micro_batch_size · accumulation, where an override changes dp
+    or the micro-batch: a topology does not change what is learnt."""
+    keys = {override.partition("=")[0].strip() for override in overrides}
+    tokens, parallelism = raw.get("tokens"), raw.get("parallelism")
+    if not keys & {"parallelism.dp", "tokens.micro_batch_size"} or not isinstance(tokens, dict):
+        return raw, []
+    if keys & {"tokens.batch_accumulation_per_replica", "tokens.global_batch_size"}:
+        return raw, []
+    dp = parallelism.get("dp") if isinstance(parallelism, dict) else None
+    micro_batch, accumulation = tokens.get("micro_batch_size"), tokens.get("batch_accumulation_per_replica")
+    if not (isinstance(dp, int) and isinstance(micro_batch, int) and isinstance(accumulation, int)):
+        return raw, []
+    batch = tokens.get("global_batch_size") or dp * micro_batch * accumulation
+    fixed = {**tokens, "global_batch_size": batch, "batch_accumulation_per_replica": None}
+    return {**raw, "tokens": fixed}, [
+        f"tokens.global_batch_size: {batch}, from the file's own dp {dp} × micro_batch_size {micro_batch} × "
+        f"batch_accumulation_per_replica {accumulation}; --set changes the topology, not the batch"
+    ]
+
+
 def _assign(mapping: dict[str, Any], key: str, value: Any) -> None:
     *path, last = key.split(".")
     place: Any = mapping

@@ -9,7 +9,7 @@ from nanotron_recipes.recipe import Recipe
 
 
 def parameter_names(recipe: Recipe) -> list[str]:
-    """Return the global names of all parameters in the order of the network; a tied output matrix has none of its own."""
+    """Return the global names of all parameters in the order of the network; a tied output matrix has none."""
     architecture = recipe.model.architecture
     layer = ["input_layernorm", "attn.qkv_proj", "attn.o_proj", "post_attention_layernorm"]
     layer += ["mlp.gate_up_proj", "mlp.down_proj"]

@@ -99,8 +99,9 @@ def resolve_topology(recipe: Recipe, world_size: int | None = None) -> Topology:
         )
     if parallelism.pp_engine == "1f1b" and micro_batches < parallelism.pp - 1:
         raise user_error(
-            f"1f1b needs at least pp − 1 = {parallelism.pp - 1} micro-batches and gets {micro_batches} (global_batch_size "
-            f"{batch} / dp {dp} / micro_batch_size {micro_batch_size}); lower pp or the micro-batch, or use afab",
+            f"1f1b needs at least pp − 1 = {parallelism.pp - 1} micro-batches and gets {micro_batches} "
+            f"(global_batch_size {batch} / dp {dp} / micro_batch_size {micro_batch_size}); lower pp or the "
+            "micro-batch, or use afab",
             key="parallelism.pp",
             value=parallelism.pp,
         )
@@ -134,7 +135,7 @@ def _ranks_per_replica(recipe: Recipe) -> int:
 def _data_parallel_size(recipe: Recipe, world_size: int | None) -> int:
     dp, replica = recipe.parallelism.dp, _ranks_per_replica(recipe)
     if world_size is None:
-        return 1 if dp == "auto" else dp
+        return dp if dp != "auto" else _implied_data_parallel_size(recipe)
     if dp == "auto":
         if world_size % replica:
             raise user_error(
@@ -150,6 +151,14 @@ def _data_parallel_size(recipe: Recipe, world_size: int | None) -> int:
             value=dp,
         )
     return dp
+
+
+def _implied_data_parallel_size(recipe: Recipe) -> int:
+    """Return the dp that a batch, a micro-batch and an accumulation which are all given leave; else 1."""
+    size, accumulation = recipe.tokens.micro_batch_size, recipe.tokens.batch_accumulation_per_replica
+    if size == "auto" or accumulation is None:
+        return 1
+    return max(1, global_batch_size(recipe) // (size * accumulation))
 
 
 def _micro_batch_size(recipe: Recipe, batch: int, dp: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nanotron_recipes.errors import show_value
 from nanotron_recipes.recipe import Recipe
 
 
@@ -26,11 +27,7 @@ def unsupported_features(recipe: Recipe) -> list[str]:
         ),
     }
     return [
-        f"{key}: {value}: {feature} is not available yet; pretrain needs {_yaml(neutral)} here"
+        f"{key}: {show_value(value)}: {feature} is not available yet; pretrain needs {show_value(neutral)} here"
         for key, (value, neutral, feature) in wanted.items()
         if value != neutral
     ]
-
-
-def _yaml(neutral: object) -> str:
-    return {"None": "null", "False": "false"}.get(str(neutral), str(neutral))

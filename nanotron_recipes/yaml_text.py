@@ -70,6 +70,22 @@ def parse_yaml(text: str, source: str) -> Any:
         raise UserError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
+def line_of(text: str, key: str) -> int | None:
+    """Return the line, from 1, of a dotted key (numbers index lists) in valid YAML, or of what exists of its path."""
+    node, line = yaml.compose(text, Loader=_Loader), None
+    for part in key.split("."):
+        if isinstance(node, yaml.MappingNode):
+            found = next(((name, value) for name, value in node.value if name.value == part), None)
+        elif isinstance(node, yaml.SequenceNode) and part.isdecimal() and int(part) < len(node.value):
+            found = (node.value[int(part)],) * 2
+        else:
+            found = None
+        if found is None:
+            break
+        line, node = found[0].start_mark.line + 1, found[1]
+    return line
+
+
 def to_yaml(value: Any) -> str:
     """Write plain data so that `parse_yaml` gives the same back."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)

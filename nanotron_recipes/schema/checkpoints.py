@@ -14,7 +14,7 @@ class Checkpoints(Section):
     """The states of the run on disk."""
 
     checkpoints_path: str | None = None
-    """Folder under which the run's steps are written, in a folder with the run's name. Null: in the run's own folder."""
+    """Folder under which the run's steps are written, in a folder of the run's name. Null: in the run's folder."""
 
     checkpoint_interval: PositiveInt = 1000
     """Steps between two checkpoints. As many as you can bear to lose."""

@@ -51,11 +51,11 @@ class LearningRateScheduler(Section):
     """Shape of the decay: a line, half a cosine, or 1 − √, which falls fast and then slowly."""
 
     lr_decay_starting_step: NonNegativeInt | None = None
-    """Steps before the decay begins; the rate is constant from the warm-up to here (warm-up, stable, decay). Null: right
-    after the warm-up."""
+    """Steps before the decay begins; the rate is constant from the warm-up to here (warm-up, stable, decay). Null:
+    right after the warm-up."""
 
     lr_decay_steps: NonNegativeInt | None = None
-    """Length of the decay. Null: train_steps − lr_warmup_steps, as in nanotron, even where lr_decay_starting_step is set."""
+    """Length of the decay. Null: train_steps − lr_warmup_steps, as in nanotron, whatever lr_decay_starting_step is."""
 
     min_decay_lr: NonNegativeFloat | None = None
     """Learning rate at and after the end of the decay. Null: the peak, that is no decay at all, as in nanotron."""

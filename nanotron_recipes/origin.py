@@ -1,0 +1,28 @@
+"""Where a key's value came from, for messages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from nanotron_recipes.overrides import SOURCE as OVERRIDE
+from nanotron_recipes.yaml_text import line_of
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The file (or other source) of a recipe, its text where there is one, and the keys that --set changed."""
+
+    source: str
+    text: str | None = None
+    overridden: tuple[str, ...] = ()
+
+    def with_overrides(self, keys: list[str]) -> Origin:
+        """Return the origin after --set of these keys."""
+        return replace(self, overridden=(*self.overridden, *keys))
+
+    def of(self, key: str) -> str:
+        """Return `--set`, or the source with the line of the key or of the innermost section around it."""
+        if any(key == each or key.startswith(f"{each}.") for each in self.overridden):
+            return OVERRIDE
+        line = line_of(self.text, key) if self.text is not None else None
+        return f"{self.source}:{line}" if line else self.source
