@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,8 +94,8 @@ def export_tensors(
             | {"transformers_version": config["transformers_version"]},
         )
         copied = copy_tokenizer(tokenizer_dir, folder) if tokenizer_dir else []
-        text = card or render_card(facts_from_recipe(recipe, name=out.name, step=step))
-        (folder / "README.md").write_text(text, encoding="utf-8")
+        facts = replace(facts_from_recipe(recipe, name=out.name, step=step), has_tokenizer=bool(copied))
+        (folder / "README.md").write_text(card or render_card(facts), encoding="utf-8")
         _write_json(folder / MARKER, {"class": name, "step": step})
     return ExportReport(out, name, num_parameters(recipe), dtype, writer.files, writer.total_bytes, copied)
 

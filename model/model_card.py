@@ -49,6 +49,7 @@ class ModelCardFacts:
     """Rows of the architecture table: label, value."""
     recipe: str | None = None
     step: int | None = None
+    """Steps trained; None for imported weights, of which neither licence nor training is known."""
     train_steps: int | None = None
     tokens: int | None = None
     stages: tuple[StageFact, ...] = ()
@@ -60,7 +61,10 @@ class ModelCardFacts:
 def facts_from_recipe(
     recipe: Recipe, *, name: str, step: int | None = None, recipe_name: str | None = None
 ) -> ModelCardFacts:
-    """What the recipe alone tells about its model after `step` steps (None: unknown); add the measured by `replace`."""
+    """What the recipe alone tells about its model after `step` steps (None: no training of ours, as of an import).
+
+    Measured facts are added with dataclasses.replace.
+    """
     architecture, tokens = recipe.model.architecture, recipe.tokens
     heads, kv_heads = architecture.num_attention_heads, architecture.num_key_value_heads
     without = [str(layer + 1) for layer, has_rope in enumerate(architecture.rope_layers) if not has_rope]
@@ -87,13 +91,15 @@ def facts_from_recipe(
         step=step,
         train_steps=tokens.train_steps if step is not None else None,
         tokens=step * batch * tokens.sequence_length if step is not None and batch else None,
-        stages=_stages(recipe) if step is not None else (),
+        stages=_stages(recipe, step or 0),
     )
 
 
-def _stages(recipe: Recipe) -> tuple[StageFact, ...]:
+def _stages(recipe: Recipe, step: int) -> tuple[StageFact, ...]:
     stages = []
     for stage in recipe.data_stages:
+        if stage.start_training_step > step:
+            break
         dataset = stage.data.dataset
         sources = [Path(folder.rstrip("/")).name for folder in dataset.dataset_folder]
         weights = dataset.dataset_weights or [1.0] * len(sources)
@@ -104,24 +110,27 @@ def _stages(recipe: Recipe) -> tuple[StageFact, ...]:
 
 _TEMPLATE = """\
 ---
-license: apache-2.0
-library_name: transformers
+{% if trained %}license: apache-2.0
+{% endif %}library_name: transformers
 pipeline_tag: text-generation
 tags:
 - nanotron-recipes
-- nanotron
+{% if trained %}- nanotron
 - pretraining
----
+{% endif %}---
 
 # {{ facts.name }}
 
+{% if trained -%}
 A base language model of {{ "{:,}".format(facts.num_parameters) }} parameters (`{{ facts.hf_class }}`), pretrained with
 nanotron-recipes{% if facts.recipe %} from the recipe `{{ facts.recipe }}`{% endif %}.
-{%- if facts.step is not none %}
 It has seen {{ "{:,}".format(facts.step) }} of {{ "{:,}".format(facts.train_steps) }} steps
 {%- if facts.tokens %}, {{ "{:,}".format(facts.tokens) }} tokens{% endif %}.
-{%- endif %}
 It continues text and follows no instructions.
+{%- else -%}
+A language model of {{ "{:,}".format(facts.num_parameters) }} parameters (`{{ facts.hf_class }}`), written by
+nanotron-recipes from imported weights.
+{%- endif %}
 
 ## Architecture
 
@@ -185,6 +194,7 @@ def render_card(facts: ModelCardFacts) -> str:
     template = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(_TEMPLATE)
     return template.render(
         facts=facts,
+        trained=facts.step is not None,
         bigram=any(row.bigram_bits_per_byte is not None for row in facts.validation),
         figure=lambda value: "–" if value is None else f"{value:.3f}",
         shares=lambda stage: ", ".join(f"{name} {100 * share:.3g} %" for name, share in stage.weights.items()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -36,7 +37,9 @@ def export(
     tokenizer = tokenizer_at_hand(chosen.recipe)
     if tokenizer is None:
         print("note: the recipe's tokenizer is not a folder here; the export holds none", file=sys.stderr)
-    report = export_checkpoint(chosen.folder, out, tokenizer_dir=tokenizer, card=_card(chosen, out))
+    report = export_checkpoint(
+        chosen.folder, out, tokenizer_dir=tokenizer, card=_card(chosen, out, has_tokenizer=tokenizer is not None)
+    )
     print(
         f"{report.hf_class} of {report.num_parameters:,} parameters, {report.dtype}, "
         f"{report.weight_bytes / 1e6:,.1f} MB in {len(report.weight_files)} file(s): {out}"
@@ -65,13 +68,14 @@ def tokenizer_at_hand(recipe: Recipe) -> Path | None:
     return folder if (folder / "tokenizer.json").is_file() else None
 
 
-def _card(chosen: ChosenCheckpoint, out: Path) -> str | None:
+def _card(chosen: ChosenCheckpoint, out: Path, *, has_tokenizer: bool) -> str | None:
     from launch.evaluate.card_facts import facts_of_run
     from model.model_card import render_card
 
     if chosen.run is None or chosen.step is None:
         return None
-    return render_card(facts_of_run(chosen.run, chosen.recipe, chosen.step, name=out.name))
+    facts = facts_of_run(chosen.run, chosen.recipe, chosen.step, name=out.name)
+    return render_card(replace(facts, has_tokenizer=has_tokenizer))
 
 
 def _verify(chosen: ChosenCheckpoint, out: Path) -> None:

@@ -225,5 +225,12 @@ def test_the_model_card_tells_what_is_known() -> None:
 def test_a_model_card_leaves_out_what_is_unknown() -> None:
     card = render_card(facts_from_recipe(small_recipe(), name="small"))
     assert "# small" in card
+    assert yaml.safe_load(card.split("---\n")[1]) == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["nanotron-recipes"],
+    }
     assert "| layers without rotary positions | 4 |" in card
-    assert not any(word in card for word in ("Validation", "Arithmetic", "Training data", "steps", "None"))
+    assert not any(
+        word in card for word in ("Validation", "Arithmetic", "Training data", "steps", "None", "pretrained with")
+    )
