@@ -45,7 +45,8 @@ def tokenizer_folder(folder: Path, vocabulary: int = 96) -> Path:
 def test_transformers_computes_the_logits_of_our_model(architecture: dict[str, Any], tmp_path: Path) -> None:
     recipe = small_recipe(padded_to=64, **architecture)
     weights = random_weights(recipe)
-    export_tensors(weights.items(), recipe, tmp_path / "out")
+    report = export_tensors(weights.items(), recipe, tmp_path / "out", max_shard_bytes=50_000)
+    assert len(report.weight_files) > 1
     token_ids = torch.randint(0, 96, (2, 24), generator=torch.Generator().manual_seed(1))
     difference = verify_export(tmp_path / "out", lambda ids: plain_logits(recipe, weights, ids), token_ids)
     assert difference < 1e-4

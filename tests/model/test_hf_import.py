@@ -78,6 +78,16 @@ def test_import_then_export_is_bit_identical(kind: str, keys: dict[str, Any], dt
     assert new == old
 
 
+def test_a_sharded_folder_is_read(tmp_path: Path) -> None:
+    hf_dir = built_by_transformers(tmp_path / "hf", "SmolLM3", {})
+    recipe, tensors = read(hf_dir)
+    export_tensors(tensors.items(), recipe, tmp_path / "sharded", max_shard_bytes=20_000)
+    assert not (tmp_path / "sharded" / "model.safetensors").exists()
+    _, again = read(tmp_path / "sharded")
+    assert again.keys() == tensors.keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in tensors.items())
+
+
 @pytest.fixture(scope="module")
 def smollm3_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built_by_transformers(tmp_path_factory.mktemp("models") / "hf", "SmolLM3", {})
