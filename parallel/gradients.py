@@ -105,7 +105,8 @@ class GradientSync:
         for bucket in self._buckets:
             for holders in sorted({slot.holders for slot in bucket.slots if slot.partial_gradient}):
                 ranges = bucket.ranges(lambda slot, h=holders: slot.partial_gradient and slot.holders == h)  # type: ignore[misc]
-                found.setdefault(holders, []).extend((bucket, r) for r in ranges)
+                if ranges:
+                    found.setdefault(holders, []).extend((bucket, r) for r in ranges)
         return found
 
     def _sum_over_holders(self) -> None:

@@ -1,0 +1,121 @@
+"""One training step on nanotron's engine: micro-batches through the pipeline, gradients summed, weights updated."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as torch_dist
+
+from data.batch import MicroBatch as MicroBatchArrays
+from data.batch import StepBatch
+from model.build import BuiltModel, build_model
+from nanotron_recipes.recipe import Recipe
+from nanotron_recipes.topology import Topology
+from parallel.gradients import GradientSync
+from parallel.nanotron_import import import_nanotron
+from parallel.optimizer import AdamWSettings, FlatAdamW
+from parallel.p2p import flush_sends
+from parallel.process_groups import EngineContext
+
+import_nanotron()
+
+from nanotron.parallel.pipeline_parallel.engine import (  # noqa: E402
+    AllForwardAllBackwardPipelineEngine,
+    OneForwardOneBackwardPipelineEngine,
+    PipelineEngine,
+)
+from nanotron.parallel.pipeline_parallel.tensor_pointer import TensorPointer  # noqa: E402
+
+PIPELINE_ENGINES: dict[str, type[PipelineEngine]] = {
+    "1f1b": OneForwardOneBackwardPipelineEngine,
+    "afab": AllForwardAllBackwardPipelineEngine,
+}
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Figures of one optimizer step over the whole global batch, the same on every rank.
+
+    Attributes:
+        loss: mean negative log-likelihood of the valid targets, nats per token (without z-loss).
+        grad_norm: 2-norm of the gradient before clipping.
+    """
+
+    loss: float
+    grad_norm: float
+
+
+class TrainingEngine:
+    """A rank's part of the model with everything that trains it. Weights have no values before they are drawn or loaded."""
+
+    def __init__(self, recipe: Recipe, topology: Topology, context: EngineContext) -> None:
+        sharded = recipe.optimizer.zero_stage > 0
+        self.recipe = recipe
+        self.topology = topology
+        self.context = context
+        self.built: BuiltModel = build_model(recipe, context)
+        self.gradients = GradientSync(self.built.module, self.built.buckets, context, sharded)
+        self.optimizer = FlatAdamW(self.built.buckets, context, adamw_settings(recipe), sharded)
+        self._pipeline = PIPELINE_ENGINES[recipe.parallelism.pp_engine]()
+
+    def train_step(self, batch: StepBatch, lr: float) -> StepResult:
+        """Forward, backward and update for this rank's micro-batches of one global batch."""
+        count = len(batch.micro_batches)
+        # nanotron divides every micro-batch's loss by their number; what is wanted is the sum over the valid targets
+        # of the global batch divided by their number.
+        self.built.current.loss_scale = count / batch.num_valid_targets
+        self.gradients.begin(count)
+        outputs = self._pipeline.train_batch_iter(
+            model=self.built.module,
+            pg=self.context.pp_pg,
+            batch=({"micro_batch": self._prepare(arrays)} for arrays in batch.micro_batches),
+            nb_microbatches=count,
+            grad_accumulator=None,
+        )
+        self.gradients.finish()
+        grad_norm = self.optimizer.grad_norm()
+        if self.recipe.optimizer.clip_grad is not None:
+            self.optimizer.clip(grad_norm, self.recipe.optimizer.clip_grad)
+        self.optimizer.step(lr)
+        flush_sends(self.built.module.model.p2p)
+        nll_sum = self._sum_over_world(outputs)
+        return StepResult(loss=nll_sum / batch.num_valid_targets, grad_norm=float(grad_norm))
+
+    @torch.no_grad()
+    def evaluate(self, micro_batches: Iterable[MicroBatchArrays]) -> float:
+        """Sum of the negative log-likelihood over the valid targets that all replicas were given, in nats."""
+        outputs = [self.built.module(micro_batch=self._prepare(arrays)) for arrays in micro_batches]
+        flush_sends(self.built.module.model.p2p)
+        return self._sum_over_world(outputs)
+
+    def _prepare(self, arrays: MicroBatchArrays) -> object:
+        return self.built.prepare(
+            {
+                "input_ids": torch.from_numpy(arrays.input_ids),
+                "target_ids": torch.from_numpy(arrays.target_ids),
+                "target_mask": torch.from_numpy(arrays.target_mask),
+                "position_ids": torch.from_numpy(arrays.position_ids),
+            }
+        )
+
+    def _sum_over_world(self, outputs: Sequence[dict[str, torch.Tensor | TensorPointer]]) -> float:
+        """Sum what the last stage of every replica computed (its tensor-parallel ranks all have the same numbers)."""
+        total = torch.zeros((), dtype=torch.float64, device=self.context.device)
+        if self.context.tp_rank == 0:
+            for output in outputs:
+                if not isinstance(output["nll_sum"], TensorPointer):
+                    total += output["nll_sum"]
+        torch_dist.all_reduce(total, group=self.context.world_pg)
+        return float(total)
+
+
+def adamw_settings(recipe: Recipe) -> AdamWSettings:
+    """The optimizer section as `FlatAdamW` wants it."""
+    factory = recipe.optimizer.optimizer_factory
+    return AdamWSettings(
+        beta1=factory.adam_beta1,
+        beta2=factory.adam_beta2,
+        eps=factory.adam_eps,
+        weight_decay=recipe.optimizer.weight_decay,
+        fused=factory.torch_adam_is_fused,
+    )

@@ -1,0 +1,166 @@
+"""The parity harness: the same recipe at many topologies must train the same.
+
+`run_topologies` trains a recipe for a few steps at each topology of a matrix, on this machine's CPU, and returns what
+has to agree: losses, gradient norms, and whether every copy of a parameter is bit-equal on all its holders.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as torch_dist
+
+from data.batch import StepBatch
+from launch.train.engine import TrainingEngine
+from launch.train.synthetic import synthetic_batch
+from model.build import initialize_weights
+from nanotron_recipes.loading import recipe_from_mapping
+from nanotron_recipes.overrides import apply_overrides
+from nanotron_recipes.schedule import learning_rate_at
+from nanotron_recipes.topology import Topology, resolve_topology
+from parallel.process_groups import EngineContext, init_process_group, pick_device
+from parallel.rank_pool import RankPool
+
+BatchFunction = Callable[..., StepBatch]
+"""(recipe, topology, step, dp_rank) -> StepBatch; must be importable."""
+
+
+@dataclass(frozen=True)
+class TopologyResult:
+    """What a run at one topology did.
+
+    Attributes:
+        name: the overrides that made it.
+        world_size: number of ranks.
+        losses: loss of each step, nats per token.
+        grad_norms: gradient norm of each step.
+        unequal_copies: global names of parameters that are not bit-equal on all their holders at the end.
+        num_shared: how many (parameter, holder group) pairs were compared.
+        weights_digest: sha256 of rank 0's flat parameters at the end: equal for bit-identical runs.
+    """
+
+    name: str
+    world_size: int
+    losses: list[float]
+    grad_norms: list[float]
+    unequal_copies: list[str] = field(default_factory=list)
+    num_shared: int = 0
+    weights_digest: str = ""
+
+
+def run_topologies(
+    recipe: dict[str, object],
+    matrix: Sequence[Sequence[str]],
+    *,
+    num_steps: int = 20,
+    pool: RankPool | None = None,
+    batches: BatchFunction = synthetic_batch,
+    plant: Callable[[TrainingEngine], None] | None = None,
+) -> list[TopologyResult]:
+    """Train `recipe` for `num_steps` steps at each topology.
+
+    Args:
+        recipe: a recipe as a mapping, as it stands in its file.
+        matrix: for each run the overrides of the recipe, e.g. ``["parallelism.tp=2", "tokens.micro_batch_size=1"]``.
+        pool: ranks to run on; a pool of the size needed is started and closed where none is given.
+        batches: where the samples come from; must be importable.
+        plant: changes each rank's engine before its weights are drawn: how the tests plant bugs.
+
+    Raises:
+        UserError: a topology that the recipe does not allow.
+        RankFailure: a rank raised or hung.
+    """
+    cases = []
+    for overrides in matrix:
+        mapping, _ = apply_overrides(recipe, overrides)
+        topology = resolve_topology(recipe_from_mapping(mapping, source="parity").recipe)
+        cases.append((" ".join(overrides) or "as written", mapping, topology))
+    if pool is not None:
+        return [_run_case(pool, *case, num_steps, batches, plant) for case in cases]
+    with RankPool(max(topology.world_size for _, _, topology in cases)) as own_pool:
+        return [_run_case(own_pool, *case, num_steps, batches, plant) for case in cases]
+
+
+def _run_case(
+    pool: RankPool,
+    name: str,
+    mapping: dict[str, object],
+    topology: Topology,
+    num_steps: int,
+    batches: BatchFunction,
+    plant: Callable[[TrainingEngine], None] | None,
+) -> TopologyResult:
+    results = pool.run(topology.world_size, train_on_rank, name, mapping, num_steps, batches, plant)
+    first: TopologyResult = results[0]
+    assert all(result.losses == first.losses for result in results), "ranks report different losses"
+    return first
+
+
+def train_on_rank(
+    name: str,
+    mapping: dict[str, object],
+    num_steps: int,
+    batches: BatchFunction,
+    plant: Callable[[TrainingEngine], None] | None,
+) -> TopologyResult:
+    """One rank's part of a run; called on every rank of the world."""
+    recipe = recipe_from_mapping(mapping, source="parity").recipe
+    device = pick_device(0)
+    init_process_group(device)
+    topology = resolve_topology(recipe, torch_dist.get_world_size())
+    context = EngineContext(topology.dp, topology.pp, topology.tp, device)
+    engine = TrainingEngine(recipe, topology, context)
+    if plant is not None:
+        plant(engine)
+    initialize_weights(engine.built)
+    steps = [
+        engine.train_step(batches(recipe, topology, step, context.dp_rank), learning_rate_at(recipe, step))
+        for step in range(1, num_steps + 1)
+    ]
+    unequal, num_shared = compare_copies(engine)
+    result = TopologyResult(
+        name=name,
+        world_size=topology.world_size,
+        losses=[step.loss for step in steps],
+        grad_norms=[step.grad_norm for step in steps],
+        unequal_copies=unequal,
+        num_shared=num_shared,
+        weights_digest=_digest(engine),
+    )
+    # Not in a `finally`: leaving waits for all ranks, and after a failure the others never come.
+    context.destroy()
+    return result
+
+
+def compare_copies(engine: TrainingEngine) -> tuple[list[str], int]:
+    """Compare, bit by bit, every parameter that several ranks hold: across replicas, stages and tensor ranks.
+
+    Returns:
+        (names that differ somewhere, number of comparisons), the same on every rank.
+    """
+    context = engine.context
+    replicas = tuple(torch_dist.get_process_group_ranks(context.dp_pg))
+    mine: dict[tuple[str, tuple[int, ...]], str] = {}
+    for bucket in engine.built.buckets:
+        for slot in bucket.slots:
+            digest = hashlib.sha256(_bytes(slot.view(bucket.parameters))).hexdigest()
+            for holders in (slot.holders, replicas):
+                if len(holders) > 1:
+                    mine[slot.name, tuple(sorted(holders))] = digest
+    everyone: list[dict[tuple[str, tuple[int, ...]], str]] = [{} for _ in range(torch_dist.get_world_size())]
+    torch_dist.all_gather_object(everyone, mine)
+    keys = sorted({key for held in everyone for key in held})
+    unequal = {name for name, ranks in keys if len({everyone[rank].get((name, ranks)) for rank in ranks}) > 1}
+    return sorted(unequal), len(keys)
+
+
+def _digest(engine: TrainingEngine) -> str:
+    digest = hashlib.sha256()
+    for bucket in engine.built.buckets:
+        digest.update(_bytes(bucket.parameters))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()

@@ -1,0 +1,282 @@
+"""The model: Llama-style blocks on nanotron's tensor- and pipeline-parallel layers.
+
+Hidden states are [S, B, hidden] (sequence first: with REDUCE_SCATTER nanotron splits dimension 0 over the
+tensor-parallel ranks between the layers). Parameter names are nanotron's, so that patterns in published recipes fit.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from model.attention import AttentionBackend
+from model.micro_batch import CurrentMicroBatch, MicroBatch
+from model.rope import apply_rope
+from nanotron_recipes.recipe import Recipe
+from nanotron_recipes.topology import padded_vocab_size
+from parallel.cross_entropy import vocab_parallel_cross_entropy
+from parallel.nanotron_import import import_nanotron
+from parallel.p2p import build_p2p
+from parallel.process_groups import EngineContext
+
+import_nanotron()
+
+from nanotron.models import NanotronModel  # noqa: E402
+from nanotron.parallel.parameters import NanotronParameter  # noqa: E402
+from nanotron.parallel.pipeline_parallel.block import PipelineBlock  # noqa: E402
+from nanotron.parallel.pipeline_parallel.tensor_pointer import TensorPointer  # noqa: E402
+from nanotron.parallel.tensor_parallel.nn import (  # noqa: E402
+    TensorParallelColumnLinear,
+    TensorParallelEmbedding,
+    TensorParallelLinearMode,
+    TensorParallelRowLinear,
+)
+
+EMBEDDING = "model.token_position_embeddings.pp_block.token_embedding.weight"
+LM_HEAD = "model.lm_head.pp_block.weight"
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """What every block needs besides the recipe: its process group, kernels, and the micro-batch in flight."""
+
+    recipe: Recipe
+    tp_pg: Any
+    attention: AttentionBackend
+    current: CurrentMicroBatch
+
+    @property
+    def tp_mode(self) -> TensorParallelLinearMode:
+        return TensorParallelLinearMode[self.recipe.parallelism.tp_mode]
+
+    def column_linear(self, outputs: int, chunks: tuple[int, ...] | None = None) -> TensorParallelColumnLinear:
+        """hidden -> outputs, split by rows; `chunks` are split one by one (q, k, v)."""
+        return TensorParallelColumnLinear(
+            in_features=self.recipe.model.architecture.hidden_size,
+            out_features=outputs,
+            pg=self.tp_pg,
+            mode=self.tp_mode,
+            bias=False,
+            async_communication=self._async_communication,
+            contiguous_chunks=chunks,
+        )
+
+    def row_linear(self, inputs: int) -> TensorParallelRowLinear:
+        """inputs -> hidden, split by columns."""
+        return TensorParallelRowLinear(
+            in_features=inputs,
+            out_features=self.recipe.model.architecture.hidden_size,
+            pg=self.tp_pg,
+            mode=self.tp_mode,
+            bias=False,
+            async_communication=self._async_communication,
+        )
+
+    @property
+    def _async_communication(self) -> bool:
+        # nanotron's row layer refuses it in ALL_REDUCE mode; a single rank has nothing to overlap.
+        wanted = self.recipe.parallelism.tp_linear_async_communication
+        return bool(wanted and self.tp_pg.size() > 1 and self.tp_mode is TensorParallelLinearMode.REDUCE_SCATTER)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last dimension (Zhang & Sennrich, arXiv:1910.07467)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = NanotronParameter(torch.empty(size))
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+
+
+class Embedding(nn.Module):
+    """Token ids of the current micro-batch -> hidden states."""
+
+    def __init__(self, wiring: Wiring) -> None:
+        super().__init__()
+        self.current = wiring.current
+        self.token_embedding = TensorParallelEmbedding(
+            num_embeddings=padded_vocab_size(wiring.recipe),
+            embedding_dim=wiring.recipe.model.architecture.hidden_size,
+            pg=wiring.tp_pg,
+            mode=wiring.tp_mode,
+        )
+
+    def forward(self) -> dict[str, torch.Tensor]:
+        return {"hidden_states": self.token_embedding(self.current.value.input_ids)}
+
+
+class Attention(nn.Module):
+    """Grouped-query attention; rotary positions on all layers but the NoPE ones."""
+
+    def __init__(self, wiring: Wiring, layer: int) -> None:
+        super().__init__()
+        shape = wiring.recipe.model.architecture
+        tp = wiring.tp_pg.size()
+        self.head_dim = shape.head_dim
+        self.num_heads = shape.num_attention_heads // tp
+        self.num_kv_heads = shape.num_key_value_heads // tp
+        self.has_rope = shape.rope_layers[layer]
+        self.backend = wiring.attention
+        q_size, kv_size = shape.num_attention_heads * self.head_dim, shape.num_key_value_heads * self.head_dim
+        self.qkv_proj = wiring.column_linear(q_size + 2 * kv_size, chunks=(q_size, kv_size, kv_size))
+        self.o_proj = wiring.row_linear(q_size)
+        if shape.use_qk_norm:
+            self.q_norm = RMSNorm(self.head_dim, shape.rms_norm_eps)
+            self.k_norm = RMSNorm(self.head_dim, shape.rms_norm_eps)
+        self.use_qk_norm = shape.use_qk_norm
+
+    def forward(self, hidden_states: torch.Tensor, micro_batch: MicroBatch) -> torch.Tensor:
+        qkv = self.qkv_proj(hidden_states)
+        qkv = qkv.view(*qkv.shape[:-1], -1, self.head_dim)
+        if self.use_qk_norm:
+            q, k, v = qkv.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=-2)
+            qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=-2)
+        else:
+            qk, v = qkv.split((self.num_heads + self.num_kv_heads, self.num_kv_heads), dim=-2)
+        if self.has_rope:
+            qk = apply_rope(qk, micro_batch.rope)
+        q, k = qk.split((self.num_heads, self.num_kv_heads), dim=-2)
+        out = self.backend.function(q, k, v, micro_batch.attention)
+        return self.o_proj(out.flatten(-2))  # type: ignore[no-any-return]
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x)) (Shazeer, arXiv:2002.05202)."""
+
+    def __init__(self, wiring: Wiring) -> None:
+        super().__init__()
+        size = wiring.recipe.model.architecture.intermediate_size
+        self.gate_up_proj = wiring.column_linear(2 * size, chunks=(size, size))
+        self.down_proj = wiring.row_linear(size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        gate, up = self.gate_up_proj(hidden_states).chunk(2, dim=-1)
+        return self.down_proj(F.silu(gate) * up)  # type: ignore[no-any-return]
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm attention and MLP with residuals."""
+
+    def __init__(self, wiring: Wiring, layer: int) -> None:
+        super().__init__()
+        shape = wiring.recipe.model.architecture
+        self.current = wiring.current
+        self.input_layernorm = RMSNorm(shape.hidden_size, shape.rms_norm_eps)
+        self.attn = Attention(wiring, layer)
+        self.post_attention_layernorm = RMSNorm(shape.hidden_size, shape.rms_norm_eps)
+        self.mlp = MLP(wiring)
+
+    def forward(self, hidden_states: torch.Tensor) -> dict[str, torch.Tensor]:
+        hidden_states = hidden_states + self.attn(self.input_layernorm(hidden_states), self.current.value)
+        hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+        return {"hidden_states": hidden_states}
+
+
+class LossBlock(nn.Module):
+    """Sum of the losses over the valid targets of the micro-batch, from float32 logits split over the vocabulary."""
+
+    def __init__(self, wiring: Wiring) -> None:
+        super().__init__()
+        self.wiring = wiring
+        shape = wiring.recipe.model.architecture
+        self.vocab_size = shape.vocab_size
+        self.z_loss_coefficient = shape.z_loss_coefficient if shape.z_loss_enabled else 0.0
+
+    def forward(self, logits: torch.Tensor) -> dict[str, torch.Tensor]:
+        micro_batch = self.wiring.current.value
+        logits = mask_padding(logits.float(), self.vocab_size, self.wiring.tp_pg)
+        nll, z_loss = vocab_parallel_cross_entropy(
+            logits, micro_batch.target_ids, self.wiring.tp_pg, self.z_loss_coefficient
+        )
+        valid = micro_batch.target_mask
+        nll_sum = (nll * valid).sum()
+        loss = nll_sum + (z_loss * valid).sum() if self.z_loss_coefficient else nll_sum
+        return {"loss": loss * self.wiring.current.loss_scale, "nll_sum": nll_sum.detach()}
+
+
+def mask_padding(logits: torch.Tensor, vocab_size: int, tp_pg: Any) -> torch.Tensor:
+    """Set the columns of this rank's logits that are no real tokens to -inf: padding never enters the softmax."""
+    shard = logits.shape[-1]
+    num_real = vocab_size - tp_pg.rank() * shard
+    if num_real >= shard:
+        return logits
+    is_padding = torch.arange(shard, device=logits.device) >= num_real
+    return logits.masked_fill(is_padding, float("-inf"))
+
+
+class LlamaBlocks(nn.Module):
+    """The pipeline graph; every rank holds all blocks, but only those of its stage are built."""
+
+    def __init__(self, context: EngineContext, wiring: Wiring) -> None:
+        super().__init__()
+        self.p2p = build_p2p(context)
+        shape = wiring.recipe.model.architecture
+
+        def block(builder: Any, inputs: set[str], outputs: set[str], /, **arguments: Any) -> PipelineBlock:
+            return PipelineBlock(
+                p2p=self.p2p,
+                module_builder=builder,
+                module_kwargs=arguments,
+                module_input_keys=inputs,
+                module_output_keys=outputs,
+            )
+
+        hidden = {"hidden_states"}
+        self.token_position_embeddings = block(Embedding, set(), hidden, wiring=wiring)
+        self.decoder = nn.ModuleList(
+            block(DecoderLayer, hidden, hidden, wiring=wiring, layer=layer) for layer in range(shape.num_hidden_layers)
+        )
+        self.final_layer_norm = block(RMSNorm, {"x"}, {"x"}, size=shape.hidden_size, eps=shape.rms_norm_eps)
+        self.lm_head = block(wiring.column_linear, {"x"}, {"logits"}, outputs=padded_vocab_size(wiring.recipe))
+
+    def forward(self) -> torch.Tensor | TensorPointer:
+        """Logits [S, B, vocabulary / tp] of the current micro-batch on the last stage, a pointer to it elsewhere."""
+        hidden = self.token_position_embeddings()
+        for layer in self.decoder:
+            hidden = layer(**hidden)
+        x = self.final_layer_norm(x=hidden["hidden_states"])["x"]
+        return self.lm_head(x=x)["logits"]
+
+
+class LlamaForTraining(NanotronModel):  # type: ignore[misc]
+    """Micro-batch -> loss, called by nanotron's pipeline engine on every stage."""
+
+    def __init__(self, context: EngineContext, wiring: Wiring) -> None:
+        super().__init__()
+        self.parallel_context = context
+        self.wiring = wiring
+        self.model = LlamaBlocks(context, wiring)
+        self.loss = PipelineBlock(
+            p2p=self.model.p2p,
+            module_builder=LossBlock,
+            module_kwargs={"wiring": wiring},
+            module_input_keys={"logits"},
+            module_output_keys={"loss", "nll_sum"},
+        )
+
+    def forward(self, micro_batch: MicroBatch) -> dict[str, torch.Tensor | TensorPointer]:
+        self.wiring.current.set(micro_batch)
+        return self.loss(logits=self.model())  # type: ignore[no-any-return]
+
+    def init_model_randomly(self, config: Any) -> None:
+        """Required by nanotron; weights are drawn by `parallel.initialization` instead."""
+        raise RuntimeError("weights are drawn by parallel.initialization.initialize")
+
+    def get_block_compute_costs(self) -> dict[Any, int]:
+        """Multiply-adds per token, by which nanotron balances the pipeline stages."""
+        shape = self.wiring.recipe.model.architecture
+        attention = shape.hidden_size * shape.head_dim * 2 * (shape.num_attention_heads + shape.num_key_value_heads)
+        return {
+            DecoderLayer: attention + 3 * shape.hidden_size * shape.intermediate_size,
+            self.model.lm_head.module_builder: padded_vocab_size(self.wiring.recipe) * shape.hidden_size,
+        }
+
+    @property
+    def tied_names(self) -> list[str]:
+        """Parameters that are one tensor, first the one that names it."""
+        return [EMBEDDING, LM_HEAD] if self.wiring.recipe.model.architecture.tie_word_embeddings else []
