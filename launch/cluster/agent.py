@@ -5,6 +5,7 @@ already said so in one line and ended with 2: then this ends with 2 and says not
 before they could listen end this with 143, and what that means is up to the caller.
 """
 
+import logging
 import signal
 import sys
 from pathlib import Path
@@ -23,6 +24,8 @@ def main(arguments: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
+    # What torchrun would log about a failure is said better, or not at all, below.
+    logging.disable(logging.ERROR)
     options = parse_args(arguments)
     try:
         run(options)

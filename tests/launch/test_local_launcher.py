@@ -1,0 +1,197 @@
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from launch.cluster.local import launch_local, rank_environment
+from launch.cluster.slurm import require_sbatch
+from nanotron_recipes.errors import UserError
+
+LAUNCH = """
+import sys
+from pathlib import Path
+from launch.cluster.local import launch_local
+sys.exit(launch_local(sys.argv[3:], int(sys.argv[2]), Path(sys.argv[1]) / "logs", threads_per_rank=1, module="ranks"))
+"""
+
+
+class Launch:
+    """A launcher in a process of its own, whose ranks run `program`."""
+
+    def __init__(self, folder: Path, nproc: int, program: str) -> None:
+        self.folder = folder
+        (folder / "ranks.py").write_text("import os, sys\nrank = int(os.environ['RANK'])\n" + textwrap.dedent(program))
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", LAUNCH, str(folder), str(nproc), "one", "--two=3"],
+            env={**environment, "PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def wait_for(self, *names: str) -> None:
+        """Wait until the ranks have made these files."""
+        end = time.monotonic() + 60
+        while not all((self.folder / name).exists() for name in names):
+            assert self.process.poll() is None and time.monotonic() < end
+            time.sleep(0.02)
+
+    def end(self) -> tuple[int, str, str]:
+        out, err = self.process.communicate(timeout=60)
+        return self.process.returncode, out, err
+
+    def kill(self) -> None:
+        """End what a failed test has left: the launcher, torchrun and the ranks."""
+        if self.process.poll() is None:
+            for process in [*psutil.Process(self.process.pid).children(recursive=True), self.process]:
+                process.kill()
+            self.process.communicate()
+
+
+Launcher = Callable[[int, str], Launch]
+
+
+@pytest.fixture
+def launcher(tmp_path: Path) -> Iterator[Launcher]:
+    """Start ranks of a program below `tmp_path`."""
+    started: list[Launch] = []
+
+    def start(nproc: int, program: str) -> Launch:
+        started.append(Launch(tmp_path, nproc, program))
+        return started[-1]
+
+    yield start
+    for launch in started:
+        launch.kill()
+
+
+LISTEN = """
+import pathlib, signal, time
+asked = []
+def note(*_):
+    asked.append(True)
+    pathlib.Path(f"asked-{rank}").touch()
+signal.signal(signal.SIGTERM, note)
+pathlib.Path(f"ready-{rank}").touch()
+"""
+
+
+def test_ranks_get_arguments_threads_and_a_safe_path_and_rank_0_has_the_terminal(
+    launcher: Launcher, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "__init__.py").write_text("raise RuntimeError('the data folder of the working directory')")
+    launch = launcher(
+        2,
+        """
+        import data
+        print(rank, os.environ["WORLD_SIZE"], os.environ["OMP_NUM_THREADS"], sys.argv[1:], os.environ["MASTER_ADDR"])
+        """,
+    )
+    # The folder that holds ranks.py comes on the path after ours, as a user's would.
+    code, out, err = launch.end()
+    assert (code, err) == (0, "")
+    assert out == "0 2 1 ['one', '--two=3'] 127.0.0.1\n"
+    (log,) = tmp_path.glob("logs/launch_*/attempt_0/1/stdout.log")
+    assert log.read_text() == out.replace("0", "1", 1)
+
+
+def test_a_users_mistake_ends_with_2_and_its_own_line_only(launcher: Launcher) -> None:
+    launch = launcher(
+        2,
+        """
+        import time
+        if rank == 0:
+            print("tokens: too few", file=sys.stderr)
+            sys.exit(2)
+        time.sleep(60)
+        """,
+    )
+    assert launch.end() == (2, "", "tokens: too few\n")
+
+
+def test_the_log_of_a_rank_that_failed_is_shown(launcher: Launcher) -> None:
+    code, out, err = launcher(2, "import time; assert rank == 0, 'rank 1 is unwell'; time.sleep(60)").end()
+    assert (code, out) == (1, "")
+    assert "Training failed: rank 1" in err and "AssertionError: rank 1 is unwell" in err
+    assert "ChildFailedError" not in err
+
+
+def test_a_killed_rank_ends_the_launch_with_1(launcher: Launcher) -> None:
+    code, _, err = launcher(1, "import signal; os.kill(os.getpid(), signal.SIGKILL)").end()
+    assert code == 1 and "rank 0" in err and "ended by SIGKILL" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_stop_reaches_every_rank_once_and_waits_for_the_save(
+    launcher: Launcher, tmp_path: Path, number: signal.Signals
+) -> None:
+    launch = launcher(
+        2,
+        LISTEN
+        + """
+while not asked:
+    time.sleep(0.02)
+time.sleep(1.5)
+pathlib.Path(f"saved-{rank}-after-{len(asked)}").touch()
+""",
+    )
+    launch.wait_for("ready-0", "ready-1")
+    launch.process.send_signal(number)
+    launch.process.send_signal(number)  # as when a terminal and `make` both send it
+    assert launch.end() == (0, "", "")
+    assert (tmp_path / "saved-0-after-1").exists() and (tmp_path / "saved-1-after-1").exists()
+
+
+def test_a_second_ctrl_c_ends_ranks_that_do_not(launcher: Launcher) -> None:
+    launch = launcher(2, LISTEN + "\nwhile True: time.sleep(1)\n")
+    launch.wait_for("ready-0", "ready-1")
+    launch.process.send_signal(signal.SIGINT)
+    launch.wait_for("asked-0", "asked-1")
+    time.sleep(1.3)
+    launch.process.send_signal(signal.SIGINT)
+    code, _, err = launch.end()
+    assert code == 1 and "Ended at once" in err
+
+
+def test_a_stop_before_there_are_ranks_ends_quietly(launcher: Launcher) -> None:
+    launch = launcher(1, "import time; time.sleep(60)")
+    while not psutil.Process(launch.process.pid).children():
+        time.sleep(0.01)
+    launch.process.send_signal(signal.SIGTERM)
+    code, _, err = launch.end()
+    assert code == 0 and err == "Stopped before training began.\n"
+
+
+def test_what_the_user_set_wins() -> None:
+    assert rank_environment({}, 2, 1)["OMP_NUM_THREADS"] == "1"
+    assert rank_environment({"OMP_NUM_THREADS": "7"}, 2, 1)["OMP_NUM_THREADS"] == "7"
+    assert "OMP_NUM_THREADS" not in rank_environment({}, 2, None)
+    assert rank_environment({}, 999, 1)["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert "OMP_WAIT_POLICY" not in rank_environment({}, 1, 1)
+    path = rank_environment({"PYTHONPATH": "mine"}, 1, 1)["PYTHONPATH"].split(os.pathsep)
+    assert (Path(path[0]) / "launch" / "cluster").is_dir() and path[1] == "mine"
+
+
+def test_no_ranks_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="0 ranks"):
+        launch_local([], 0, tmp_path)
+
+
+def test_without_sbatch_the_message_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"sbatch is missing.*login node.*leave out --nodes"):
+        require_sbatch()
+    (tmp_path / "sbatch").write_text("#!/bin/sh\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    require_sbatch()
