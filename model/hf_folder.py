@@ -73,6 +73,7 @@ def _exchange(new: Path, old: Path) -> None:
     if renameat2 and renameat2(at_fdcwd, os.fsencode(new), at_fdcwd, os.fsencode(old), rename_exchange) == 0:
         return
     aside = old.with_name(f".{old.name}.replaced")
+    shutil.rmtree(aside, ignore_errors=True)
     old.rename(aside)
     new.rename(old)
     shutil.rmtree(aside)

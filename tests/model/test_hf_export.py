@@ -149,6 +149,14 @@ def test_an_earlier_export_stays_until_the_new_one_is_whole(tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_what_a_killed_export_left_is_no_obstacle(tmp_path: Path) -> None:
+    recipe = small_recipe()
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / SINGLE_FILE).write_bytes(b"half")
+    export_tensors(random_weights(recipe).items(), recipe, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_tokenizer_larger_than_the_vocabulary_is_refused(tmp_path: Path) -> None:
     recipe = small_recipe()
     tokenizer = tokenizer_folder(tmp_path / "tok", vocabulary=100)
