@@ -16,7 +16,7 @@ MAKEFLAGS += --no-print-directory
 ifneq ($(VENV),)
 BIN := $(abspath $(VENV))/bin
 PYTHON := env PYTHONPATH=$(CURDIR) $(BIN)/python
-CLI := $(PYTHON) -P -m launch.cli.main
+CLI := $(PYTHON) -P -c 'from launch.cli.main import main; main()'
 READY :=
 READY_DEV :=
 else

@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from rich.console import Console
 from launch.train.metrics import StepRecord, validation_event
 from launch.train.step_line import StepLine, ValidationRow, bits_per_byte, format_seconds, format_step, validation_table
 from launch.train.tensorboard import TensorBoard
+from launch.train.wandb_log import Wandb
+from nanotron_recipes.errors import UserError
 
 RECORD = StepRecord(
     step=7,
@@ -125,3 +128,9 @@ def test_tensorboard_gets_the_same_records_and_forgets_steps_that_are_trained_ag
     ]
     assert [event.step for event in events.Scalars("validation/code")] == [6]
     assert {"train/lr", "train/mfu", "train/tokens_per_second"} <= set(events.Tags()["scalars"])
+
+
+def test_wandb_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"wandb is not installed: pip install 'nanotron-recipes\[wandb\]'"):
+        Wandb(tmp_path, "project", "tiny-1", {})
