@@ -14,6 +14,8 @@ from nanotron_recipes.origin import Origin
 
 Path = tuple[str | int, ...]
 
+_UNKNOWN = ("extra_forbidden", "invalid_key")
+
 _EXPECTED: dict[str, Callable[[dict[str, Any]], str]] = {
     "int_type": lambda _: "an integer",
     "int_from_float": lambda _: "an integer",
@@ -36,11 +38,11 @@ def complaint(error: ValidationError, origin: Origin) -> UserError:
     """Turn the most telling finding into a UserError: file (or --set), key, value, what was expected, nearest name."""
     findings = error.errors(include_url=False)
     # A misspelt key is often also a missing one; the misspelling is what the user can see.
-    finding = next((each for each in findings if each["type"] == "extra_forbidden"), findings[0])
+    finding = next((each for each in findings if each["type"] in _UNKNOWN), findings[0])
     path = _path_in_file(finding["loc"])
     key = ".".join(map(str, path))
     where = origin.of(key)
-    if finding["type"] == "extra_forbidden":
+    if finding["type"] in _UNKNOWN:
         return _unknown_key(path, finding["input"], where)
     if finding["type"] == "missing":
         return user_error("missing; this key has no default", source=where, key=key)

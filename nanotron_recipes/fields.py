@@ -92,7 +92,8 @@ def _section_in(annotation: Any) -> tuple[type[Section] | None, bool]:
         return annotation, False
     arguments = get_args(annotation)
     if get_origin(annotation) is list and arguments:
-        return _section_in(arguments[0])[0], True
+        section, _ = _section_in(arguments[0])
+        return section, section is not None
     if get_origin(annotation) in (Union, UnionType):
         return next((found for found in map(_section_in, arguments) if found[0]), (None, False))
     return None, False

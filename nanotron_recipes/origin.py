@@ -21,8 +21,8 @@ class Origin:
         return replace(self, overridden=(*self.overridden, *keys))
 
     def of(self, key: str) -> str:
-        """Return `--set`, or the source with the line of the key or of the innermost section around it."""
-        if any(key == each or key.startswith(f"{each}.") for each in self.overridden):
+        """Return `--set` where it touched the key, else the source with the line of the key or its section."""
+        if any(f"{key}.".startswith(f"{each}.") or each.startswith(f"{key}.") for each in self.overridden):
             return OVERRIDE
         line = line_of(self.text, key) if self.text is not None else None
         return f"{self.source}:{line}" if line else self.source

@@ -20,6 +20,8 @@ COMMANDS = {
     "list": "launch.cli.list_recipes:list_recipes",
     "show": "launch.cli.show:show",
     "validate": "launch.cli.validate:validate",
+    "export": "launch.cli.export:export",
+    "import": "launch.cli.import_hf:import_folder",
 }
 """Name of each command and `module:function` of what runs it; help shows them in this order."""
 

@@ -1,0 +1,123 @@
+"""The five configuration files that Hugging Face published for SmolLM3 are recipes as they are."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanotron_recipes.fields import all_keys
+from nanotron_recipes.loading import LoadedRecipe, dump_yaml, load_recipe, recipe_from_mapping
+from nanotron_recipes.parameters import parameter_names
+from nanotron_recipes.topology import resolve_topology
+from nanotron_recipes.unsupported import unsupported_features
+from nanotron_recipes.yaml_text import parse_yaml
+
+FOLDER = Path(__file__).parent / "fixtures"
+NAMES = ["stage1", "stage2", "stage3", "long_32k", "long_64k"]
+
+
+def path_of(name: str) -> Path:
+    return FOLDER / f"smollm3-{name}.yaml"
+
+
+def load(name: str, *overrides: str) -> LoadedRecipe:
+    return load_recipe(str(path_of(name)), overrides)
+
+
+def keys_in(value: Any, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a raw file, sections included, with [] for the entries of a list."""
+    if isinstance(value, dict):
+        for name, below in value.items():
+            yield f"{prefix}{name}"
+            yield from keys_in(below, f"{prefix}{name}.")
+    elif isinstance(value, list):
+        for entry in value:
+            yield from keys_in(entry, f"{prefix.removesuffix('.')}[].")
+
+
+def test_all_five_are_here() -> None:
+    assert sorted(path.stem for path in FOLDER.glob("smollm3-*.yaml")) == sorted(f"smollm3-{name}" for name in NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_file_validates_and_its_values_arrive(name: str) -> None:
+    recipe = load(name).recipe
+    raw = parse_yaml(path_of(name).read_text(), name)
+    assert recipe.model.architecture.rope_theta == raw["model"]["model_config"]["rope_theta"]
+    assert recipe.model.architecture.use_doc_masking
+    assert (
+        recipe.optimizer.learning_rate_scheduler.learning_rate
+        == raw["optimizer"]["learning_rate_scheduler"]["learning_rate"]
+    )
+    assert [stage.data.dataset.dataset_weights for stage in recipe.data_stages] == [
+        stage["data"]["dataset"]["dataset_weights"] for stage in raw["data_stages"]
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_key_is_used_or_noted(name: str) -> None:
+    loaded = load(name)
+    schema = dict(all_keys())
+    noted = {note.split(": no effect: ")[0] for note in loaded.notes if ": no effect: " in note}
+    raw = parse_yaml(path_of(name).read_text(), name)
+    for key in keys_in(raw):
+        around = [key[:end] for end in range(1, len(key) + 1) if end == len(key) or key[end] in ".["]
+        if not noted.intersection(around):
+            assert key in schema and schema[key].no_effect is None, key
+
+
+def test_the_keys_without_effect_are_the_expected_ones() -> None:
+    noted = {note.split(": no effect: ")[0] for note in load("stage1").notes}
+    assert {"general.run", "lighteval", "s3_upload", "metrics_logging", "model.ddp_bucket_cap_mb"} <= noted
+    assert not any(key.startswith("optimizer") for key in noted)
+
+
+@pytest.mark.parametrize(("name", "batch", "ranks"), [("stage1", 576, 384), ("long_32k", 72, 96), ("long_64k", 36, 96)])
+def test_the_batch_follows_from_the_files_own_dp(name: str, batch: int, ranks: int) -> None:
+    topology = resolve_topology(load(name).recipe)
+    assert (topology.global_batch_size, topology.world_size) == (batch, ranks)
+
+
+def test_another_dp_keeps_the_batch_of_the_file() -> None:
+    loaded = load("stage1", "parallelism.dp=4")
+    topology = resolve_topology(loaded.recipe)
+    assert (topology.global_batch_size, topology.num_micro_batches) == (576, 48)
+    assert any(note.startswith("tokens.global_batch_size: 576") for note in loaded.notes)
+
+
+def test_weights_that_do_not_sum_to_one_are_noted() -> None:
+    assert any("data_stages.2" in note and "1.00565" in note for note in load("stage3").notes)
+    assert not any("dataset_weights" in note for note in load("stage1").notes)
+
+
+def test_what_cannot_be_trained_yet_is_noted_first_and_named_for_pretrain() -> None:
+    loaded = load("long_64k")
+    features = unsupported_features(loaded.recipe)
+    keys = {line.split(": ")[0] for line in features}
+    assert keys == {
+        "parallelism.context_parallel_size",
+        "parallelism.recompute_layer",
+        "checkpoints.resume_checkpoint_path",
+    }
+    assert loaded.notes[: len(features)] == features
+    neutral = ["parallelism.context_parallel_size=1", "parallelism.recompute_layer=false"]
+    assert unsupported_features(load("long_64k", *neutral, "checkpoints.resume_checkpoint_path=null").recipe) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_resolved_file_reads_back_equal(name: str) -> None:
+    recipe = load(name).recipe
+    assert recipe_from_mapping(parse_yaml(dump_yaml(recipe), name)).recipe == recipe
+
+
+def test_the_shipped_recipe_is_the_published_model_and_optimizer() -> None:
+    ours, published = load_recipe("smollm3-3b").recipe, load("stage1").recipe
+    assert ours.model == published.model.model_copy(
+        update={"architecture": ours.model.architecture, "ddp_bucket_cap_mb": 25}
+    )
+    inert = {key.attribute for path, key in all_keys() if path.startswith("model.model_config.") and key.no_effect}
+    assert ours.model.architecture.model_dump(exclude=inert) == published.model.architecture.model_dump(exclude=inert)
+    assert ours.optimizer == published.optimizer
+    assert resolve_topology(ours, 384) == resolve_topology(published, 384)
+    assert len(parameter_names(ours)) == 1 + 36 * 6 + 1

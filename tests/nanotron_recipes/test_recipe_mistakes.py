@@ -1,0 +1,214 @@
+"""Every mistake in a recipe is one line: where, which key, what value, what was expected, the nearest name."""
+
+from pathlib import Path
+
+import pytest
+
+from nanotron_recipes.errors import UserError, nearest_name, show_value
+from nanotron_recipes.loading import load_recipe, recipe_from_mapping
+
+QK_NORM = "model.model_config.use_qk_norm=true"
+
+
+def message(path: object, *overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load_recipe(str(path), overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text(text)
+    return path
+
+
+MINIMAL = """\
+general: {}
+model:
+  model_config:
+    vocab_size: 64
+    hidden_size: 16
+    intermediate_size: 32
+    num_hidden_layers: 2
+    num_attention_heads: 2
+tokens:
+  sequence_length: 8
+  train_steps: 4
+  global_batch_size: 2
+"""
+
+
+def test_a_minimal_file_is_a_recipe(tmp_path: Path) -> None:
+    loaded = load_recipe(str(write(tmp_path, MINIMAL)))
+    assert loaded.notes == [] and loaded.name == "mine"
+    assert loaded.recipe.model.architecture.num_key_value_heads == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("tokens.trian_steps=3", "--set: tokens.trian_steps: 3: unknown key; did you mean train_steps?"),
+        ("optimiser.clip_grad=1.0", "--set: optimiser: unknown key; did you mean optimizer?"),
+        ("general.train_steps=3", "--set: general.train_steps: 3: unknown key; did you mean tokens.train_steps?"),
+        ("model.dtype=bflot16", "expected 'float32' or 'bfloat16'; did you mean bfloat16?"),
+        ("model.dtype=float16", "--set: model.dtype: 'float16': expected 'float32' or 'bfloat16'"),
+        ("parallelism.dp=many", "--set: parallelism.dp: 'many': expected an integer or 'auto'"),
+        ("parallelism.dp=0", "--set: parallelism.dp: 0: expected at least 1"),
+        ("tokens.train_steps=2.5", "--set: tokens.train_steps: 2.5: expected an integer"),
+        ("tokens.train_steps='7'", "--set: tokens.train_steps: '7': expected an integer"),
+        ("tokens.train_steps=true", "--set: tokens.train_steps: true: expected an integer"),
+        ("tokens.sequence_length=null", "--set: tokens.sequence_length: null: expected an integer"),
+        ("optimizer.optimizer_factory.adam_beta2=1.0", "1.0: expected less than 1"),
+        ("optimizer.clip_grad=-1.0", "-1.0: expected more than 0"),
+        ("optimizer.weight_decay=.nan", "expected a finite number"),
+        ("model.model_config=3", "--set: model.model_config: 3: expected a section of keys"),
+        ("data_stages.0.data.dataset.dataset_folder=[]", "expected at least one entry"),
+        ("checkpoints.export_at_end=1", "--set: checkpoints.export_at_end: 1: expected true or false"),
+        ("parallelism.tp=3", "--set: parallelism.tp: 3: does not divide num_attention_heads 4; expected one of 1, 2"),
+        ("parallelism.tp=4", "does not divide num_key_value_heads 2; expected one of 1, 2"),
+        ("model.model_config.hidden_size=66", "66: expected a multiple of num_attention_heads 4"),
+        ("model.model_config.num_key_value_heads=3", "3: expected a divisor of num_attention_heads 4"),
+        ("parallelism.pp=7", "--set: parallelism.pp: 7: expected at most num_hidden_layers 6"),
+        ("tokens.micro_batch_size=5", "5: expected a divisor of a replica's 12 sequences"),
+        ("parallelism.dp=5", "tokens.global_batch_size: 12: expected a multiple of dp 5 (dp may be 1, 2, 3, 4, 6, 12)"),
+        ("tokens.batch_accumulation_per_replica=5", "tokens.batch_accumulation_per_replica: 5: expected"),
+        ("tokens.global_batch_size=null", "tokens.global_batch_size: null: expected a number of sequences"),
+        ("data_stages.0.start_training_step=2", "2: expected 1 for the first stage"),
+        ("data_stages.2.start_training_step=551", "551: expected more than the stage before it, 551"),
+        ("data_stages.0.data.dataset.dataset_weights=[1]", "expected 3 weights, one for each dataset_folder"),
+        ("data_stages.0.data.dataset.dataset_weights=[1,1,-1]", "dataset_weights.2: -1: expected at least 0"),
+        ("data_stages.0.data.dataset.dataset_weights=[0,0,0]", "expected at least one weight above 0"),
+        ("data_stages.0.data.dataset.dataset_folder=[code,code,maths]", "'code': expected each folder once"),
+        ("data_stages.0.data.dataset.vocab_size=2048", "2048: expected at most the model's vocab_size 1024"),
+        ("optimizer.weight_decay_exclude_named_params=['.*embeding.*']", "'.*embeding.*': matches no parameter"),
+        ("optimizer.weight_decay_exclude_named_params=['(']", "'(': expected a regular expression"),
+        ("tokenizer.train.vocab_size=2000", "2000: expected at most model.model_config.vocab_size 1024"),
+        ("tokenizer.tokenizer_name_or_path=gpt2", "'gpt2': expected null where tokenizer.train is set"),
+        ("corpus.sources.0.reader=jsonl", "corpus.sources.0.path: null: expected the file or folder"),
+        ("corpus.sources.1.name=prose", "'prose': expected a name of its own"),
+        ("corpus.sources.1.reader=python", "did you mean python-"),
+        ("model.model_config.eos_token_id=1024", "1024: expected less than vocab_size 1024"),
+        ("nonsense", "--set nonsense: expected key.sub=value"),
+        ("=3", "--set =3: expected key.sub=value"),
+        ("data_stages.9.name=x", "'9': expected an index from 0 to 2"),
+        ("data_stages.name=x", "'name': expected an index from 0 to 3"),
+        ("tokens.train_steps.x=1", "expected a section, not 1100"),
+        ("tokens.train_steps=[", "--set tokens.train_steps=[: not valid YAML"),
+    ],
+)
+def test_a_bad_override_is_named(override: str, expected: str) -> None:
+    assert expected in message("tiny", override)
+
+
+def test_the_file_the_line_and_the_nearest_key_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL.replace("hidden_size: 16", "hiden_size: 16"))
+    assert message(path) == f"{path}:5: model.model_config.hiden_size: 16: unknown key; did you mean hidden_size?"
+
+
+def test_a_missing_key_is_named_with_its_section(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL.replace("    hidden_size: 16\n", ""))
+    assert message(path) == f"{path}:3: model.model_config.hidden_size: missing; this key has no default"
+
+
+def test_an_unknown_key_far_from_all_lists_them(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL + "  zzz: 1\n")
+    assert f"{path}:13: tokens.zzz: 1: unknown key; expected one of sequence_length, train_steps" in message(path)
+
+
+def test_a_key_that_stands_twice_is_an_error(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL + "  train_steps: 5\n")
+    assert message(path) == f"{path}: not valid YAML: the key 'train_steps' stands twice in one place (line 13)"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "the file is empty"),
+        ("# nothing\n", "the file is empty"),
+        ("- 1\n- 2\n", "expected a recipe (sections of keys)"),
+        ("tiny\n", "expected a recipe (sections of keys)"),
+        ("a: [1\n", "not valid YAML"),
+        ("a: \t b: c\n", "not valid YAML"),
+        ("a: \x07\n", "not valid YAML"),
+        ("tokens: 3\n", "missing"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_an_error(tmp_path: Path, text: str, expected: str) -> None:
+    path = write(tmp_path, text)
+    assert message(path).startswith(str(path)) and expected in message(path)
+
+
+def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "binary.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    assert "not UTF-8 text" in message(path)
+    assert "expected a recipe file, found a folder" in message(tmp_path)
+
+
+def test_a_misspelt_recipe_name_gives_the_nearest() -> None:
+    assert message("tniy").endswith("did you mean tiny?")
+    assert "shipped recipes: smollm3-3b, tiny" in message("/no/such/file.yaml")
+
+
+def test_sequence_length_must_divide_by_tp_in_reduce_scatter_mode() -> None:
+    overrides = ["parallelism.tp=2", "tokens.sequence_length=255"]
+    expected = "tokens.sequence_length: 255: expected a multiple of tp 2 in tp_mode REDUCE_SCATTER"
+    assert expected in message("tiny", *overrides, "parallelism.tp_mode=REDUCE_SCATTER")
+    load_recipe("tiny", [*overrides, "parallelism.tp_mode=ALL_REDUCE"])
+
+
+def test_an_odd_vocabulary_names_the_padding_that_works() -> None:
+    overrides = ["parallelism.tp=2", "model.model_config.vocab_size=1025"]
+    expected = "does not divide the padded vocabulary 1025; set model.make_vocab_size_divisible_by to 2 (rows: 1026)"
+    assert expected in message("tiny", *overrides)
+    load_recipe("tiny", [*overrides, "model.make_vocab_size_divisible_by=2"])
+
+
+def test_one_f_one_b_needs_micro_batches_for_its_stages() -> None:
+    overrides = ["parallelism.pp=4", "tokens.micro_batch_size=6"]
+    assert "parallelism.pp: 4: 1f1b needs at least pp − 1 = 3 micro-batches and gets 2" in message("tiny", *overrides)
+    load_recipe("tiny", [*overrides, "parallelism.pp_engine=afab"])
+
+
+def test_a_trained_tokenizer_needs_a_corpus() -> None:
+    assert "expected a corpus to train it on" in message("tiny", "corpus=null")
+
+
+def test_qk_norm_with_layers_without_rope_is_noted_as_not_exportable() -> None:
+    assert any("cannot" in note or "not exported" in note for note in load_recipe("tiny", [QK_NORM]).notes)
+    with_rope = load_recipe("tiny", [QK_NORM, "model.model_config.no_rope_layer=null"])
+    assert with_rope.notes == []
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "parallelism.context_parallel_size=2",
+        "parallelism.expert_parallel_size=2",
+        "parallelism.recompute_layer=true",
+        "model.model_config.attention_bias=true",
+        "model.model_config.moe_config={num_experts: 4}",
+        "model.model_config.sliding_window_size=64",
+        "model.model_config.rope_scaling={factor: 2.0}",
+        "model.model_config.rope_interleaved=true",
+        "checkpoints.resume_checkpoint_path=runs/x",
+    ],
+)
+def test_what_is_not_available_yet_validates_with_a_note(override: str) -> None:
+    assert [note for note in load_recipe("tiny", [override]).notes if "is not available yet" in note] != []
+
+
+def test_a_mapping_with_keys_that_are_not_text_is_an_error() -> None:
+    with pytest.raises(UserError, match="unknown key"):
+        recipe_from_mapping({3: 4})
+
+
+def test_values_are_shown_on_one_short_line() -> None:
+    assert show_value("a\n" * 100) == repr("a\n" * 100)[:59] + "…"
+    assert [show_value(value) for value in (None, True, "x", 1.5)] == ["null", "true", "'x'", "1.5"]
+
+
+def test_the_nearest_name_is_only_a_near_one() -> None:
+    assert nearest_name("hiden", ["hidden", "layers"]) == "hidden"
+    assert nearest_name("xyz", ["hidden", "layers"]) is None
