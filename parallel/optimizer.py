@@ -105,6 +105,18 @@ class FlatAdamW:
                     found.append((bucket, start, end, self._adamw.state[next(vectors)]))
         return found
 
+    def num_updates(self) -> int:
+        """AdamW's counter: how many updates the moments have seen."""
+        steps = {int(state["step"]) for state in self._adamw.state.values()}
+        assert len(steps) <= 1, "all vectors are updated together"
+        return steps.pop() if steps else 0
+
+    def set_num_updates(self, count: int) -> None:
+        """Set AdamW's counter, as read from a checkpoint."""
+        self._ensure_state()
+        for state in self._adamw.state.values():
+            state["step"].fill_(count)
+
     def _ensure_state(self) -> None:
         if self._adamw.state:
             return
