@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
+from nanotron_recipes.errors import show_value
 from nanotron_recipes.fields import Key, keys_of
 from nanotron_recipes.recipe import Recipe
-from nanotron_recipes.schedule import learning_rates_before
+from nanotron_recipes.schedule import same_learning_rates
 from nanotron_recipes.schema.data import DataStage
 from nanotron_recipes.schema.section import Section
 from nanotron_recipes.topology import global_batch_size
@@ -37,6 +38,7 @@ _FREE = (
     "general.cpu_ranks_per_node",
     "optimizer.zero_stage",
     "optimizer.optimizer_factory.torch_adam_is_fused",
+    "model.ddp_bucket_cap_mb",
     "model.model_config._attn_implementation",
     "tokens.val_check_interval",
     "tokens.limit_val_batches",
@@ -72,7 +74,7 @@ class Change:
     new: Any
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.old} → {self.new}"
+        return f"{self.key}: {show_value(self.old)} → {show_value(self.new)}"
 
 
 def changes_of_the_past(old: Recipe, new: Recipe, step: int) -> list[Change]:
@@ -99,11 +101,10 @@ def _schedule_changes(old: Recipe, new: Recipe) -> list[Change]:
 
 def _past_schedule_changes(old: Recipe, new: Recipe, step: int) -> list[Change]:
     """Return the keys that alone alter a learning rate up to `step`, or all that differ where only together they do."""
-    used = learning_rates_before(old, step)
-    if used == learning_rates_before(new, step):
+    if same_learning_rates(old, new, step):
         return []
     changes = _schedule_changes(old, new)
-    return [change for change in changes if learning_rates_before(_with(old, change), step) != used] or changes
+    return [change for change in changes if not same_learning_rates(old, _with(old, change), step)] or changes
 
 
 def _with(recipe: Recipe, change: Change) -> Recipe:
@@ -137,7 +138,7 @@ def _stage_values(stage: DataStage) -> dict[str, Any]:
 
 
 def _summary(stage: DataStage | None) -> str | None:
-    return f"{stage.name!r} from step {stage.start_training_step}" if stage else None
+    return f"{stage.name} from step {stage.start_training_step}" if stage else None
 
 
 def _changes(old: Recipe, new: Recipe) -> list[Change]:

@@ -31,6 +31,8 @@ def _model(recipe: Recipe) -> Iterator[str]:
             "model.model_config.use_qk_norm: no class of transformers has QK-norm together with layers without RoPE; "
             "the model can be trained but not exported (set no_rope_layer to null, or use_qk_norm to false)"
         )
+    if not recipe.optimizer.accumulate_grad_in_fp32:
+        yield "optimizer.accumulate_grad_in_fp32: false: no effect: gradients are summed in float32 in any case"
     if length > stated:
         yield f"tokens.sequence_length: {length} is more than max_position_embeddings {stated}"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from nanotron_recipes.overrides import SOURCE as OVERRIDE
 from nanotron_recipes.yaml_text import line_of
@@ -15,10 +15,6 @@ class Origin:
     source: str
     text: str | None = None
     overridden: tuple[str, ...] = ()
-
-    def with_overrides(self, keys: list[str]) -> Origin:
-        """Return the origin after --set of these keys."""
-        return replace(self, overridden=(*self.overridden, *keys))
 
     def of(self, key: str) -> str:
         """Return `--set` where it touched the key, else the source with the line of the key or its section."""

@@ -2,14 +2,14 @@
 
 The learning rate has nanotron's semantics: a schedule λ of the optimizer steps already taken, so that step N (counted
 from 1) trains with, and records, λ(N − 1). A linear warm-up therefore begins with a step at rate 0, and reaches the
-peak after `lr_warmup_steps` steps. A curve is a list of phases, which also says which part of it a resumed run has
-already used.
+peak after `lr_warmup_steps` steps.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 from nanotron_recipes.recipe import Recipe
@@ -82,27 +82,20 @@ def learning_rate_at(recipe: Recipe, step: int) -> float:
     Computed as nanotron and torch do, as a factor of the peak times the peak, to the same last bit.
     """
     peak = recipe.optimizer.learning_rate_scheduler.learning_rate
-    index = step - 1
-    phase = next(phase for phase in learning_rate_phases(recipe) if phase.end is None or index < phase.end)
-    return peak * (phase.rate_at(index) / peak)
+    return peak * (_phase_at(learning_rate_phases(recipe), step - 1).rate_at(step - 1) / peak)
 
 
-def learning_rates_before(recipe: Recipe, index: int) -> list[Phase]:
-    """Return the phases that steps 1 to `index` use, cut off there and with equal neighbours joined.
-
-    Two recipes have the same learning rates up to a step exactly where these lists are equal.
-    """
-    used: list[Phase] = []
-    for phase in learning_rate_phases(recipe):
-        if phase.first >= index:
-            break
-        cut = replace(phase, end=index if phase.end is None else min(phase.end, index))
-        if cut.shape != "constant" and cut.rate == cut.floor and cut.shape != "warm-up":
-            cut = _constant(cut.rate, cut.first, cut.end)
-        if used and used[-1].shape == cut.shape == "constant" and used[-1].rate == cut.rate:
-            cut = _constant(cut.rate, used.pop().first, cut.end)
-        used.append(cut)
-    return used
+def same_learning_rates(one: Recipe, other: Recipe, steps: int) -> bool:
+    """Return whether two recipes train steps 1 to `steps` at the same rates, whatever they say about later ones."""
+    ours, theirs = learning_rate_phases(one), learning_rate_phases(other)
+    borders = {phase.first for phase in (*ours, *theirs) if phase.first < steps}
+    for first, end in pairwise(sorted({*borders, steps})):
+        mine, yours = _phase_at(ours, first), _phase_at(theirs, first)
+        if replace(mine, first=0, end=None) == replace(yours, first=0, end=None):
+            continue
+        if any(mine.rate_at(index) != yours.rate_at(index) for index in range(first, end)):
+            return False
+    return True
 
 
 def decay_start(scheduler: LearningRateScheduler) -> int:
@@ -130,6 +123,10 @@ def stage_boundaries(recipe: Recipe) -> list[tuple[int, int]]:
     end = recipe.tokens.train_steps + 1
     starts = [min(stage.start_training_step, end) for stage in recipe.data_stages]
     return list(zip(starts, [*starts[1:], end], strict=False))
+
+
+def _phase_at(phases: list[Phase], index: int) -> Phase:
+    return next(phase for phase in phases if phase.end is None or index < phase.end)
 
 
 def _warm_up(scheduler: LearningRateScheduler) -> Phase:

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 
 from launch.cli.options import OverrideOption, RecipeArgument
 from model.arithmetic import num_parameters
+from nanotron_recipes.errors import UserError
 from nanotron_recipes.loading import dump_yaml, load_recipe
 from nanotron_recipes.numbers import short_number
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.schedule import Phase, learning_rate_phases, stage_boundaries
-from nanotron_recipes.topology import local_world_size, resolve_topology
+from nanotron_recipes.topology import global_batch_size, local_world_size, resolve_topology
 
 
 def show(recipe: RecipeArgument, overrides: OverrideOption = None) -> None:
@@ -29,20 +30,14 @@ def show(recipe: RecipeArgument, overrides: OverrideOption = None) -> None:
 
 def derived_facts(recipe: Recipe) -> Iterator[str]:
     """Yield lines about what the recipe amounts to on one node: size, batch, tokens, learning rate, stages."""
-    topology = resolve_topology(recipe, local_world_size(recipe, recipe.slurm.gpus_per_node or None))
-    sequence = recipe.tokens.sequence_length
-    step_tokens = topology.global_batch_size * sequence
-    steps = recipe.tokens.train_steps
+    batch, sequence, steps = global_batch_size(recipe), recipe.tokens.sequence_length, recipe.tokens.train_steps
+    step_tokens = batch * sequence
     yield f"parameters: {num_parameters(recipe):,}"
     yield (
-        f"batch: {topology.global_batch_size} sequences of {sequence:,} = {step_tokens:,} tokens a step, "
+        f"batch: {batch} sequences of {sequence:,} = {step_tokens:,} tokens a step, "
         f"{short_number(step_tokens * steps)} in {steps:,} steps"
     )
-    yield (
-        f"ranks on one node: {topology.world_size} = dp {topology.dp} × pp {topology.pp} × tp {topology.tp}"
-        f"{f' × cp {topology.cp}' if topology.cp > 1 else ''}, "
-        f"micro-batches of each replica: {topology.num_micro_batches} of {topology.micro_batch_size}"
-    )
+    yield f"ranks on one node: {_one_node(recipe)}"
     for phase in learning_rate_phases(recipe):
         if phase.first < steps:
             yield f"learning rate: {_describe(phase, steps)}"
@@ -50,6 +45,18 @@ def derived_facts(recipe: Recipe) -> Iterator[str]:
         if first < end:
             tokens = short_number((end - first) * step_tokens)
             yield f"stage {stage.name!r}: steps {first:,} to {end - 1:,}, {tokens} tokens"
+
+
+def _one_node(recipe: Recipe) -> str:
+    try:
+        topology = resolve_topology(recipe, local_world_size(recipe, recipe.slurm.gpus_per_node or None))
+    except UserError as error:
+        return f"do not fit: {error}"
+    grid = f"dp {topology.dp} × pp {topology.pp} × tp {topology.tp}" + (
+        f" × cp {topology.cp}" if topology.cp > 1 else ""
+    )
+    cut = f"{topology.num_micro_batches} of {topology.micro_batch_size}"
+    return f"{topology.world_size} = {grid}; micro-batches of each replica: {cut}"
 
 
 def _describe(phase: Phase, steps: int) -> str:

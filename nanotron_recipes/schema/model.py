@@ -187,7 +187,5 @@ class Model(Section):
     make_vocab_size_divisible_by: PositiveInt = 1
     """Pad the vocabulary to a multiple of this, whatever tp is. Raise it where tp does not divide the vocabulary."""
 
-    ddp_bucket_cap_mb: Annotated[
-        PositiveInt, NoEffect("gradients are reduced from flat buffers, without DistributedDataParallel")
-    ] = 25
-    """Size of DDP's buckets."""
+    ddp_bucket_cap_mb: PositiveInt = 25
+    """Mebibytes of gradients that are reduced over the replicas at a time. Larger where the network is far."""

@@ -109,7 +109,7 @@ def test_the_boundary_is_the_step_that_was_taken() -> None:
     assert changes_of_the_past(OLD, stage, 550) == [] and changes_of_the_past(OLD, stage, 551) != []
     decay = new("optimizer.learning_rate_scheduler.lr_decay_style=cosine")
     # Step 793 still trains with the peak, the first point of any decay; step 794 tells them apart.
-    assert changes_of_the_past(OLD, decay, 792) == [] and changes_of_the_past(OLD, decay, 794) != []
+    assert changes_of_the_past(OLD, decay, 793) == [] and changes_of_the_past(OLD, decay, 794) != []
 
 
 def test_only_the_guilty_key_of_the_schedule_is_named() -> None:
@@ -132,7 +132,7 @@ def test_more_steps_are_the_past_where_the_decay_depends_on_them() -> None:
 def test_a_stage_that_was_read_cannot_go_and_equal_shares_may_be_spelt_out() -> None:
     shorter = OLD.model_copy(update={"data_stages": OLD.data_stages[:1]})
     changes = changes_of_the_past(OLD, shorter, 600)
-    assert [str(change) for change in changes] == ["data_stages.1: 'stable stage 2' from step 551 → None"]
+    assert [str(change) for change in changes] == ["data_stages.1: 'stable stage 2 from step 551' → null"]
     assert keys(later_changes(OLD, shorter, 600)) == ["data_stages.2"]
     weights = "data_stages.0.data.dataset.dataset_weights"
     assert changes_of_the_past(new(f"{weights}=null"), new(f"{weights}=[1, 1, 1]"), 600) == []

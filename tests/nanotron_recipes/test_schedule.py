@@ -13,7 +13,7 @@ from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.schedule import (
     learning_rate_at,
     learning_rate_phases,
-    learning_rates_before,
+    same_learning_rates,
     stage_at,
     stage_boundaries,
 )
@@ -35,17 +35,16 @@ def rates(recipe: Recipe, steps: int) -> list[float]:
     return [learning_rate_at(recipe, step) for step in range(1, steps + 1)]
 
 
-schedules = st.fixed_dictionaries(
-    {
-        "learning_rate": st.floats(1e-6, 10.0),
-        "lr_warmup_steps": st.integers(0, 40),
-        "lr_warmup_style": st.sampled_from(["linear", "constant"]),
-        "lr_decay_style": st.sampled_from(["linear", "cosine"]),
-        "lr_decay_starting_step": st.none() | st.integers(0, 60),
-        "lr_decay_steps": st.none() | st.integers(0, 60),
-        "min_decay_lr": st.none() | st.floats(0.0, 1.0),
-    }
-)
+FIELDS = {
+    "learning_rate": st.floats(1e-6, 10.0),
+    "lr_warmup_steps": st.integers(0, 40),
+    "lr_warmup_style": st.sampled_from(["linear", "constant"]),
+    "lr_decay_style": st.sampled_from(["linear", "cosine"]),
+    "lr_decay_starting_step": st.none() | st.integers(0, 60),
+    "lr_decay_steps": st.none() | st.integers(0, 60),
+    "min_decay_lr": st.none() | st.floats(0.0, 1.0),
+}
+schedules = st.fixed_dictionaries(FIELDS)
 
 
 def wheel_rates(train_steps: int, schedule: dict[str, Any]) -> list[float]:
@@ -137,16 +136,13 @@ def test_phases_join_without_gaps(schedule: dict[str, Any], train_steps: int) ->
 
 
 @settings(deadline=None)
-@given(first=schedules, second=schedules, index=st.integers(0, 130), share=st.booleans())
-def test_equal_phases_are_equal_rates(first: dict[str, Any], second: dict[str, Any], index: int, share: bool) -> None:
-    if share:  # two schedules that differ at the end only, or hardly
-        second = {**first, "lr_decay_steps": second["lr_decay_steps"], "min_decay_lr": second["min_decay_lr"]}
+@given(first=schedules, second=schedules, kept=st.sets(st.sampled_from(sorted(FIELDS))), steps=st.integers(0, 130))
+def test_the_past_is_the_same_exactly_where_every_rate_is(
+    first: dict[str, Any], second: dict[str, Any], kept: set[str], steps: int
+) -> None:
+    second = {**second, **{name: first[name] for name in (*kept, "learning_rate")}}
     one, other = with_schedule(100, **first), with_schedule(100, **second)
-    if learning_rates_before(one, index) == learning_rates_before(other, index):
-        assert rates(one, index) == rates(other, index)
-    elif rates(one, index) == rates(other, index):
-        # Different shapes may agree on a point or two, never on a stretch.
-        assert index <= 2 + max(first["lr_warmup_steps"], second["lr_warmup_steps"], 60) + 61
+    assert same_learning_rates(one, other, steps) == (rates(one, steps) == rates(other, steps))
 
 
 def test_each_step_has_the_stage_that_began_last() -> None:
