@@ -175,12 +175,12 @@ def test_a_single_folder_is_a_list_of_one() -> None:
 
 
 def test_the_corpus_lies_under_the_recipes_name_where_no_path_is_given(tmp_path: Path) -> None:
-    mapping = raw("tiny")
-    del mapping["corpus"]["path"]
-    path = tmp_path / "mine.yaml"
-    path.write_text(to_yaml(mapping))
-    corpus = load_recipe(str(path)).recipe.corpus
-    assert corpus is not None and corpus.path == "corpora/mine"
+    copy = tmp_path / "mine.yaml"
+    copy.write_text(shipped_recipes()["tiny"].read_text())
+    corpora = [
+        load_recipe(*arguments).recipe.corpus for arguments in (("tiny",), (str(copy),), ("tiny", ["corpus.path=x"]))
+    ]
+    assert [corpus and corpus.path for corpus in corpora] == ["corpora/tiny", "corpora/mine", "x"]
 
 
 @pytest.mark.parametrize(
