@@ -31,7 +31,9 @@ def finish_source(job: Job, source: str, tokenizer: TokenizerInfo, settings_sha2
             examples |= note["examples"]
     for reason, count in rejected.items():
         places = ", ".join(examples[reason])
-        console.print(f"[yellow]{source}: {count} left out: {reason}[/yellow] ({places}{' …' if count > 3 else ''})")
+        more = ", …" if count > len(examples[reason]) else ""
+        line = f"warning: {source}: {count} left out: {reason} ({places}{more})"
+        console.print(line, style="yellow", soft_wrap=True, highlight=False, markup=False)
     folder = source_folder(job.folder, source)
     manifest = Manifest(
         source=source,

@@ -54,7 +54,7 @@ def tokenize(
     next_step = f"next: nanotron-recipes pretrain {recipe_name}"
     settings = _settings(recipe, corpus)
     if not _pending(corpus, settings):
-        console.print(f"{corpus.path}: all sources are tokenized already; {next_step}")
+        _say(console, f"{corpus.path}: all sources are tokenized already; {next_step}")
         return [read_manifest(Path(corpus.path, source.name)) for source in corpus.sources]
     started = time.perf_counter()
     with _locked(Path(corpus.path)):
@@ -69,8 +69,12 @@ def tokenize(
     manifests = [read_manifest(Path(corpus.path, source.name)) for source in corpus.sources]
     tokens = sum(manifest.train.tokens + manifest.validation.tokens for manifest in manifests)
     seconds = time.perf_counter() - started
-    console.print(f"{corpus.path}: {len(manifests)} sources, {tokens:,} tokens in {seconds:.1f} s; {next_step}")
+    _say(console, f"{corpus.path}: {len(manifests)} sources, {tokens:,} tokens in {seconds:.1f} s; {next_step}")
     return manifests
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 @dataclass(frozen=True)
@@ -152,7 +156,7 @@ def _ensure_tokenizer(recipe: Recipe, corpus: Corpus, console: Console) -> Token
         made_with = Path(corpus.path, "tokenizer.settings")
         settings = _settings(recipe, corpus).tokenizer
         if not made_with.is_file() or made_with.read_text().strip() != settings:
-            console.print(f"training a tokenizer of {recipe.tokenizer.train.vocab_size:,} entries")
+            _say(console, f"training a tokenizer of {recipe.tokenizer.train.vocab_size:,} entries")
             made_with.unlink(missing_ok=True)
             train_tokenizer(corpus, recipe.tokenizer.train.vocab_size, folder)
             write_atomic(made_with, settings + "\n")

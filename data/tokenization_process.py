@@ -59,7 +59,8 @@ def _environment(workers: int) -> dict[str, str]:
 
 def _watch(process: "subprocess.Popen[bytes]", job: Job, console: Console) -> None:
     columns = (TextColumn("tokenizing"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[tokens]}"))
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
+    hidden = not console.is_terminal
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=hidden) as progress:
         bar = progress.add_task("", total=len(job.tasks), tokens="")
         started, first = time.perf_counter(), _bytes_written(job.folder)
         while process.poll() is None:

@@ -7,7 +7,6 @@ lives no longer than the one that started it: when its standard input closes, it
 import json
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,7 +73,8 @@ class _Reading:
 
 
 def _die_with_parent() -> None:
-    sys.stdin.buffer.read()
+    # Not through sys.stdin: a process forked meanwhile would inherit its lock and hang when it closes it.
+    os.read(0, 1)
     os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
