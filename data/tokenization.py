@@ -45,7 +45,7 @@ def tokenize(
 
     Does nothing, in moments, where all manifests were made with the recipe's present settings (text is not read again).
     `workers` is the number of processes that encode (null: one a CPU). Raises UserError for what the user can mend
-    (missing path, empty corpus, wrong text_key, wrong vocabulary size) and RuntimeError where the worker fails.
+    (missing path, empty corpus, wrong text_key, wrong vocabulary size) and TokenizationFailed where the worker fails.
     """
     console = console or Console(quiet=True)
     corpus = recipe.corpus

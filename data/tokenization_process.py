@@ -17,8 +17,12 @@ _POLL_SECONDS = 0.1
 _START = "import sys; from data.tokenization_worker import main; main(sys.argv[1])"
 
 
+class TokenizationFailed(RuntimeError):
+    """The worker process failed; the message names its log and shows the log's end."""
+
+
 def run_job(job: Job, console: Console) -> None:
-    """Runs the job's incomplete tasks in a process group of their own; RuntimeError, with the log, where one fails."""
+    """Runs the job's incomplete tasks in a process group of their own; TokenizationFailed where one fails."""
     for task in job.tasks:
         job.folder_of(task).mkdir(parents=True, exist_ok=True)
     job_file = job.folder / "job.json"
@@ -42,7 +46,7 @@ def run_job(job: Job, console: Console) -> None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     if process.returncode != 0:
-        raise RuntimeError(f"tokenization failed with exit status {process.returncode}; see {log}\n{_tail(log)}")
+        raise TokenizationFailed(f"tokenization failed with exit status {process.returncode}; see {log}\n{_tail(log)}")
 
 
 def _environment(workers: int) -> dict[str, str]:
