@@ -97,11 +97,11 @@ def choose_attention(requested: str, dtype: torch.dtype, device: torch.device) -
 
 def sdpa_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, inputs: AttentionInputs) -> torch.Tensor:
     """torch's scaled_dot_product_attention, on every device."""
-    heads_first = (tensor.permute(1, 2, 0, 3) for tensor in (q, k, v))
+    q_heads, k_heads, v_heads = (tensor.permute(1, 2, 0, 3) for tensor in (q, k, v))
     mask = inputs.mask
     assert mask is not None or inputs.cu_seqlens is None, "inputs were built for a kernel that takes offsets"
     out = F.scaled_dot_product_attention(
-        *heads_first, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[2] != k.shape[2]
+        q_heads, k_heads, v_heads, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[2] != k.shape[2]
     )
     return out.permute(2, 0, 1, 3)
 

@@ -10,13 +10,14 @@ from model.attention import AttentionBackend, choose_attention
 from model.llama import LlamaForTraining, Wiring
 from model.micro_batch import CurrentMicroBatch, MicroBatch, prepare_micro_batch
 from nanotron_recipes.errors import UserError
+from nanotron_recipes.parameters import is_decayed
 from nanotron_recipes.recipe import Recipe
 from parallel.buckets import Bucket, allocate, plan_buckets
 from parallel.initialization import initialize
 from parallel.nanotron_import import import_nanotron
-from parallel.partition import build_stages
 from parallel.parameters import replace_storage, tie_across_ranks
-from parallel.process_groups import EngineContext
+from parallel.partition import build_stages
+from parallel.process_groups import EngineContext, single_process_context
 
 import_nanotron()
 
@@ -115,9 +116,8 @@ def initialize_weights(built: BuiltModel) -> None:
 
 
 def decay_rule(recipe: Recipe) -> Callable[[str], bool]:
-    """Weight decay by global parameter name: everything but `weight_decay_exclude_named_params`, fully matched."""
-    patterns = [re.compile(pattern) for pattern in recipe.optimizer.weight_decay_exclude_named_params]
-    return lambda name: not any(pattern.fullmatch(name) for pattern in patterns)
+    """Weight decay by global parameter name: everything but `weight_decay_exclude_named_params`."""
+    return lambda name: is_decayed(name, recipe.optimizer.weight_decay_exclude_named_params)
 
 
 def draw_rule(recipe: Recipe) -> Callable[[str, tuple[int, ...], torch.Generator], torch.Tensor]:
@@ -145,6 +145,39 @@ def draw_rule(recipe: Recipe) -> Callable[[str, tuple[int, ...], torch.Generator
         return values
 
     return draw
+
+
+@torch.no_grad()
+def logits_from_tensors(
+    recipe: Recipe, tensors: Iterable[tuple[str, torch.Tensor]], token_ids: torch.Tensor
+) -> torch.Tensor:
+    """Logits of our own model with the given weights, in this process alone, on the CPU.
+
+    Args:
+        tensors: (global name, value) of every parameter.
+        token_ids: int64 [B, S]; each row is one document.
+
+    Returns:
+        float32 [B, S, vocabulary] without padding.
+    """
+    alone = recipe.model_copy(
+        update={"parallelism": recipe.parallelism.model_copy(update={"dp": 1, "pp": 1, "tp": 1})},
+    )
+    with single_process_context(torch.device("cpu")) as context:
+        built = build_model(alone, context)
+        load_named(built, tensors)
+        positions = torch.arange(token_ids.shape[1]).expand_as(token_ids)
+        micro_batch = built.prepare(
+            {
+                "input_ids": token_ids,
+                "target_ids": token_ids,
+                "target_mask": torch.ones_like(token_ids, dtype=torch.bool),
+                "position_ids": positions,
+            }
+        )
+        built.current.set(micro_batch)
+        logits = built.module.model()
+        return logits[..., : recipe.model.architecture.vocab_size].transpose(0, 1).float().contiguous()
 
 
 def load_named(built: BuiltModel, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:

@@ -13,7 +13,6 @@ from model.hf_files import SafetensorsReader, open_safetensors
 from model.hf_folder import whole_folder
 from model.hf_mapping import LLAMA, QWEN3, SMOLLM3, fuse_from_hf, hf_shapes, no_rope_layer_of, parameter_map
 from nanotron_recipes.errors import UserError
-from nanotron_recipes.files import write_atomic
 from nanotron_recipes.loading import dump_yaml, recipe_from_mapping
 from nanotron_recipes.recipe import Recipe
 
@@ -53,8 +52,8 @@ def import_hf(hf_dir: Path, out: Path) -> ImportReport:
         recipe = recipe_of(config, hf_dir, stored_dtype(reader, hf_dir))
         check_tensors(reader, recipe, hf_dir)
         with whole_folder(out, marker=None) as folder:
-            save_tensors(folder, our_tensors(reader, recipe), recipe)
-            write_atomic(folder / "recipe.yaml", dump_yaml(recipe))
+            files = {"recipe.yaml": dump_yaml(recipe)}
+            save_tensors(folder, our_tensors(reader, recipe), {"step": 0}, files)
     return ImportReport(out, config["architectures"][0], num_parameters(recipe), recipe.model.dtype)
 
 

@@ -20,6 +20,7 @@ from parallel.cross_entropy import vocab_parallel_cross_entropy
 from parallel.nanotron_import import import_nanotron
 from parallel.p2p import build_p2p
 from parallel.process_groups import EngineContext
+from parallel.row_linear import RowLinear
 
 import_nanotron()
 
@@ -31,7 +32,6 @@ from nanotron.parallel.tensor_parallel.nn import (  # noqa: E402
     TensorParallelColumnLinear,
     TensorParallelEmbedding,
     TensorParallelLinearMode,
-    TensorParallelRowLinear,
 )
 
 EMBEDDING = "model.token_position_embeddings.pp_block.token_embedding.weight"
@@ -63,9 +63,9 @@ class Wiring:
             contiguous_chunks=chunks,
         )
 
-    def row_linear(self, inputs: int) -> TensorParallelRowLinear:
+    def row_linear(self, inputs: int) -> RowLinear:
         """inputs -> hidden, split by columns."""
-        return TensorParallelRowLinear(
+        return RowLinear(
             in_features=inputs,
             out_features=self.recipe.model.architecture.hidden_size,
             pg=self.tp_pg,
@@ -142,7 +142,7 @@ class Attention(nn.Module):
             qk = apply_rope(qk, micro_batch.rope)
         q, k = qk.split((self.num_heads, self.num_kv_heads), dim=-2)
         out = self.backend.function(q, k, v, micro_batch.attention)
-        return self.o_proj(out.flatten(-2))  # type: ignore[no-any-return]
+        return self.o_proj(out.flatten(-2))
 
 
 class MLP(nn.Module):
@@ -156,7 +156,7 @@ class MLP(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         gate, up = self.gate_up_proj(hidden_states).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up)  # type: ignore[no-any-return]
+        return self.down_proj(F.silu(gate) * up)
 
 
 class DecoderLayer(nn.Module):
@@ -243,7 +243,7 @@ class LlamaBlocks(nn.Module):
         return self.lm_head(x=x)["logits"]
 
 
-class LlamaForTraining(NanotronModel):  # type: ignore[misc]
+class LlamaForTraining(NanotronModel):
     """Micro-batch -> loss, called by nanotron's pipeline engine on every stage."""
 
     def __init__(self, context: EngineContext, wiring: Wiring) -> None:
@@ -261,7 +261,7 @@ class LlamaForTraining(NanotronModel):  # type: ignore[misc]
 
     def forward(self, micro_batch: MicroBatch) -> dict[str, torch.Tensor | TensorPointer]:
         self.wiring.current.set(micro_batch)
-        return self.loss(logits=self.model())  # type: ignore[no-any-return]
+        return self.loss(logits=self.model())
 
     def init_model_randomly(self, config: Any) -> None:
         """Required by nanotron; weights are drawn by `parallel.initialization` instead."""

@@ -108,12 +108,14 @@ class BoxedTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, shape: tuple[int, ...], dtype: torch.dtype, boxes: list[Box]) -> "BoxedTensor":
-        tensor: BoxedTensor = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype)  # type: ignore[attr-defined]
+        tensor: BoxedTensor = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype)
         tensor.boxes = boxes
         return tensor
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]  # torch declares it as a plain function
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         if func is torch.ops.aten.detach.default:
             return args[0]
         raise TypeError(f"a BoxedTensor holds parts of a tensor for a checkpoint; {func} is not possible on it")

@@ -124,7 +124,8 @@ def plan_buckets(
         bucket_bytes: size of a bucket's float32 gradients at which the next one is begun.
         shard_over_dp: ZeRO-1: every data-parallel rank owns an equal part of each bucket.
     """
-    across_stages, own = [], []
+    across_stages: list[tuple[str, NanotronParameter]] = []
+    own: list[tuple[str, NanotronParameter]] = []
     for name, parameter in reversed(list(named_parameters(model))):
         (across_stages if _spans_stages(parameter, context) else own).append((name, parameter))
     return [
@@ -153,7 +154,9 @@ def _spans_stages(parameter: NanotronParameter, context: EngineContext) -> bool:
     return len(stages) > 1
 
 
-def _chunks(members: list[tuple[str, NanotronParameter]], max_numel: int) -> Iterator[list[tuple[str, NanotronParameter]]]:
+def _chunks(
+    members: list[tuple[str, NanotronParameter]], max_numel: int
+) -> Iterator[list[tuple[str, NanotronParameter]]]:
     chunk: list[tuple[str, NanotronParameter]] = []
     numel = 0
     for name, parameter in members:

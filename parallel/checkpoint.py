@@ -1,7 +1,8 @@
 """Checkpoints of global tensors, written by all ranks in parallel and read at any topology.
 
-A checkpoint is a folder of torch.distributed.checkpoint with the tensors ``model/<name>``, ``optimizer/exp_avg/<name>``,
-``optimizer/exp_avg_sq/<name>`` and, where the model is not float32, ``optimizer/master/<name>``, plus ``state.json``.
+A checkpoint is a folder of torch.distributed.checkpoint with the tensors ``model/<name>``,
+``optimizer/exp_avg/<name>``, ``optimizer/exp_avg_sq/<name>`` and, where the model is not float32,
+``optimizer/master/<name>``, plus ``state.json``.
 It is written beside its final name and renamed when everything is on disk: what has the name is complete.
 """
 
@@ -15,8 +16,10 @@ from typing import Any
 
 import torch
 import torch.distributed as torch_dist
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.files import write_atomic
@@ -96,7 +99,7 @@ def save_tensors(
 def read_tensors(folder: Path, prefix: str = MODEL) -> Iterator[tuple[str, torch.Tensor]]:
     """Global tensors whose name in the checkpoint begins with `prefix`, one at a time: (name without it, value)."""
     read_state(folder)
-    metadata = dcp.FileSystemReader(folder).read_metadata()
+    metadata = FileSystemReader(folder).read_metadata()
     for key, entry in metadata.state_dict_metadata.items():
         if key.startswith(prefix) and isinstance(entry, TensorStorageMetadata):
             value = torch.empty(entry.size, dtype=entry.properties.dtype)
@@ -143,15 +146,15 @@ def _save(tensors: dict[str, torch.Tensor], folder: Path) -> None:
     with warnings.catch_warnings():
         # Without a process group torch assumes one process, which is what is meant.
         warnings.filterwarnings("ignore", message=".*single process.*")
-        writer = dcp.FileSystemWriter(folder, sync_files=True)
-        dcp.save(dict(tensors), storage_writer=writer, no_dist=not torch_dist.is_initialized())
+        writer = FileSystemWriter(folder, sync_files=True)
+        save(dict(tensors), storage_writer=writer, no_dist=not torch_dist.is_initialized())
 
 
 def _load(tensors: dict[str, torch.Tensor], folder: Path, one_process: bool = False) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*single process.*")
         alone = one_process or not torch_dist.is_initialized()
-        dcp.load(dict(tensors), storage_reader=dcp.FileSystemReader(folder), no_dist=alone)
+        load(dict(tensors), storage_reader=FileSystemReader(folder), no_dist=alone)
 
 
 def _finish(partial: Path, folder: Path, state: Mapping[str, Any], files: Mapping[str, str]) -> None:

@@ -14,7 +14,7 @@ from nanotron import distributed as nanotron_dist  # noqa: E402
 from nanotron.parallel.pipeline_parallel.p2p import P2P, P2PTensorMetaData  # noqa: E402
 
 
-class BufferedP2P(P2P):  # type: ignore[misc]
+class BufferedP2P(P2P):
     """nanotron's `P2P` whose sends return at once.
 
     gloo's send is a rendezvous: with 1F1B two neighbours that both send first wait for each other for ever. Here a

@@ -1,6 +1,8 @@
 """Process groups: nanotron's grid of ranks (pipeline x data x tensor) on gloo as well as on nccl."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -36,7 +38,7 @@ def init_process_group(device: torch.device, timeout: timedelta = COLLECTIVE_TIM
     torch_dist.init_process_group(backend=backend, timeout=timeout)
 
 
-class EngineContext(ParallelContext):  # type: ignore[misc]  # nanotron ships no types
+class EngineContext(ParallelContext):
     """nanotron's `ParallelContext` that leaves the device to `pick_device`, so that it runs on gloo as well.
 
     The process group must be initialised before (`init_process_group`). Ranks are ordered as in nanotron:
@@ -80,3 +82,23 @@ class EngineContext(ParallelContext):  # type: ignore[misc]  # nanotron ships no
         super().destroy()
         nanotron_dist.get_rank.cache_clear()
         nanotron_dist.get_global_rank.cache_clear()
+
+
+@contextmanager
+def single_process_context(device: torch.device) -> Iterator[EngineContext]:
+    """A world of this process alone, for work outside a run (export, verification); left as it was found."""
+    environment = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    store = torch_dist.TCPStore("127.0.0.1", 0, world_size=1, is_master=True)
+    torch_dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    context = EngineContext(dp=1, pp=1, tp=1, device=device)
+    try:
+        yield context
+    finally:
+        context.destroy()
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -83,11 +83,13 @@ class RankPool:
             ready = wait(list(pending), timeout=self._timeout)
             if not ready:
                 self.close()
-                raise RankFailure(f"ranks {sorted(pending.values())} of {world_size} gave no answer in {self._timeout} s")
+                raise RankFailure(
+                    f"ranks {sorted(pending.values())} of {world_size} gave no answer in {self._timeout} s"
+                )
             for pipe in ready:
                 rank = pending.pop(pipe)
                 try:
-                    ok, value = pipe.recv()  # type: ignore[union-attr]
+                    ok, value = self._pipes[rank].recv()
                 except EOFError:
                     ok, value = False, "the process died"
                 if not ok:
@@ -126,7 +128,8 @@ def _serve(rank: int, pipe: Connection) -> None:
             world_size, port, function, arguments = pipe.recv()
         except EOFError:
             return
-        os.environ.update(torchrun_environment(rank, world_size, port))
+        # nanotron's asynchronous tensor-parallel layers insist on the second; the launcher of real runs sets it too.
+        os.environ.update(torchrun_environment(rank, world_size, port), CUDA_DEVICE_MAX_CONNECTIONS="1")
         try:
             pipe.send((True, function(*arguments)))
         except Exception:
@@ -137,5 +140,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-

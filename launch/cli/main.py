@@ -20,6 +20,8 @@ COMMANDS = {
     "list": "launch.cli.list_recipes:list_recipes",
     "show": "launch.cli.show:show",
     "validate": "launch.cli.validate:validate",
+    "tokenize": "launch.cli.tokenize:tokenize",
+    "pretrain": "launch.cli.pretrain:pretrain",
     "export": "launch.cli.export:export",
     "import": "launch.cli.import_hf:import_folder",
 }

@@ -39,14 +39,16 @@ class StepResult:
     Attributes:
         loss: mean negative log-likelihood of the valid targets, nats per token (without z-loss).
         grad_norm: 2-norm of the gradient before clipping.
+        stop_requested: whether any rank was asked to stop.
     """
 
     loss: float
     grad_norm: float
+    stop_requested: bool = False
 
 
 class TrainingEngine:
-    """A rank's part of the model with everything that trains it. Weights have no values before they are drawn or loaded."""
+    """A rank's part of the model with everything that trains it; its weights are still to be drawn or loaded."""
 
     def __init__(self, recipe: Recipe, topology: Topology, context: EngineContext) -> None:
         sharded = recipe.optimizer.zero_stage > 0
@@ -58,8 +60,12 @@ class TrainingEngine:
         self.optimizer = FlatAdamW(self.built.buckets, context, adamw_settings(recipe), sharded)
         self._pipeline = PIPELINE_ENGINES[recipe.parallelism.pp_engine]()
 
-    def train_step(self, batch: StepBatch, lr: float) -> StepResult:
-        """Forward, backward and update for this rank's micro-batches of one global batch."""
+    def train_step(self, batch: StepBatch, lr: float, stop_requested: bool = False) -> StepResult:
+        """Forward, backward and update for this rank's micro-batches of one global batch.
+
+        Args:
+            stop_requested: whether this rank was asked to stop; all ranks learn of it with the loss.
+        """
         count = len(batch.micro_batches)
         # nanotron divides every micro-batch's loss by their number; what is wanted is the sum over the valid targets
         # of the global batch divided by their number.
@@ -78,15 +84,15 @@ class TrainingEngine:
             self.optimizer.clip(grad_norm, self.recipe.optimizer.clip_grad)
         self.optimizer.step(lr)
         flush_sends(self.built.module.model.p2p)
-        nll_sum = self._sum_over_world(outputs)
-        return StepResult(loss=nll_sum / batch.num_valid_targets, grad_norm=float(grad_norm))
+        nll_sum, stops = self._sum_over_world(outputs, float(stop_requested))
+        return StepResult(nll_sum / batch.num_valid_targets, float(grad_norm), stops > 0)
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Iterable[MicroBatchArrays]) -> float:
         """Sum of the negative log-likelihood over the valid targets that all replicas were given, in nats."""
         outputs = [self.built.module(micro_batch=self._prepare(arrays)) for arrays in micro_batches]
         flush_sends(self.built.module.model.p2p)
-        return self._sum_over_world(outputs)
+        return self._sum_over_world(outputs)[0]
 
     def _prepare(self, arrays: MicroBatchArrays) -> object:
         return self.built.prepare(
@@ -98,15 +104,19 @@ class TrainingEngine:
             }
         )
 
-    def _sum_over_world(self, outputs: Sequence[dict[str, torch.Tensor | TensorPointer]]) -> float:
-        """Sum what the last stage of every replica computed (its tensor-parallel ranks all have the same numbers)."""
-        total = torch.zeros((), dtype=torch.float64, device=self.context.device)
-        if self.context.tp_rank == 0:
-            for output in outputs:
-                if not isinstance(output["nll_sum"], TensorPointer):
-                    total += output["nll_sum"]
-        torch_dist.all_reduce(total, group=self.context.world_pg)
-        return float(total)
+    def _sum_over_world(
+        self, outputs: Sequence[dict[str, torch.Tensor | TensorPointer]], flag: float = 0.0
+    ) -> tuple[float, float]:
+        """Sums over all ranks of what the last stages computed (one tensor rank speaks for all), and of a flag."""
+        mine = [output["nll_sum"] for output in outputs] if self.context.tp_rank == 0 else []
+        parts = [part.double() for part in mine if isinstance(part, torch.Tensor)]
+        nll_sum = (
+            torch.stack(parts).sum() if parts else torch.zeros((), dtype=torch.float64, device=self.context.device)
+        )
+        totals = torch.stack((nll_sum, torch.full_like(nll_sum, flag)))
+        torch_dist.all_reduce(totals, group=self.context.world_pg)
+        total, flags = totals.tolist()
+        return total, flags
 
 
 def adamw_settings(recipe: Recipe) -> AdamWSettings:

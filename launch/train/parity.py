@@ -5,6 +5,7 @@ has to agree: losses, gradient norms, and whether every copy of a parameter is b
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -24,6 +25,26 @@ from parallel.rank_pool import RankPool
 
 BatchFunction = Callable[..., StepBatch]
 """(recipe, topology, step, dp_rank) -> StepBatch; must be importable."""
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """How far two runs of one recipe may be apart.
+
+    Attributes:
+        loss: largest difference of a step's loss, nats per token.
+        grad_norm: largest relative difference of a step's gradient norm.
+    """
+
+    loss: float
+    grad_norm: float
+
+
+FLOAT32 = Tolerances(loss=1e-5, grad_norm=1e-4)
+"""What the order of float32 additions may change; correct runs stay below a tenth of it."""
+
+BFLOAT16 = Tolerances(loss=2e-2, grad_norm=5e-2)
+"""Activations are rounded to 8 bits at other places (partial sums of a tensor-parallel layer, for example)."""
 
 
 @dataclass(frozen=True)
@@ -105,17 +126,10 @@ def train_on_rank(
     plant: Callable[[TrainingEngine], None] | None,
 ) -> TopologyResult:
     """One rank's part of a run; called on every rank of the world."""
-    recipe = recipe_from_mapping(mapping, source="parity").recipe
-    device = pick_device(0)
-    init_process_group(device)
-    topology = resolve_topology(recipe, torch_dist.get_world_size())
-    context = EngineContext(topology.dp, topology.pp, topology.tp, device)
-    engine = TrainingEngine(recipe, topology, context)
-    if plant is not None:
-        plant(engine)
-    initialize_weights(engine.built)
+    engine = start_engine(mapping, plant)
+    recipe, topology, dp_rank = engine.recipe, engine.topology, engine.context.dp_rank
     steps = [
-        engine.train_step(batches(recipe, topology, step, context.dp_rank), learning_rate_at(recipe, step))
+        engine.train_step(batches(recipe, topology, step, dp_rank), learning_rate_at(recipe, step))
         for step in range(1, num_steps + 1)
     ]
     unequal, num_shared = compare_copies(engine)
@@ -129,8 +143,64 @@ def train_on_rank(
         weights_digest=_digest(engine),
     )
     # Not in a `finally`: leaving waits for all ranks, and after a failure the others never come.
-    context.destroy()
+    engine.context.destroy()
     return result
+
+
+def start_engine(mapping: dict[str, object], plant: Callable[[TrainingEngine], None] | None = None) -> TrainingEngine:
+    """Join the world and build this rank's engine with the initial weights of the recipe.
+
+    The caller ends with `engine.context.destroy()`.
+    """
+    recipe = recipe_from_mapping(mapping, source="parity").recipe
+    device = pick_device(0)
+    init_process_group(device)
+    topology = resolve_topology(recipe, torch_dist.get_world_size())
+    engine = TrainingEngine(recipe, topology, EngineContext(topology.dp, topology.pp, topology.tp, device))
+    if plant is not None:
+        plant(engine)
+    initialize_weights(engine.built)
+    return engine
+
+
+def largest_differences(reference: TopologyResult, result: TopologyResult) -> tuple[float, float]:
+    """Over the steps of `result`: largest difference of the losses, largest relative one of the gradient norms.
+
+    A difference that is no number counts as infinite.
+    """
+    assert len(result.losses) <= len(reference.losses), "the reference has fewer steps"
+    losses = zip(result.losses, reference.losses, strict=False)
+    norms = zip(result.grad_norms, reference.grad_norms, strict=False)
+    differences = [abs(ours - theirs) for ours, theirs in losses]
+    ratios = [abs(ours / theirs - 1) for ours, theirs in norms]
+    return _largest(differences), _largest(ratios)
+
+
+def disagreements(reference: TopologyResult, result: TopologyResult, tolerances: Tolerances = FLOAT32) -> list[str]:
+    """Why two runs of one recipe are not the same training; empty where they are.
+
+    Args:
+        reference: a run with at least as many steps as `result`.
+
+    Returns:
+        One sentence for each kind of disagreement, with the measured figure and the limit.
+    """
+    loss, grad_norm = largest_differences(reference, result)
+    found = []
+    if loss > tolerances.loss:
+        found.append(f"{result.name}: losses differ by up to {loss:.1e} (allowed: {tolerances.loss:.0e})")
+    if grad_norm > tolerances.grad_norm:
+        found.append(
+            f"{result.name}: gradient norms differ by up to {grad_norm:.1e} relative "
+            f"(allowed: {tolerances.grad_norm:.0e})"
+        )
+    if result.unequal_copies:
+        found.append(f"{result.name}: copies differ between ranks: {', '.join(result.unequal_copies)}")
+    return found
+
+
+def _largest(differences: Sequence[float]) -> float:
+    return max(difference if math.isfinite(difference) else math.inf for difference in differences)
 
 
 def compare_copies(engine: TrainingEngine) -> tuple[list[str], int]:

@@ -1,0 +1,133 @@
+"""After the last step: export, verify, generate, measure, and write it all into the model card."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from data.arithmetic import held_out_problems
+from data.bigram import bigram_baseline
+from data.manifest import read_manifest
+from data.plan import DataPlan
+from data.tokenizer import tokenizer_folder
+from launch.evaluate.arithmetic_task import ArithmeticResult, arithmetic_accuracy
+from launch.evaluate.card_facts import bits_per_byte, facts_of_run
+from launch.evaluate.generation import SAMPLE_PROMPTS, Generator, Sample
+from launch.evaluate.verification import LOGIT_TOLERANCE, verify_checkpoint
+from launch.train.metrics import MetricsWriter, read_metrics
+from launch.train.run_folder import LATEST_EXPORT, RunFolder, point_latest
+from launch.train.step_line import ValidationRow, validation_table
+from model.hf_export import export_checkpoint
+from model.model_card import render_card
+from nanotron_recipes.files import write_atomic
+from nanotron_recipes.recipe import Recipe
+
+NUM_PROBLEMS = 400
+"""Held-out sums and differences that a run with an arithmetic source is asked at its end."""
+SAMPLE_TOKENS = 48
+
+
+def finish_run(folder: RunFolder, recipe: Recipe, plan: DataPlan, console: Console) -> None:
+    """Export the last checkpoint, check it and show what the model can do; nothing here touches the training.
+
+    Raises:
+        RuntimeError: the exported model does not compute what the trained one does.
+    """
+    step = recipe.tokens.train_steps
+    checkpoint = folder.checkpoints / str(step)
+    with console.status("exporting and verifying"):
+        export_checkpoint(checkpoint, folder.export, tokenizer_dir=tokenizer_folder(recipe), card=None)
+        difference = verify_checkpoint(checkpoint, recipe, folder.export)
+    if not difference <= LOGIT_TOLERANCE:
+        raise RuntimeError(f"{folder.export}: logits differ by {difference:.1e} from the trained model's")
+    with console.status("measuring"):
+        generator = Generator(folder.export)
+        samples = _samples(generator)
+        arithmetic = _arithmetic(generator, recipe)
+        bigram = _bigram(plan, recipe)
+    _write_evaluation(folder, step, bigram, arithmetic)
+    card = render_card(replace(facts_of_run(folder, recipe, step), has_tokenizer=True))
+    write_atomic(folder.export / "README.md", card)
+    point_latest(folder.path.parent, folder, LATEST_EXPORT)
+    _show(console, folder, recipe, bigram, arithmetic, samples, difference)
+
+
+def _samples(generator: Generator) -> list[Sample]:
+    texts = generator.continue_texts(list(SAMPLE_PROMPTS.values()), max_new_tokens=SAMPLE_TOKENS)
+    return [Sample(kind, prompt, text) for (kind, prompt), text in zip(SAMPLE_PROMPTS.items(), texts, strict=True)]
+
+
+def _arithmetic(generator: Generator, recipe: Recipe) -> ArithmeticResult | None:
+    if not has_arithmetic(recipe):
+        return None
+    return arithmetic_accuracy(generator, held_out_problems(NUM_PROBLEMS, seed=0))
+
+
+def has_arithmetic(recipe: Recipe) -> bool:
+    """Whether the recipe trains on the generated sums, so that its model can be asked held-out ones."""
+    return recipe.corpus is not None and any(source.reader == "arithmetic" for source in recipe.corpus.sources)
+
+
+def _bigram(plan: DataPlan, recipe: Recipe) -> dict[str, float]:
+    """Bits per byte, by source, of a bigram model of the tokens that the run trained on."""
+    tokens = recipe.tokens
+    if not tokens.validates:
+        return {}
+    losses = bigram_baseline(plan, tokens.train_steps, tokens.limit_val_batches * plan.global_batch_size)
+    bits = {source: bits_per_byte(loss, source, recipe) for source, loss in losses.items()}
+    return {source: value for source, value in bits.items() if value is not None}
+
+
+def _write_evaluation(
+    folder: RunFolder, step: int, bigram: dict[str, float], arithmetic: ArithmeticResult | None
+) -> None:
+    event: dict[str, object] = {"event": "evaluation", "step": step, "bigram_bits_per_byte": bigram}
+    if arithmetic is not None:
+        event["arithmetic"] = {"correct": arithmetic.correct, "total": arithmetic.total}
+    writer = MetricsWriter(folder.metrics_file)
+    writer.on_event(event)
+    writer.close()
+
+
+def _show(
+    console: Console,
+    folder: RunFolder,
+    recipe: Recipe,
+    bigram: dict[str, float],
+    arithmetic: ArithmeticResult | None,
+    samples: list[Sample],
+    difference: float,
+) -> None:
+    validations = [event for event in read_metrics(folder.metrics_file).events if event["event"] == "validation"]
+    if validations:
+        console.print(validation_table(_rows(validations, bigram, recipe)))
+    if arithmetic is not None:
+        console.print(
+            f"arithmetic: {arithmetic.correct} of {arithmetic.total} held-out two-digit sums and differences right "
+            f"({arithmetic.accuracy:.1%}, greedy)",
+            highlight=False,
+        )
+    table = Table("prompt", "what the model writes", title="Samples (greedy)", title_justify="left", show_lines=True)
+    for sample in samples:
+        table.add_row(repr(sample.prompt), repr(sample.text))
+    console.print(table, markup=False)
+    console.print(f"verified: logits of the export differ by at most {difference:.1e}", highlight=False)
+
+
+def _rows(validations: list[dict[str, object]], bigram: dict[str, float], recipe: Recipe) -> list[ValidationRow]:
+    first, last = validations[0], validations[-1]
+    before = first["validation_loss"] if first["step"] == 0 else {}
+    after = last["validation_loss"]
+    assert isinstance(before, dict) and isinstance(after, dict)
+    return [
+        ValidationRow(source, before.get(source), loss, _bytes_per_token(recipe, source), bigram.get(source))
+        for source, loss in after.items()
+        if loss is not None
+    ]
+
+
+def _bytes_per_token(recipe: Recipe, source: str) -> float | None:
+    if recipe.corpus is None:
+        return None
+    return read_manifest(Path(recipe.corpus.path) / source).validation.bytes_per_token

@@ -1,0 +1,189 @@
+"""The training loop: what happens in which order from the first step of a launch to its last."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch.distributed as torch_dist
+
+from data.batch import StepBatch
+from data.loader import Prefetcher
+from data.plan import DataPlan
+from launch.train.engine import StepResult, TrainingEngine
+from launch.train.hardware import peak_memory_bytes
+from launch.train.metrics import Callback, Event, StepRecord, validation_event
+from launch.train.run_folder import RunFolder
+from launch.train.signals import StopRequest
+from launch.train.tracing import StepTracer
+from model.arithmetic import FlopsFormula, mfu
+from nanotron_recipes.recipe import Recipe
+from nanotron_recipes.schedule import learning_rate_at
+from parallel.checkpoint import save_checkpoint
+
+MFU_FORMULA: FlopsFormula = "causal"
+"""Which FLOPs `mfu` counts; see `model.arithmetic.flops_per_token`."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What one launch of a run trains.
+
+    Attributes:
+        first_step: the step after the newest checkpoint, or 1.
+        stop_after: a step to save and end at, or None.
+        peak_flops: of all ranks together, per second; None where it is not known.
+        files: what is put beside the tensors of every checkpoint, name -> text.
+    """
+
+    folder: RunFolder
+    recipe: Recipe
+    plan: DataPlan
+    first_step: int
+    stop_after: int | None
+    peak_flops: float | None
+    files: dict[str, str]
+
+
+class TrainingLoop:
+    """Trains, validates, saves, and tells the callbacks (rank 0's) what happened."""
+
+    def __init__(
+        self, launch: Launch, engine: TrainingEngine, callbacks: list[Callback], tracer: StepTracer | None
+    ) -> None:
+        self._launch = launch
+        self._engine = engine
+        self._callbacks = callbacks
+        self._tracer = tracer
+        self._recipe = launch.recipe
+        self._tokens_per_step = engine.topology.global_batch_size * launch.recipe.tokens.sequence_length
+
+    def run(self, stop: StopRequest) -> int:
+        """Train until the recipe's last step, `stop_after`, or a signal; returns the last step taken."""
+        last = self._recipe.tokens.train_steps
+        if self._launch.first_step == 1:
+            if self._recipe.checkpoints.save_initial_state:
+                self._save(0)
+            self._validate(0)
+        step = self._launch.first_step - 1
+        with self._prefetcher() as batches:
+            while step < last:
+                step += 1
+                began = time.perf_counter()
+                batch = next(batches)
+                waited = time.perf_counter() - began
+                result = self._engine.train_step(batch, learning_rate_at(self._recipe, step), stop.is_set)
+                seconds = time.perf_counter() - began
+                self._record(step, result, batch.stage, seconds, waited)
+                if self._tracer is not None:
+                    self._tracer.step()
+                is_asked = step == self._launch.stop_after or result.stop_requested
+                if is_asked or self._is_save_due(step):
+                    self._save(step)
+                if step == last or _is_due(step, self._recipe.tokens.val_check_interval):
+                    self._validate(step)
+                if is_asked:
+                    break
+        return step
+
+    def _is_save_due(self, step: int) -> bool:
+        checkpoints = self._recipe.checkpoints
+        if step == self._recipe.tokens.train_steps and (checkpoints.save_final_state or checkpoints.export_at_end):
+            return True
+        return _is_due(step, checkpoints.checkpoint_interval)
+
+    def _prefetcher(self) -> Prefetcher:
+        topology, plan = self._engine.topology, self._launch.plan
+        dp_rank = self._engine.context.dp_rank
+
+        def batch_of(step: int) -> StepBatch:
+            return plan.step(
+                step,
+                dp=topology.dp,
+                dp_rank=dp_rank,
+                num_micro_batches=topology.num_micro_batches,
+                micro_batch_size=topology.micro_batch_size,
+            )
+
+        return Prefetcher(batch_of, self._launch.first_step, self._recipe.tokens.train_steps)
+
+    def _record(self, step: int, result: StepResult, stage: str, seconds: float, waited: float) -> None:
+        if not self._callbacks:
+            return
+        tokens_per_second = self._tokens_per_step / seconds
+        peak = self._launch.peak_flops
+        record = StepRecord(
+            step=step,
+            tokens=step * self._tokens_per_step,
+            loss=result.loss,
+            lr=learning_rate_at(self._recipe, step),
+            grad_norm=result.grad_norm,
+            tokens_per_second=tokens_per_second,
+            step_seconds=seconds,
+            data_wait_seconds=waited,
+            memory_peak_bytes=peak_memory_bytes(self._engine.context.device),
+            mfu=None if peak is None else mfu(self._recipe, tokens_per_second, peak, MFU_FORMULA),
+            stage=stage,
+        )
+        self._tell(lambda callback: callback.on_step(record))
+
+    def _validate(self, step: int) -> None:
+        tokens = self._recipe.tokens
+        if not tokens.validates:
+            return
+        context, topology = self._engine.context, self._engine.topology
+        losses = {}
+        for source in self._launch.plan.sources:
+            held_out = self._launch.plan.validation(
+                source,
+                tokens.limit_val_batches * topology.global_batch_size,
+                dp=topology.dp,
+                dp_rank=context.dp_rank,
+                micro_batch_size=topology.micro_batch_size,
+            )
+            if held_out.num_valid_targets > 0:
+                losses[source] = self._engine.evaluate(held_out.micro_batches) / held_out.num_valid_targets
+        self._event(validation_event(step, losses))
+
+    def _save(self, step: int) -> None:
+        save_checkpoint(
+            self._launch.folder.checkpoints / str(step),
+            self._engine.built.buckets,
+            self._engine.optimizer,
+            state={"step": step, "data": self._launch.plan.fingerprint},
+            files=self._launch.files,
+        )
+
+    def _event(self, event: Event) -> None:
+        self._tell(lambda callback: callback.on_event(event))
+
+    def _tell(self, call: Callable[[Callback], None]) -> None:
+        for callback in self._callbacks:
+            call(callback)
+
+
+def start_event(engine: TrainingEngine, launch: Launch) -> Event:
+    """The record of a (re)start: where and how the following steps are trained."""
+    topology, context = engine.topology, engine.context
+    return {
+        "event": "start",
+        "step": launch.first_step,
+        "topology": {
+            "dp": topology.dp,
+            "pp": topology.pp,
+            "tp": topology.tp,
+            "zero_stage": launch.recipe.optimizer.zero_stage,
+            "micro_batch_size": topology.micro_batch_size,
+            "num_micro_batches": topology.num_micro_batches,
+            "global_batch_size": topology.global_batch_size,
+            "world_size": torch_dist.get_world_size(),
+        },
+        "device": context.device.type,
+        "attention": engine.built.attention.name,
+        "data": launch.plan.fingerprint,
+        "peak_flops": launch.peak_flops,
+        "mfu_formula": MFU_FORMULA,
+    }
+
+
+def _is_due(step: int, interval: int) -> bool:
+    return interval > 0 and step % interval == 0

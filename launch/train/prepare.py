@@ -1,0 +1,127 @@
+"""Before anything is started: the data is there, the run is chosen, its past fits, its folder is ours."""
+
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+from data.plan import DataPlan
+from launch.train.run_folder import RunFolder, RunHeader, point_latest, take_run
+from launch.train.run_lock import RunLock, new_launch_id
+from nanotron_recipes.errors import UserError
+from nanotron_recipes.frozen import changes_of_the_past, later_changes
+from nanotron_recipes.loading import LoadedRecipe, dump_yaml, load_recipe
+from nanotron_recipes.recipe import Recipe
+from nanotron_recipes.unsupported import unsupported_features
+
+RUNS = Path("runs")
+"""Where runs lie, relative to the working directory."""
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What a user asked for.
+
+    Attributes:
+        loaded: the recipe with its overrides.
+        run_name: `--run`, or None to choose.
+    """
+
+    loaded: LoadedRecipe
+    run_name: str | None = None
+    runs_dir: Path = RUNS
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run that this launch may train.
+
+    Attributes:
+        state: `new`, `resumed`, or `complete` (nothing is left to do).
+        step: the newest checkpoint, 0 without one.
+        changes: what a resume changes in the run's future, one line each.
+    """
+
+    folder: RunFolder
+    recipe: Recipe
+    state: Literal["new", "resumed", "complete"]
+    step: int
+    launch_id: str
+    lock: RunLock = field(repr=False)
+    changes: tuple[str, ...] = ()
+
+
+def check_trainable(recipe: Recipe) -> None:
+    """Raise UserError for a recipe that `validate` accepts and this version cannot train as written."""
+    features = unsupported_features(recipe)
+    if features:
+        raise UserError("; ".join(features))
+    if not recipe.data_stages:
+        raise UserError("data_stages: expected at least one stage: the recipe says nothing about what to read")
+
+
+def prepare_run(request: RunRequest) -> PreparedRun:
+    """Choose the run, check that its past allows this recipe, take its lock, write its recipe.
+
+    Raises:
+        UserError: data is missing or damaged, or the resume would change a step already taken.
+        RunIsTrained: another launch trains the run.
+    """
+    recipe = request.loaded.recipe
+    check_trainable(recipe)
+    plan = DataPlan.from_recipe(recipe)
+    launch_id = new_launch_id()
+    choice, lock = take_run(
+        request.runs_dir,
+        request.loaded.name,
+        recipe,
+        request.run_name,
+        lambda folder: not _objections(folder, recipe, plan.fingerprint),
+        launch_id,
+    )
+    folder = choice.folder
+    try:
+        changes: tuple[str, ...] = ()
+        if choice.state == "new":
+            header = RunHeader(request.loaded.name, version("nanotron-recipes"), plan.fingerprint)
+            folder.write_recipe(dump_yaml(recipe), header)
+        else:
+            changes = _accept_changes(folder, recipe, plan.fingerprint)
+            if choice.state == "resumed":
+                folder.reopen()
+        if choice.state != "complete":
+            point_latest(request.runs_dir, folder)
+    except BaseException:
+        lock.release()
+        raise
+    return PreparedRun(folder, recipe, choice.state, newest_step(folder), launch_id, lock, changes)
+
+
+def newest_step(folder: RunFolder) -> int:
+    """The step of the newest checkpoint, 0 without one."""
+    steps = folder.steps()
+    return steps[-1] if steps else 0
+
+
+def _objections(folder: RunFolder, recipe: Recipe, data: str) -> list[str]:
+    """Why the run in `folder` cannot go on with this recipe: what would change steps already taken."""
+    old, step = load_recipe(str(folder.recipe_file)).recipe, newest_step(folder)
+    objections = [str(change) for change in changes_of_the_past(old, recipe, step)]
+    if folder.header().data != data:
+        objections.append(f"data fingerprint: {folder.header().data[:12]} → {data[:12]}")
+    return objections
+
+
+def _accept_changes(folder: RunFolder, recipe: Recipe, data: str) -> tuple[str, ...]:
+    step = newest_step(folder)
+    objections = _objections(folder, recipe, data)
+    if objections:
+        raise UserError(
+            f"{folder.path}: going on after step {step} would change steps already taken: {'; '.join(objections)}; "
+            "take the change back, or start another run with --run"
+        )
+    old = load_recipe(str(folder.recipe_file)).recipe
+    changes = tuple(f"after step {step}: {change}" for change in later_changes(old, recipe, step))
+    header = folder.header()
+    folder.write_recipe(dump_yaml(recipe), replace(header, changes=(*header.changes, *changes)))
+    return changes

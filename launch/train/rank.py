@@ -1,0 +1,176 @@
+"""One rank of a run, from its start to its end."""
+
+import logging
+import sys
+import warnings
+from argparse import Namespace
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as torch_dist
+
+from data.plan import DataPlan
+from launch.train.engine import TrainingEngine
+from launch.train.hardware import peak_flops
+from launch.train.loop import Launch, TrainingLoop, start_event
+from launch.train.metrics import Callback, MetricsWriter
+from launch.train.prepare import RunRequest, prepare_run
+from launch.train.run_folder import RunFolder
+from launch.train.run_lock import RunLock
+from launch.train.signals import StopRequest
+from launch.train.step_line import StepLine
+from launch.train.tensorboard import TensorBoard
+from launch.train.tracing import StepTracer
+from launch.train.wandb_log import Wandb
+from model.build import initialize_weights
+from nanotron_recipes.errors import UserError
+from nanotron_recipes.loading import load_recipe
+from nanotron_recipes.recipe import Recipe
+from nanotron_recipes.topology import resolve_topology
+from parallel.checkpoint import load_checkpoint
+from parallel.process_groups import EngineContext, init_process_group, pick_device
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What rank 0 tells the others when a launch begins: where the run is, or why there is none."""
+
+    recipe_file: str = ""
+    launch_id: str = ""
+    mistake: str = ""
+
+
+def train(arguments: Namespace, stop: StopRequest) -> int:
+    """Train as this rank of the world that torchrun made; returns the exit code."""
+    device = pick_device(int(arguments.local_rank))
+    init_process_group(device)
+    share = _agree_on_run(arguments)
+    if share.mistake:
+        if torch_dist.get_rank() == 0:
+            print(f"error: {share.mistake}", file=sys.stderr)
+        torch_dist.destroy_process_group()
+        return 2
+    recipe_file = Path(share.recipe_file)
+    recipe = load_recipe(str(recipe_file)).recipe
+    folder = RunFolder.of(recipe_file.parent.parent, recipe_file.parent.name, recipe)
+    try:
+        with ExitStack() as stack:
+            if torch_dist.get_rank() == 0:
+                stack.enter_context(RunLock.acquire(folder.path, share.launch_id))
+            _train_run(folder, recipe, device, arguments.stop_after, stop)
+    except UserError as error:
+        # Found by all ranks alike (data and checkpoints are the same for all): all end with the same code.
+        if torch_dist.get_rank() == 0:
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _agree_on_run(arguments: Namespace) -> _Share:
+    """Under our launcher the run is prepared; started by hand with torchrun, rank 0 prepares it."""
+    if arguments.launch_id:
+        return _Share(recipe_file=arguments.recipe, launch_id=arguments.launch_id)
+    share = _Share()
+    if torch_dist.get_rank() == 0:
+        try:
+            request = RunRequest(load_recipe(arguments.recipe, arguments.set or []), arguments.run)
+            prepared = prepare_run(request)
+            share = _Share(str(prepared.folder.recipe_file), prepared.launch_id)
+        except UserError as error:
+            share = _Share(mistake=str(error))
+    shared = [share]
+    torch_dist.broadcast_object_list(shared, src=0)
+    return shared[0]
+
+
+def _train_run(
+    folder: RunFolder, recipe: Recipe, device: torch.device, stop_after: int | None, stop: StopRequest
+) -> None:
+    level = recipe.logging.log_level if torch_dist.get_rank() == 0 else recipe.logging.log_level_replica
+    logging.getLogger("nanotron").setLevel(level.upper())
+    plan = DataPlan.from_recipe(recipe)
+    topology = resolve_topology(recipe, torch_dist.get_world_size())
+    context = EngineContext(topology.dp, topology.pp, topology.tp, device)
+    engine = TrainingEngine(recipe, topology, context)
+    steps = folder.steps()
+    first_step = steps[-1] + 1 if steps else 1
+    if steps:
+        load_checkpoint(folder.checkpoints / str(steps[-1]), engine.built.buckets, engine.optimizer)
+    else:
+        initialize_weights(engine.built)
+    launch = Launch(
+        folder=folder,
+        recipe=recipe,
+        plan=plan,
+        first_step=first_step,
+        stop_after=stop_after,
+        peak_flops=_peak_of_world(device, recipe.model.dtype),
+        files={"recipe.yaml": folder.recipe_file.read_text()},
+    )
+    callbacks = _callbacks(launch) if context.rank == 0 else []
+    tracer = None
+    if recipe.profiler is not None and recipe.profiler.profiler_export_path is not None:
+        tracer = StepTracer(folder.path, Path(recipe.profiler.profiler_export_path), first_step, context.rank)
+    try:
+        for callback in callbacks:
+            callback.on_event(start_event(engine, launch))
+        _say_start(callbacks, engine, launch)
+        last = TrainingLoop(launch, engine, callbacks, tracer).run(stop)
+        _say_end(callbacks, launch, last, stop)
+    finally:
+        for callback in callbacks:
+            callback.close()
+        if tracer is not None:
+            tracer.close()
+    context.destroy()
+
+
+def _peak_of_world(device: torch.device, dtype: str) -> float | None:
+    torch_dist.barrier()  # on the CPU all ranks measure at once, as they will train
+    peak = peak_flops(device, dtype)
+    total = torch.tensor(0.0 if peak is None else peak, dtype=torch.float64, device=device)
+    torch_dist.all_reduce(total)
+    return float(total) or None
+
+
+def _callbacks(launch: Launch) -> list[Callback]:
+    recipe, folder = launch.recipe, launch.folder
+    callbacks: list[Callback] = [
+        MetricsWriter(folder.metrics_file),
+        StepLine(recipe.tokens.train_steps, every_steps=recipe.logging.iteration_step_info_interval),
+        TensorBoard(folder.tensorboard, launch.first_step),
+    ]
+    if recipe.logging.wandb:
+        callbacks.append(
+            Wandb(folder.path, recipe.general.project, folder.name, recipe.model_dump(mode="json", by_alias=True))
+        )
+    return callbacks
+
+
+def _say_start(callbacks: list[Callback], engine: TrainingEngine, launch: Launch) -> None:
+    for line in (callback for callback in callbacks if isinstance(callback, StepLine)):
+        topology, attention = engine.topology, engine.built.attention
+        line.print(
+            f"{launch.folder.path}: dp {topology.dp} · pp {topology.pp} · tp {topology.tp} on "
+            f"{engine.context.device.type}, {launch.recipe.model.dtype}; a step is {topology.global_batch_size} × "
+            f"{launch.recipe.tokens.sequence_length} tokens = {topology.dp} replica(s) × {topology.num_micro_batches} "
+            f"micro-batch(es) of {topology.micro_batch_size}"
+        )
+        line.print(f"attention: {attention.name} ({attention.reason})")
+        if launch.first_step > 1:
+            line.print(f"resumed after step {launch.first_step - 1}")
+
+
+def _say_end(callbacks: list[Callback], launch: Launch, last: int, stop: StopRequest) -> None:
+    if last == launch.recipe.tokens.train_steps:
+        return
+    reason = f"{stop.reason}" if stop.is_set else "--stop-after" if last == launch.stop_after else "asked to stop"
+    for line in (callback for callback in callbacks if isinstance(callback, StepLine)):
+        line.print(f"stopped after step {last} ({reason}); saved in {launch.folder.checkpoints / str(last)}")
+
+
+def silence_known_warnings() -> None:
+    """nanotron calls torch's collectives by names that newer releases deprecate; said once a rank, it helps nobody."""
+    warnings.filterwarnings("ignore", message=r".*`torch\.distributed\..*` is deprecated", category=FutureWarning)
