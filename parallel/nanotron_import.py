@@ -8,6 +8,7 @@ Every module of ours that needs nanotron calls `import_nanotron` before its firs
 """
 
 import sys
+import warnings
 from types import ModuleType
 
 NANOTRON_VERSION = "0.4"
@@ -32,6 +33,13 @@ def import_nanotron() -> None:
             f"pip install nanotron=={NANOTRON_VERSION}"
         )
     _break_import_cycle()
+    _silence_renamed_collectives()
+
+
+def _silence_renamed_collectives() -> None:
+    """nanotron calls two collectives by names that torch 2.13 warns about; newer names are unknown to older torch."""
+    for name in ("reduce_scatter_tensor", "all_gather_into_tensor"):
+        warnings.filterwarnings("ignore", rf"`torch\.distributed\.{name}` is deprecated", FutureWarning)
 
 
 def _break_import_cycle() -> None:
@@ -40,11 +48,11 @@ def _break_import_cycle() -> None:
         placeholder.LoggingArgs = type("LoggingArgs", (), {})  # type: ignore[attr-defined]
         sys.modules[name] = placeholder
     try:
-        import nanotron.logging  # noqa: F401
+        import nanotron.logging
     finally:
         import nanotron
 
         for name in _CYCLE:
             del sys.modules[name]
         vars(nanotron).pop("config", None)
-    import nanotron.config  # noqa: F401
+    import nanotron.config

@@ -96,7 +96,7 @@ def tie_across_ranks(
     tp_ranks = tuple(sorted(torch_dist.get_process_group_ranks(context.tp_pg)))
     for module_name, module in model.named_modules():
         for parameter_name, parameter in list(module.named_parameters(recurse=False)):
-            if parameter.is_sharded if isinstance(parameter, NanotronParameter) else False:
+            if isinstance(parameter, NanotronParameter) and parameter.is_sharded:
                 continue
             name = f"{module_name}.{parameter_name}"
             tied = create_tied_parameter(
@@ -121,12 +121,12 @@ def replace_storage(model: nn.Module, storage: dict[str, torch.Tensor]) -> None:
 
     The model is built on the meta device, where nothing is allocated or drawn; this is where its memory comes from.
     """
-    replaced: dict[int, NanotronParameter] = {}
+    marks = NanotronParameter.NANOTRON_PARAMETER_METADATA_ATTRIBUTE_NAME
+    replaced: dict[str, NanotronParameter] = {}
     for module_name, module in model.named_modules():
         for parameter_name, old in list(module.named_parameters(recurse=False)):
-            if id(old) not in replaced:
-                new = NanotronParameter(tensor=storage[global_name(f"{module_name}.{parameter_name}", old)])
-                key = NanotronParameter.NANOTRON_PARAMETER_METADATA_ATTRIBUTE_NAME
-                setattr(new, key, getattr(old, key))
-                replaced[id(old)] = new
-            setattr(module, parameter_name, replaced[id(old)])
+            name = global_name(f"{module_name}.{parameter_name}", old)
+            if name not in replaced:
+                replaced[name] = NanotronParameter(tensor=storage[name])
+                setattr(replaced[name], marks, getattr(old, marks))
+            setattr(module, parameter_name, replaced[name])

@@ -5,8 +5,10 @@ large vocabulary that leaves the last stage with nothing but the loss (4 layers,
 all). Here the largest stage is made as small as possible and no stage is empty.
 """
 
+import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache
+from itertools import accumulate
 
 import torch
 
@@ -22,41 +24,26 @@ from nanotron.parallel.pipeline_parallel.block import PipelineBlock  # noqa: E40
 def balanced_stages(costs: Sequence[int], num_stages: int) -> list[int]:
     """The stage of each block, in order, such that the most expensive stage is as cheap as possible.
 
-    Blocks of cost 0 stay with a neighbour: at the start with the first block, else with the one before them, except
-    that a run of them directly before the last costly block (the final norm before the head) goes with that.
+    Every stage has at least one block with a cost. Among equally good cuts the earliest are taken, so that a block of
+    cost 0 (the final norm before the head) goes with what follows it.
 
     Raises:
         ValueError: there are more stages than blocks with a cost.
     """
-    costly = [index for index, cost in enumerate(costs) if cost > 0]
-    if num_stages > len(costly):
-        raise ValueError(f"{num_stages} stages for {len(costly)} blocks")
-    weights = [costs[index] for index in costly]
-    stage_of = dict(zip(costly, _linear_partition(tuple(weights), num_stages), strict=True))
-    stages = []
-    for index in range(len(costs)):
-        before = [i for i in costly if i <= index]
-        owner = before[-1] if before else costly[0]
-        if index not in stage_of and costly[-1] > index and owner == costly[-2 if len(costly) > 1 else -1]:
-            owner = costly[-1]
-        stages.append(stage_of[owner])
-    return stages
+    num_costly = sum(cost > 0 for cost in costs)
+    if num_stages > num_costly:
+        raise ValueError(f"{num_stages} stages for {num_costly} blocks")
+    totals = [0, *accumulate(costs)]
 
-
-def _linear_partition(weights: tuple[int, ...], num_stages: int) -> list[int]:
-    totals = [0]
-    for weight in weights:
-        totals.append(totals[-1] + weight)
-
-    @lru_cache(maxsize=None)
-    def best(end: int, stages: int) -> tuple[int, int]:
+    @cache
+    def best(end: int, stages: int) -> tuple[float, int]:
         """(largest stage, start of the last one) when blocks [0, end) are cut into this many stages."""
         if stages == 1:
-            return totals[end], 0
-        options = ((max(best(cut, stages - 1)[0], totals[end] - totals[cut]), cut) for cut in range(stages - 1, end))
-        return min(options)
+            return totals[end] or math.inf, 0
+        options = ((max(best(cut, stages - 1)[0], totals[end] - totals[cut] or math.inf), cut) for cut in range(end))
+        return min(options, default=(math.inf, 0))
 
-    stages, end = [], len(weights)
+    stages, end = [], len(costs)
     for stage in reversed(range(num_stages)):
         start = best(end, stage + 1)[1]
         stages[:0] = [stage] * (end - start)

@@ -43,8 +43,9 @@ class Tolerances:
 FLOAT32 = Tolerances(loss=1e-5, grad_norm=1e-4)
 """What the order of float32 additions may change; correct runs stay below a tenth of it."""
 
-BFLOAT16 = Tolerances(loss=2e-2, grad_norm=5e-2)
-"""Activations are rounded to 8 bits at other places (partial sums of a tensor-parallel layer, for example)."""
+BFLOAT16 = Tolerances(loss=1e-2, grad_norm=3e-2)
+"""bfloat16 keeps 8 significant bits (4e-3), and a topology decides where partial sums are rounded. Over 20 steps of the
+tests' recipe, topologies are as far from each other (4e-3 and 1.1e-2) as each is from a float32 run (3e-3 and 5e-3)."""
 
 
 @dataclass(frozen=True)
