@@ -95,8 +95,12 @@ def build_on_meta(recipe: Recipe, context: EngineContext) -> LlamaForTraining:
     return module
 
 
-def build_model(recipe: Recipe, context: EngineContext) -> BuiltModel:
-    """A rank's part of the model with memory but without values: `initialize_weights` or a checkpoint follows."""
+def build_model(recipe: Recipe, context: EngineContext, *, for_training: bool = True) -> BuiltModel:
+    """A rank's part of the model with memory but without values: `initialize_weights` or a checkpoint follows.
+
+    Args:
+        for_training: False leaves out gradients and the float32 master copy: weights only.
+    """
     module = build_on_meta(recipe, context)
     buckets = plan_buckets(
         module,
@@ -105,7 +109,7 @@ def build_model(recipe: Recipe, context: EngineContext) -> BuiltModel:
         bucket_bytes=recipe.model.ddp_bucket_cap_mb * 2**20,
         shard_over_dp=recipe.optimizer.zero_stage > 0,
     )
-    replace_storage(module, allocate(buckets, DTYPES[recipe.model.dtype], context.device))
+    replace_storage(module, allocate(buckets, DTYPES[recipe.model.dtype], context.device, for_training))
     wiring = module.wiring
     return BuiltModel(recipe, context, module, buckets, wiring.current, wiring.attention)
 
@@ -164,7 +168,7 @@ def logits_from_tensors(
         update={"parallelism": recipe.parallelism.model_copy(update={"dp": 1, "pp": 1, "tp": 1})},
     )
     with single_process_context(torch.device("cpu")) as context:
-        built = build_model(alone, context)
+        built = build_model(alone, context, for_training=False)
         load_named(built, tensors)
         positions = torch.arange(token_ids.shape[1]).expand_as(token_ids)
         micro_batch = built.prepare(

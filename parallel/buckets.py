@@ -135,15 +135,21 @@ def plan_buckets(
     ]
 
 
-def allocate(buckets: list[Bucket], dtype: torch.dtype, device: torch.device) -> dict[str, torch.Tensor]:
-    """Allocate the flat tensors (zeros) and return each parameter's view of its values, by global name."""
+def allocate(
+    buckets: list[Bucket], dtype: torch.dtype, device: torch.device, for_training: bool
+) -> dict[str, torch.Tensor]:
+    """Allocate the flat tensors (zeros) and return each parameter's view of its values, by global name.
+
+    Without `for_training` there are neither gradients nor, unless the model is float32, a float32 copy.
+    """
     views: dict[str, torch.Tensor] = {}
     for bucket in buckets:
         bucket.parameters = torch.zeros(bucket.numel, dtype=dtype, device=device)
-        bucket.gradients = torch.zeros(bucket.numel, dtype=torch.float32, device=device)
+        if for_training:
+            bucket.gradients = torch.zeros(bucket.numel, dtype=torch.float32, device=device)
         if dtype == torch.float32:
             bucket.master = bucket.owned_parameters
-        else:
+        elif for_training:
             bucket.master = torch.zeros(bucket.owned[1] - bucket.owned[0], dtype=torch.float32, device=device)
         views.update({slot.name: slot.view(bucket.parameters) for slot in bucket.slots})
     return views

@@ -26,16 +26,13 @@ def generator_for(seed: int, name: str) -> torch.Generator:
 def initialize(buckets: list[Bucket], seed: int, draw: DrawFunction) -> None:
     """Fill the flat buffers. The float32 master copy keeps the unrounded values, the parameters are their rounding."""
     for bucket in buckets:
-        whole = torch.zeros(bucket.numel, dtype=torch.float32) if _has_own_master(bucket) else bucket.parameters
+        has_own_master = bucket.parameters.dtype != torch.float32 and bucket.master.numel() > 0
+        whole = torch.zeros(bucket.numel, dtype=torch.float32) if has_own_master else bucket.parameters
         for slot in bucket.slots:
             values = draw(slot.name, slot.shard.global_shape, generator_for(seed, slot.name))
             local = slot.view(whole)
             for local_slices, global_slices in slot.shard.pairs:
                 local[local_slices].copy_(values[global_slices])
-        if _has_own_master(bucket):
+        if has_own_master:
             bucket.master.copy_(whole[bucket.owned[0] : bucket.owned[1]])
             bucket.parameters.copy_(whole)
-
-
-def _has_own_master(bucket: Bucket) -> bool:
-    return bucket.parameters.dtype != torch.float32

@@ -90,7 +90,7 @@ def single_process_context(device: torch.device) -> Iterator[EngineContext]:
     environment = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
     before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)
-    store = torch_dist.TCPStore("127.0.0.1", 0, world_size=1, is_master=True)
+    store = torch_dist.TCPStore("127.0.0.1", 0, world_size=1, is_master=True)  # type: ignore[attr-defined]
     torch_dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     context = EngineContext(dp=1, pp=1, tp=1, device=device)
     try:
