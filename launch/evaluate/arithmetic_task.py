@@ -54,11 +54,12 @@ def boxed_answer(text: str) -> str | None:
     return match.group()[len(r"\boxed{") : -1].strip() if match else None
 
 
-def arithmetic_accuracy(
-    export_dir: Path | Generator, problems: Sequence[Problem], batch: int = 200
-) -> ArithmeticResult:
-    r"""Ask each question once, greedily, and compare what stands in the first \boxed{} with the answer."""
-    generator = export_dir if isinstance(export_dir, Generator) else Generator(export_dir)
+def arithmetic_accuracy(export: Path | Generator, problems: Sequence[Problem], batch: int = 200) -> ArithmeticResult:
+    r"""Ask each question once, greedily, and compare what stands in the first \boxed{} with the answer.
+
+    `export`: an exported folder, or its generator. `batch`: questions at a time.
+    """
+    generator = export if isinstance(export, Generator) else Generator(export)
     written = generator.continue_texts(
         [prompt_of(problem) for problem in problems],
         max_new_tokens=MAX_ANSWER_TOKENS,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from nanotron_recipes.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-SAMPLE_PROMPTS = {
+SAMPLE_PROMPTS: Mapping[str, str] = {
     "prose": "The function returns",
     "code": "def __init__(self, ",
     "maths": "Compute 47+86?\n",
@@ -131,8 +131,9 @@ def _cut(text: str, stop_after: str | None) -> str:
     return text[: match.end()] if match else text
 
 
-def generate_samples(export_dir: Path, prompts: dict[str, str] | None = None, max_new_tokens: int = 48) -> list[Sample]:
-    """Greedy continuations of one prompt a kind of source (default SAMPLE_PROMPTS)."""
-    prompts = SAMPLE_PROMPTS if prompts is None else prompts
-    texts = Generator(export_dir).continue_texts(list(prompts.values()), max_new_tokens=max_new_tokens)
+def generate_samples(
+    generator: Generator, prompts: Mapping[str, str] = SAMPLE_PROMPTS, max_new_tokens: int = 48
+) -> list[Sample]:
+    """Greedy continuations of one prompt a kind of source."""
+    texts = generator.continue_texts(list(prompts.values()), max_new_tokens=max_new_tokens)
     return [Sample(kind, prompt, text) for (kind, prompt), text in zip(prompts.items(), texts, strict=True)]

@@ -9,8 +9,10 @@ import pytest
 
 from data.manifest import Manifest, ShardFile, Split, write_manifest
 from launch.cli.checkpoint_argument import choose_checkpoint
+from launch.cli.export import export
+from launch.cli.import_hf import import_folder
 from launch.evaluate.card_facts import facts_of_run
-from launch.evaluate.verification import verification_tokens
+from launch.evaluate.verification import LOGIT_TOLERANCE, verification_tokens, verify_checkpoint
 from launch.train.run_folder import RunFolder, RunHeader, point_latest
 from model.model_card import ArithmeticFact, ValidationFact, render_card
 from nanotron_recipes.errors import UserError
@@ -106,3 +108,87 @@ def test_verification_reads_real_text(tmp_path: Path) -> None:
     tokens = verification_tokens(tmp_path, vocab_size=256)
     assert tokens.shape == (2, 64)
     assert bytes(tokens[0].tolist()).decode().startswith('The "with" statement')
+
+
+@pytest.fixture(scope="module")
+def hf_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bfloat16 SmolLM3 of transformers' own making, with a tokenizer whose tokens are bytes."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, SmolLM3Config, SmolLM3ForCausalLM
+
+    folder = tmp_path_factory.mktemp("models") / "hf"
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({token: number for number, token in enumerate(["<|end|>", *alphabet])}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(folder)
+    config = SmolLM3Config(
+        vocab_size=257,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.1,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=None,
+    )
+    torch.manual_seed(3)
+    SmolLM3ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+def test_import_then_export_gives_the_folder_back(
+    hf_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    import_folder(hf_dir, Path("imported"))
+    export("imported", Path("again"), verify=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("SmolLM3ForCausalLM of ")
+    assert any(line.startswith("verified: logits differ by at most") for line in lines)
+    assert lines[-1].startswith("next: python -c")
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        before, after = (hf_dir / name), (tmp_path / "again" / name)
+        if name == "model.safetensors":
+            assert_same_tensors(before, after)
+        else:
+            assert json.loads(before.read_text()) == json.loads(after.read_text())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "imported"]
+
+
+def assert_same_tensors(before: Path, after: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    first, second = load_file(before), load_file(after)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert tensor.dtype == second[name].dtype
+        assert torch.equal(tensor, second[name]), name
+
+
+def test_verification_fails_for_an_export_of_other_weights(
+    hf_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    monkeypatch.chdir(tmp_path)
+    import_folder(hf_dir, Path("imported"))
+    export("imported", Path("out"))
+    recipe = load_recipe("imported/recipe.yaml").recipe
+    assert verify_checkpoint(Path("imported"), recipe, Path("out")) <= LOGIT_TOLERANCE
+    tensors = load_file("out/model.safetensors")
+    name = "model.layers.3.self_attn.k_proj.weight"
+    save_file(tensors | {name: torch.flip(tensors[name], [0])}, "out/model.safetensors", metadata={"format": "pt"})
+    assert verify_checkpoint(Path("imported"), recipe, Path("out")) > 100 * LOGIT_TOLERANCE
+
+
+def test_an_import_into_a_folder_that_is_not_empty_is_refused(hf_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("x")
+    with pytest.raises(UserError, match="not empty"):
+        import_folder(hf_dir, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]

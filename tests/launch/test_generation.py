@@ -96,7 +96,7 @@ def test_sampling_is_reproducible_by_its_seed(learnt_by_heart: Path) -> None:
 
 
 def test_a_sample_is_written_for_every_kind_of_prompt(learnt_by_heart: Path) -> None:
-    samples = generate_samples(learnt_by_heart, {"sum": "Compute 9-2?", "other": "What"}, max_new_tokens=24)
+    samples = generate_samples(Generator(learnt_by_heart), {"sum": "Compute 9-2?", "other": "What"}, max_new_tokens=24)
     assert [sample.kind for sample in samples] == ["sum", "other"]
     assert r"\boxed{7}" in samples[0].text
 
