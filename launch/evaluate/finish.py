@@ -13,7 +13,7 @@ from data.plan import DataPlan
 from data.tokenizer import tokenizer_folder
 from launch.evaluate.arithmetic_task import ArithmeticResult, arithmetic_accuracy
 from launch.evaluate.card_facts import bits_per_byte, facts_of_run
-from launch.evaluate.generation import SAMPLE_PROMPTS, Generator, Sample
+from launch.evaluate.generation import Generator, Sample, generate_samples
 from launch.evaluate.verification import LOGIT_TOLERANCE, verify_checkpoint
 from launch.train.metrics import MetricsWriter, read_metrics
 from launch.train.run_folder import LATEST_EXPORT, RunFolder, point_latest
@@ -25,7 +25,6 @@ from nanotron_recipes.recipe import Recipe
 
 NUM_PROBLEMS = 400
 """Held-out sums and differences that a run with an arithmetic source is asked at its end."""
-SAMPLE_TOKENS = 48
 
 
 def finish_run(folder: RunFolder, recipe: Recipe, plan: DataPlan, console: Console) -> None:
@@ -43,7 +42,7 @@ def finish_run(folder: RunFolder, recipe: Recipe, plan: DataPlan, console: Conso
         raise RuntimeError(f"{folder.export}: logits differ by {difference:.1e} from the trained model's")
     with console.status("measuring"):
         generator = Generator(folder.export)
-        samples = _samples(generator)
+        samples = generate_samples(generator)
         arithmetic = _arithmetic(generator, recipe)
         bigram = _bigram(plan, recipe)
     _write_evaluation(folder, step, bigram, arithmetic)
@@ -51,11 +50,6 @@ def finish_run(folder: RunFolder, recipe: Recipe, plan: DataPlan, console: Conso
     write_atomic(folder.export / "README.md", card)
     point_latest(folder.path.parent, folder, LATEST_EXPORT)
     _show(console, folder, recipe, bigram, arithmetic, samples, difference)
-
-
-def _samples(generator: Generator) -> list[Sample]:
-    texts = generator.continue_texts(list(SAMPLE_PROMPTS.values()), max_new_tokens=SAMPLE_TOKENS)
-    return [Sample(kind, prompt, text) for (kind, prompt), text in zip(SAMPLE_PROMPTS.items(), texts, strict=True)]
 
 
 def _arithmetic(generator: Generator, recipe: Recipe) -> ArithmeticResult | None:
