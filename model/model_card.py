@@ -175,9 +175,10 @@ Of {{ facts.arithmetic.total }} two-digit sums and differences that training nev
 ```python
 from transformers import AutoModelForCausalLM{% if facts.has_tokenizer %}, AutoTokenizer{% endif %}
 
-model = AutoModelForCausalLM.from_pretrained("{{ facts.name }}")
+folder = "."  # where this file lies
+model = AutoModelForCausalLM.from_pretrained(folder)
 {%- if facts.has_tokenizer %}
-tokenizer = AutoTokenizer.from_pretrained("{{ facts.name }}")
+tokenizer = AutoTokenizer.from_pretrained(folder)
 prompt = tokenizer("The function returns", return_tensors="pt")
 print(tokenizer.decode(model.generate(**prompt, max_new_tokens=40)[0]))
 {%- endif %}
