@@ -111,19 +111,22 @@ def _train(loaded: LoadedRecipe, run: str | None, num_ranks: int, stop_after: in
 def _finish(prepared: PreparedRun, console: Console) -> int:
     """What follows the last step; a run that was stopped before it only says how to go on."""
     from data.plan import DataPlan
+    from launch.train.loss_plot import plot_losses
     from launch.train.metrics import read_metrics
 
     folder, recipe = prepared.folder, prepared.recipe
-    steps = read_metrics(folder.metrics_file).steps if folder.metrics_file.is_file() else []
-    if not steps or steps[-1].step < recipe.tokens.train_steps:
+    metrics = read_metrics(folder.metrics_file) if folder.metrics_file.is_file() else None
+    if metrics is None or not metrics.steps or metrics.steps[-1].step < recipe.tokens.train_steps:
         console.print(f"next: the same command with --run {folder.name} goes on")
         return 0
     if recipe.checkpoints.export_at_end:
         from launch.evaluate.finish import finish_run
 
         finish_run(folder, recipe, DataPlan.from_recipe(recipe), console)
+    plot_losses(metrics, folder.path / "loss.png")
     folder.mark_completed(recipe.tokens.train_steps)
     console.print(f"run:         {folder.path}", highlight=False)
+    console.print(f"losses:      {folder.path / 'loss.png'} (a picture of {folder.metrics_file.name})", highlight=False)
     console.print(f"tensorboard: tensorboard --logdir {folder.tensorboard}", highlight=False)
     if recipe.checkpoints.export_at_end:
         console.print(f"export:      {folder.export} (a Hugging Face folder; see its README.md)", highlight=False)
