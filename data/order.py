@@ -37,11 +37,8 @@ def mix64(value: int) -> int:
 
 def derive_key(*parts: int | str) -> int:
     """A 64-bit key from numbers and names; any change of a part, or of their order, gives an unrelated key."""
-    key = len(parts)
-    for part in parts:
-        number = part if isinstance(part, int) else int.from_bytes(hashlib.sha256(part.encode()).digest()[:8], "little")
-        key = mix64(mix64(key + _GOLDEN) ^ mix64(number + _GOLDEN * (2 if isinstance(part, str) else 1)))
-    return key
+    plain = tuple(part if isinstance(part, str) else int(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(repr(plain).encode()).digest()[:8], "little")
 
 
 def _mix64_array(values: UInt64Array) -> UInt64Array:

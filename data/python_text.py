@@ -14,6 +14,8 @@ _LEFT_OUT = frozenset(
         *("encodings", "pydoc_data"),
     }
 )
+_SHORTEST_MODULE = 200
+"""Characters; shorter files only mark packages, many with the same words."""
 _SHORTEST_COMMENT = 60
 
 
@@ -29,11 +31,12 @@ def module_files() -> list[tuple[str, Path]]:
 
 
 def read_module(path: Path) -> str:
-    """A module's code, "" where it is not UTF-8."""
+    """A module's code, "" where it is not UTF-8 or next to nothing."""
     try:
-        return path.read_text(encoding="utf-8")
+        code = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         return ""
+    return code if len(code) >= _SHORTEST_MODULE else ""
 
 
 def read_prose(path: Path) -> str:
@@ -71,8 +74,12 @@ def _comments(code: str, docstring_lines: set[int]) -> dict[int, str]:
             blocks.setdefault(start, []).append(stripped.lstrip("#").strip())
         else:
             start = 0
-    joined = {number: "\n".join(lines).strip() for number, lines in blocks.items()}
+    joined = {number: "\n".join(filter(_has_letters, lines)) for number, lines in blocks.items()}
     return {number: text for number, text in joined.items() if len(text) > _SHORTEST_COMMENT and _is_prose(text)}
+
+
+def _has_letters(text: str) -> bool:
+    return any(map(str.isalpha, text))
 
 
 def _is_prose(text: str) -> bool:

@@ -149,24 +149,26 @@ def _empty(source: CorpusSource, rejected: Rejected) -> UserError:
 
 def _ensure_tokenizer(recipe: Recipe, corpus: Corpus, console: Console) -> TokenizerInfo:
     folder = tokenizer_folder(recipe)
-    if recipe.tokenizer.tokenizer_name_or_path is not None:
-        tokenizer = read_tokenizer(folder)
-    else:
-        assert recipe.tokenizer.train is not None, "tokenizer_folder has checked it"
+    train = recipe.tokenizer.train
+    if recipe.tokenizer.tokenizer_name_or_path is None:
+        assert train is not None, "tokenizer_folder has checked it"
+        _check_vocab_size(recipe, train.vocab_size, "tokenizer.train.vocab_size is")
         made_with = Path(corpus.path, "tokenizer.settings")
         settings = _settings(recipe, corpus).tokenizer
         if not made_with.is_file() or made_with.read_text().strip() != settings:
-            _say(console, f"training a tokenizer of {recipe.tokenizer.train.vocab_size:,} entries")
+            _say(console, f"training a tokenizer of {train.vocab_size:,} entries")
             made_with.unlink(missing_ok=True)
-            train_tokenizer(corpus, recipe.tokenizer.train.vocab_size, folder)
+            train_tokenizer(corpus, train.vocab_size, folder)
             write_atomic(made_with, settings + "\n")
-        tokenizer = read_tokenizer(folder)
-    vocab_size = recipe.model.architecture.vocab_size
-    if tokenizer.vocab_size != vocab_size:
-        raise UserError(
-            f"model.model_config.vocab_size: {vocab_size}: the tokenizer {folder} has {tokenizer.vocab_size} entries"
-        )
+    tokenizer = read_tokenizer(folder)
+    _check_vocab_size(recipe, tokenizer.vocab_size, f"the tokenizer {folder} has")
     return tokenizer
+
+
+def _check_vocab_size(recipe: Recipe, found: int, where: str) -> None:
+    vocab_size = recipe.model.architecture.vocab_size
+    if found != vocab_size:
+        raise UserError(f"model.model_config.vocab_size: {vocab_size}: {where} {found}")
 
 
 def _make(

@@ -33,6 +33,11 @@ class Job(BaseModel):
         """datatrove's log folder, with its marks of complete tasks."""
         return self.folder / "logs"
 
+    @property
+    def user_error(self) -> Path:
+        """Where a worker leaves the message of a UserError, for the process that started it."""
+        return self.folder / "user-error.txt"
+
     def folder_of(self, task: Task) -> Path:
         """Where the shards of a task's source and split are put together."""
         return split_folder(self.folder, task.source, task.split)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from data.tokenization_job import Job
+from nanotron_recipes.errors import UserError
 from nanotron_recipes.files import write_atomic
 
 _POLL_SECONDS = 0.1
@@ -22,9 +23,11 @@ class TokenizationFailed(RuntimeError):
 
 
 def run_job(job: Job, console: Console) -> None:
-    """Runs the job's incomplete tasks in a process group of their own; TokenizationFailed where one fails."""
+    """Runs the job's incomplete tasks in a process group of their own; TokenizationFailed where one fails,
+    UserError where that is for the user to mend."""
     for task in job.tasks:
         job.folder_of(task).mkdir(parents=True, exist_ok=True)
+    job.user_error.unlink(missing_ok=True)
     job_file = job.folder / "job.json"
     write_atomic(job_file, job.model_dump_json(indent=2) + "\n")
     log = job.folder / "worker.log"
@@ -45,6 +48,8 @@ def run_job(job: Job, console: Console) -> None:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+    if job.user_error.is_file():
+        raise UserError(job.user_error.read_text(encoding="utf-8"))
     if process.returncode != 0:
         raise TokenizationFailed(f"tokenization failed with exit status {process.returncode}; see {log}\n{_tail(log)}")
 

@@ -21,6 +21,7 @@ from data.corpora import documents
 from data.order import derive_key
 from data.rejected import Rejected
 from data.tokenization_job import Job
+from nanotron_recipes.errors import UserError
 from nanotron_recipes.files import write_atomic
 
 _BATCH_DOCUMENTS = 256
@@ -53,7 +54,11 @@ class TokenizeShard(PipelineStep):
             batch_size=_BATCH_DOCUMENTS,
             seed=derive_key(job.corpus.seed, task.source, task.split, task.shard),
         )
-        writer.run(reading.documents(), rank=task.shard, world_size=task.shards)
+        try:
+            writer.run(reading.documents(), rank=task.shard, world_size=task.shards)
+        except UserError as error:
+            write_atomic(job.user_error, str(error))
+            raise
         notes: dict[str, Any] = {"documents": reading.count, "text_bytes": reading.text_bytes}
         notes |= {"rejected": dict(rejected.counts), "examples": rejected.examples}
         write_atomic(job.notes_of(rank), json.dumps(notes) + "\n")

@@ -4,20 +4,26 @@ Lines and documents that cannot be used are counted and named instead of being s
 import this module where a source is read, not before.
 """
 
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import zstandard
 from datatrove.data import Document
 from datatrove.pipeline.readers import JsonlReader, ParquetReader
 from datatrove.pipeline.readers.base import BaseDiskReader
 
 from data.rejected import Rejected
+from nanotron_recipes.errors import UserError
 
 NOT_JSON = "not a JSON object"
 NO_TEXT = "no text under the text_key"
 EMPTY = "empty text"
 NOT_UTF8 = "not UTF-8"
+_DAMAGED = (EOFError, OSError, zlib.error, zstandard.ZstdError, pyarrow.ArrowException)
+"""What reading a file raises that is cut off, or not what its name says."""
 
 
 class _Counting(BaseDiskReader):
@@ -42,7 +48,9 @@ class _Jsonl(_Counting, JsonlReader):
     def read_file(self, filepath: str) -> Iterator[Document]:
         import orjson
 
-        with self.data_folder.open(filepath, "rb", compression=self.compression) as file:
+        # What is not UTF-8 becomes lone surrogates, which make a line that is not JSON instead of ending the file.
+        how = {"encoding": "utf-8", "errors": "surrogateescape", "newline": "\n", "compression": self.compression}
+        with self.data_folder.open(filepath, "r", **how) as file:
             for number, line in enumerate(file):
                 if not line.strip():
                     continue
@@ -76,7 +84,10 @@ class _TextFiles(_Counting):
 
 
 def read_texts(reader: str, folder: Path, files: Sequence[str], text_key: str, rejected: Rejected) -> Iterator[str]:
-    """The texts of `files` (relative to `folder`), in order; what cannot be used goes to `rejected`."""
+    """The texts of `files` (relative to `folder`), in order; what cannot be used goes to `rejected`.
+
+    Raises UserError where a file is damaged.
+    """
     step: Any
     if reader == "jsonl":
         step = _Jsonl(str(folder), text_key=text_key)
@@ -86,5 +97,9 @@ def read_texts(reader: str, folder: Path, files: Sequence[str], text_key: str, r
     else:
         step = _TextFiles(str(folder))
     step.rejected = rejected
-    for document in step.read_files_shard(list(files)):
-        yield document.text
+    for file in files:
+        try:
+            for document in step.read_file(file):
+                yield document.text
+        except _DAMAGED as error:
+            raise UserError(f"{folder / file}: damaged or not a {reader} file ({error})") from None

@@ -1,0 +1,113 @@
+import gzip
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from small_data import write_jsonl
+
+from data.corpora import documents, num_shards
+from data.python_text import module_files, prose_of
+from data.rejected import Rejected
+from nanotron_recipes.errors import UserError
+from nanotron_recipes.schema.data import Corpus, CorpusSource
+
+
+def corpus_of(**source: object) -> tuple[CorpusSource, Corpus]:
+    corpus = Corpus.model_validate({"path": "unused", "sources": [{"name": "mine", **source}]})
+    return corpus.sources[0], corpus
+
+
+def texts(source: CorpusSource, corpus: Corpus, rejected: Rejected | None = None) -> list[str]:
+    return [text for split in ("train", "validation") for text in documents(source, corpus, split, rejected=rejected)]
+
+
+@pytest.mark.parametrize("reader", ["python-code", "arithmetic"])
+def test_shards_share_a_split_without_loss(reader: str) -> None:
+    source, corpus = corpus_of(reader=reader, **({"documents": 200} if reader == "arithmetic" else {}))
+    whole = list(documents(source, corpus, "train"))
+    parts = [list(documents(source, corpus, "train", shard=shard, shards=3)) for shard in range(3)]
+    assert sorted(whole) == sorted(text for part in parts for text in part) and all(parts)
+
+
+def test_code_and_prose_hold_out_the_same_modules() -> None:
+    code, corpus = corpus_of(reader="python-code")
+    prose, _ = corpus_of(reader="python-docs")
+    held_out = list(documents(code, corpus, "validation"))
+    trained = set(documents(code, corpus, "train"))
+    assert 10 < len(held_out) < 60 and not trained & set(held_out)
+    expected = {text for text in map(prose_of, held_out) if text}
+    assert expected <= set(documents(prose, corpus, "validation"))
+
+
+def test_modules_are_real_code_without_tests() -> None:
+    names = [name for name, _ in module_files()]
+    assert {"json/decoder.py", "argparse.py"} <= set(names) and len(names) > 300
+    assert not any(part in name.split("/") for name in names for part in ("test", "tests", "site-packages"))
+
+
+def test_prose_is_docstrings_and_longer_comments_in_their_order() -> None:
+    code = (
+        '"""A module\n    about things."""\n\n'
+        "# This comment is long enough to read as a sentence of its own,\n# over two lines.\n"
+        "# ----------------------------------------------------------------------------\n\n"
+        "# short\n\ndef f():\n    '''Does it.'''\n    x = '# not a comment'\n"
+    )
+    prose = prose_of(code)
+    assert prose.startswith("A module\nabout things.\n\nThis comment is long enough") and prose.endswith("Does it.")
+    assert "short" not in prose and "not a comment" not in prose
+
+
+def test_jsonl_is_read_plain_and_compressed(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", 30)
+    content = (tmp_path / "a.jsonl").read_bytes()
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "b.jsonl.gz").write_bytes(gzip.compress(content))
+    (tmp_path / "sub" / "c.jsonl.zst").write_bytes(zstandard.compress(content))
+    source, corpus = corpus_of(reader="jsonl", path=str(tmp_path))
+    assert num_shards(source) == 3
+    found = texts(source, corpus)
+    assert len(found) == 90 and len(set(found)) == 30
+
+
+def test_parquet_and_text_files_are_read(tmp_path: Path) -> None:
+    rows = {"id": [1, 2, 3], "body": ["first text", "second text", "third text"]}
+    pq.write_table(pa.table(rows), tmp_path / "part.parquet")
+    (tmp_path / "one.txt").write_text("a page of text")
+    (tmp_path / "two.md").write_text("another page")
+    source, corpus = corpus_of(reader="parquet", path=str(tmp_path), text_key="body")
+    assert sorted(texts(source, corpus)) == ["first text", "second text", "third text"]
+    source, corpus = corpus_of(reader="text", path=str(tmp_path))
+    assert sorted(texts(source, corpus)) == ["a page of text", "another page"]
+
+
+def test_what_cannot_be_used_is_counted_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "mixed.jsonl"
+    good = json.dumps({"text": "good"}).encode()
+    lines = [good, b'{"text": "cut off', b"[1]", b'{"content": "other key"}', b'{"text": " "}', b"\xff\xfe", b"", good]
+    path.write_bytes(b"\n".join(lines))
+    rejected = Rejected()
+    source, corpus = corpus_of(reader="jsonl", path=str(path))
+    assert list(documents(source, corpus, "train", rejected=rejected)) == ["good", "good"]
+    assert rejected.counts == {"not a JSON object": 3, "no text under the text_key": 1, "empty text": 1}
+    assert rejected.examples["not a JSON object"] == [f"{path}:{number}" for number in (2, 3, 6)]
+    assert rejected.keys_seen == {"content"}
+
+
+def test_the_number_of_documents_can_be_limited(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", 30)
+    source, corpus = corpus_of(reader="jsonl", path=str(tmp_path), documents=7)
+    assert len(texts(source, corpus)) == 7 and num_shards(source) == 1
+
+
+def test_a_missing_path_and_a_folder_without_files_are_named(tmp_path: Path) -> None:
+    for path, message in [
+        (tmp_path / "absent", "absent: no such file or folder"),
+        (tmp_path, r"no file matches \*\*/\*\.jsonl or"),
+        (None, "path: expected a file or a folder"),
+    ]:
+        source, corpus = corpus_of(reader="jsonl", path=None if path is None else str(path))
+        with pytest.raises(UserError, match=message):
+            list(documents(source, corpus, "train"))

@@ -1,0 +1,63 @@
+import gzip
+from pathlib import Path
+
+import pytest
+import typer
+from small_data import corpus_recipe, write_jsonl
+from typer.testing import CliRunner
+
+from data import tokenization_process
+from data.manifest import read_manifest
+from launch.cli.tokenize import tokenize
+from nanotron_recipes.errors import UserError
+from nanotron_recipes.loading import dump_yaml
+
+APP = typer.Typer()
+APP.command()(tokenize)
+
+
+def recipe_file(folder: Path) -> Path:
+    write_jsonl(folder / "texts" / "a.jsonl", 60)
+    sources = [{"name": "words", "reader": "jsonl", "path": str(folder / "texts")}]
+    path = folder / "mine.yaml"
+    path.write_text(dump_yaml(corpus_recipe(folder / "corpus", sources)))
+    return path
+
+
+def test_the_command_makes_the_shards_and_says_what_is_next(tmp_path: Path) -> None:
+    path = recipe_file(tmp_path)
+    arguments = [str(path), "--set", f"corpus.path={tmp_path / 'elsewhere'}", "--workers", "1"]
+    result = CliRunner().invoke(APP, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    assert result.output.strip().endswith(f"next: nanotron-recipes pretrain {path}")
+    assert read_manifest(tmp_path / "elsewhere" / "words").train.documents > 40
+
+
+def damaged_gzip(folder: Path) -> Path:
+    """A file whose end is missing, after more text than the tokenizer is trained on."""
+    write_jsonl(folder / "many.jsonl", 9_000)
+    path = folder / "texts" / "b.jsonl.gz"
+    path.write_bytes(gzip.compress((folder / "many.jsonl").read_bytes())[:-200])
+    return path
+
+
+def test_a_damaged_file_is_named_although_a_worker_finds_it(tmp_path: Path) -> None:
+    recipe, damaged = recipe_file(tmp_path), damaged_gzip(tmp_path)
+    with pytest.raises(UserError, match=rf"{damaged.name}: damaged or not a jsonl file"):
+        CliRunner().invoke(APP, [str(recipe), "--workers", "1"], catch_exceptions=False)
+    assert not (tmp_path / "corpus" / "words").exists()
+
+
+def test_a_failed_worker_ends_with_1_and_names_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipe_file(tmp_path)
+    monkeypatch.setattr(tokenization_process, "_START", "raise OSError('No space left on device')")
+    result = CliRunner().invoke(APP, [str(recipe), "--workers", "1"])
+    assert result.exit_code == 1
+    assert "worker.log" in result.output and "No space left on device" in result.output
+
+
+def test_a_recipe_without_corpus_is_a_users_mistake(tmp_path: Path) -> None:
+    path = recipe_file(tmp_path)
+    arguments = [str(path), "--set", "corpus=null", "--set", "tokenizer.train=null"]
+    with pytest.raises(UserError, match="corpus: missing; there is nothing to tokenize"):
+        CliRunner().invoke(APP, arguments, catch_exceptions=False)
