@@ -11,7 +11,6 @@ shards and its manifest are complete, so that a crash leaves nothing behind that
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from data.finish import finish_source
 from data.manifest import MANIFEST_NAME, Manifest, read_manifest
 from data.rejected import Rejected
 from data.tokenization_job import Job, source_folder, tasks_of
-from data.tokenization_process import run_job
+from data.tokenization_process import cpus, run_job
 from data.tokenizer import TokenizerInfo, read_tokenizer, tokenizer_folder, train_tokenizer
 from nanotron_recipes.errors import UserError, nearest_name
 from nanotron_recipes.files import sync_folder, write_atomic
@@ -63,7 +62,7 @@ def tokenize(
         _check_readable(corpus, pending)
         tokenizer = _ensure_tokenizer(recipe, corpus, console)
         if pending:
-            _make(corpus, pending, settings, tokenizer, workers or os.cpu_count() or 1, console)
+            _make(corpus, pending, settings, tokenizer, workers or cpus(), console)
             _move_finished(corpus, settings)
         _remove_unfinished(corpus)
     manifests = [read_manifest(Path(corpus.path, source.name)) for source in corpus.sources]

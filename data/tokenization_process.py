@@ -22,6 +22,11 @@ class TokenizationFailed(RuntimeError):
     """The worker process failed; the message names its log and shows the log's end."""
 
 
+def cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def run_job(job: Job, console: Console) -> None:
     """Runs the job's incomplete tasks in a process group of their own; TokenizationFailed where one fails,
     UserError where that is for the user to mend."""
@@ -58,7 +63,7 @@ def _environment(workers: int) -> dict[str, str]:
     """Workers find this package wherever they are started, and share the CPUs instead of each taking all of them."""
     root = str(Path(__file__).resolve().parents[1])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = max(1, cpus() // workers)
     return os.environ | {
         "PYTHONPATH": os.pathsep.join(paths),
         "RAYON_NUM_THREADS": str(threads),
