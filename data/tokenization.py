@@ -50,10 +50,9 @@ def tokenize(
     corpus = recipe.corpus
     if corpus is None:
         raise UserError(f"{recipe_name}: corpus: missing; there is nothing to tokenize")
-    next_step = f"next: nanotron-recipes pretrain {recipe_name}"
     settings = _settings(recipe, corpus)
     if not _pending(corpus, settings):
-        _say(console, f"{corpus.path}: all sources are tokenized already; {next_step}")
+        _say(console, f"{corpus.path}: all sources are tokenized already")
         return [read_manifest(Path(corpus.path, source.name)) for source in corpus.sources]
     started = time.perf_counter()
     with _locked(Path(corpus.path)):
@@ -68,7 +67,7 @@ def tokenize(
     manifests = [read_manifest(Path(corpus.path, source.name)) for source in corpus.sources]
     tokens = sum(manifest.train.tokens + manifest.validation.tokens for manifest in manifests)
     seconds = time.perf_counter() - started
-    _say(console, f"{corpus.path}: {len(manifests)} sources, {tokens:,} tokens in {seconds:.1f} s; {next_step}")
+    _say(console, f"{corpus.path}: {len(manifests)} sources, {tokens:,} tokens in {seconds:.1f} s")
     return manifests
 
 

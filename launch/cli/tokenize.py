@@ -32,6 +32,7 @@ def tokenize(
     loaded = load_recipe(recipe, overrides or [])
     try:
         make_shards(loaded.recipe, recipe, workers=workers, console=Console())
+        print(f"next: nanotron-recipes pretrain {recipe}")
     except TokenizationFailed as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
