@@ -29,7 +29,7 @@ endif
 
 PIP_INSTALL = .venv/bin/python -m pip install -qq --disable-pip-version-check --no-input -c constraints.txt
 
-.PHONY: help pretrain test test-long test-gpu lint bench-train
+.PHONY: help pretrain test test-tiny test-long test-gpu lint bench-train
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
@@ -39,6 +39,9 @@ pretrain: $(READY)  ## text → tokens → training → a Hugging Face folder   
 
 test: $(READY_DEV)  ## every unit and property test, one case of every distributed behaviour (under 15 minutes)
 	@$(PYTHON) -m pytest $(ARGS)
+
+test-tiny: $(READY_DEV)  ## the first command of the README, whole, and what it must reach (four minutes)
+	@$(PYTHON) -m pytest -m tiny tests/launch/test_tiny.py $(ARGS)
 
 test-long: $(READY_DEV)  ## the whole matrices, torture and the real 3B
 	@$(PYTHON) -m pytest -m long --timeout 7200 $(ARGS)
