@@ -1,4 +1,4 @@
-"""The first command of the README, whole and unchanged, and what it must reach (`make test-tiny`, about four minutes)."""
+"""The README's first command, whole and unchanged, and what it must reach (`make test-tiny`, about four minutes)."""
 
 import math
 import subprocess
