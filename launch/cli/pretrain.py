@@ -51,23 +51,29 @@ def pretrain(
         raise UserError("--nodes: submitting to Slurm is not available yet; start torchrun in a job of your own")
     if nodes not in (None, 1):
         raise UserError(f"--nodes {nodes}: --launcher local trains on this machine alone")
-    for note in loaded.notes:
-        print(f"note: {note}", file=sys.stderr)
     check_trainable(loaded.recipe)
-    console = Console(soft_wrap=True)
     num_ranks = _num_ranks(loaded, gpus_per_node)
-    _ensure_tokens(loaded, console)
+    console = Console(soft_wrap=True)
+    for note in loaded.notes:
+        console.print(f"note: {note}", markup=False, highlight=False)
+    if not _ensure_tokens(loaded, console):
+        raise typer.Exit(1)
     raise typer.Exit(_train(loaded, run, num_ranks, stop_after, console))
 
 
-def _num_ranks(loaded: LoadedRecipe, ranks_per_node: int | None) -> int:
+def _num_ranks(loaded: LoadedRecipe, asked: int | None) -> int:
     """Ranks to start here, after checking that the recipe can be trained on so many."""
     from nanotron_recipes.topology import local_world_size, resolve_topology
 
-    if ranks_per_node is None:
-        ranks_per_node = _gpus_here()
-    num_ranks = local_world_size(loaded.recipe, ranks_per_node or None)
-    resolve_topology(loaded.recipe, num_ranks)
+    recipe = loaded.recipe
+    num_ranks = local_world_size(recipe, (_gpus_here() if asked is None else asked) or None)
+    if asked and asked > num_ranks:
+        parallelism = recipe.parallelism
+        raise UserError(
+            f"--gpus-per-node {asked}: expected dp × pp × tp ranks, and with parallelism.dp {parallelism.dp}, "
+            f"pp {parallelism.pp} and tp {parallelism.tp} that is {num_ranks}"
+        )
+    resolve_topology(recipe, num_ranks)
     return num_ranks
 
 
@@ -76,36 +82,43 @@ def _gpus_here() -> int:
     return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
 
 
-def _ensure_tokens(loaded: LoadedRecipe, console: Console) -> None:
+def _ensure_tokens(loaded: LoadedRecipe, console: Console) -> bool:
     """Tokenize a corpus that needs no network; otherwise the data must be there, which preparing the run checks."""
     corpus = loaded.recipe.corpus
-    if corpus is not None and not any(source.needs_network for source in corpus.sources):
-        from data.tokenization import tokenize
+    if corpus is None or any(source.needs_network for source in corpus.sources):
+        return True
+    from data.tokenization import tokenize
+    from data.tokenization_process import TokenizationFailed
 
+    try:
         tokenize(loaded.recipe, loaded.name, console=console)
+    except TokenizationFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def _train(loaded: LoadedRecipe, run: str | None, num_ranks: int, stop_after: int | None, console: Console) -> int:
     from launch.cluster.local import launch_local
-    from launch.train.prepare import RunRequest, prepare_run
+    from launch.train.prepare import RunRequest, prepare_run, reason_not_to_train
 
     prepared = prepare_run(RunRequest(loaded, run))
     with prepared.lock:
-        if prepared.state == "complete":
-            console.print(f"{prepared.folder.path} is complete; next: another --run, or more tokens.train_steps")
-            return 0
         for change in prepared.changes:
-            console.print(f"changed: {change}", markup=False)
-        if prepared.step < prepared.recipe.tokens.train_steps:
-            arguments = [str(prepared.folder.recipe_file), "--launch-id", prepared.launch_id]
-            if stop_after is not None:
-                arguments += ["--stop-after", str(stop_after)]
-            code = launch_local(
-                arguments, num_ranks, prepared.folder.logs, threads_per_rank=1, launch_id=prepared.launch_id
-            )
-            if code != 0:
-                return code
-        return _finish(prepared, console)
+            console.print(f"changed: {change}", markup=False, highlight=False)
+        reason = reason_not_to_train(prepared, stop_after)
+        if reason is not None:
+            console.print(reason, highlight=False)
+            return 0 if prepared.state == "complete" else _finish(prepared, console)
+        how = f"goes on after step {prepared.step}" if prepared.step else "begins"
+        console.print(f"{prepared.folder.path}: {how}; starting {num_ranks} rank(s) …", highlight=False)
+        arguments = [str(prepared.folder.recipe_file), "--launch-id", prepared.launch_id]
+        if stop_after is not None:
+            arguments += ["--stop-after", str(stop_after)]
+        code = launch_local(
+            arguments, num_ranks, prepared.folder.logs, threads_per_rank=1, launch_id=prepared.launch_id
+        )
+        return _finish(prepared, console) if code == 0 else code
 
 
 def _finish(prepared: PreparedRun, console: Console) -> int:
@@ -115,10 +128,10 @@ def _finish(prepared: PreparedRun, console: Console) -> int:
     from launch.train.metrics import read_metrics
 
     folder, recipe = prepared.folder, prepared.recipe
-    metrics = read_metrics(folder.metrics_file) if folder.metrics_file.is_file() else None
-    if metrics is None or not metrics.steps or metrics.steps[-1].step < recipe.tokens.train_steps:
-        console.print(f"next: the same command with --run {folder.name} goes on")
+    if not _is_trained(prepared):
+        console.print(f"next: the same command with --run {folder.name} goes on", highlight=False)
         return 0
+    metrics = read_metrics(folder.metrics_file)
     if recipe.checkpoints.export_at_end:
         from launch.evaluate.finish import finish_run
 
@@ -139,3 +152,15 @@ def _finish(prepared: PreparedRun, console: Console) -> int:
     else:
         console.print(f"next:        nanotron-recipes export {folder.name} OUT --verify", highlight=False)
     return 0
+
+
+def _is_trained(prepared: PreparedRun) -> bool:
+    """Whether the last step is taken and, where it has to be, saved: its record alone may be of a launch that died."""
+    from launch.train.metrics import read_metrics
+    from launch.train.prepare import is_last_step_saved, newest_step
+
+    folder, recipe = prepared.folder, prepared.recipe
+    if is_last_step_saved(recipe):
+        return newest_step(folder) >= recipe.tokens.train_steps
+    steps = read_metrics(folder.metrics_file).steps if folder.metrics_file.is_file() else []
+    return bool(steps) and steps[-1].step >= recipe.tokens.train_steps

@@ -1,5 +1,7 @@
 """After the last step: export, verify, generate, measure, and write it all into the model card."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,12 +37,12 @@ def finish_run(folder: RunFolder, recipe: Recipe, plan: DataPlan, console: Conso
     """
     step = recipe.tokens.train_steps
     checkpoint = folder.checkpoints / str(step)
-    with console.status("exporting and verifying"):
+    with _saying(console, "exporting and verifying"):
         export_checkpoint(checkpoint, folder.export, tokenizer_dir=tokenizer_folder(recipe), card=None)
         difference = verify_checkpoint(checkpoint, recipe, folder.export)
     if not difference <= LOGIT_TOLERANCE:
         raise RuntimeError(f"{folder.export}: logits differ by {difference:.1e} from the trained model's")
-    with console.status("measuring"):
+    with _saying(console, "asking the exported model"):
         generator = Generator(folder.export)
         samples = generate_samples(generator)
         arithmetic = _arithmetic(generator, recipe)
@@ -50,6 +52,15 @@ def finish_run(folder: RunFolder, recipe: Recipe, plan: DataPlan, console: Conso
     write_atomic(folder.export / "README.md", card)
     point_latest(folder.path.parent, folder, LATEST_EXPORT)
     _show(console, folder, recipe, bigram, arithmetic, samples, difference)
+
+
+@contextmanager
+def _saying(console: Console, what: str) -> Iterator[None]:
+    """Say what takes a few seconds: in passing on a terminal, as a line in a log."""
+    if not console.is_terminal:
+        console.print(f"{what} …")
+    with console.status(what):
+        yield
 
 
 def _arithmetic(generator: Generator, recipe: Recipe) -> ArithmeticResult | None:

@@ -12,6 +12,7 @@ from data.plan import DataPlan
 from launch.train.engine import StepResult, TrainingEngine
 from launch.train.hardware import peak_memory_bytes
 from launch.train.metrics import Callback, Event, StepRecord, validation_event
+from launch.train.prepare import is_last_step_saved
 from launch.train.run_folder import RunFolder
 from launch.train.signals import StopRequest
 from launch.train.tracing import StepTracer
@@ -77,19 +78,20 @@ class TrainingLoop:
                 if self._tracer is not None:
                     self._tracer.step()
                 is_asked = step == self._launch.stop_after or result.stop_requested
-                if is_asked or self._is_save_due(step):
+                if is_asked:  # whoever asks may not wait for long
                     self._save(step)
                 if step == last or _is_due(step, self._recipe.tokens.val_check_interval):
                     self._validate(step)
                 if is_asked:
                     break
+                if self._is_save_due(step):  # last, so that what goes on from here lacks no validation
+                    self._save(step)
         return step
 
     def _is_save_due(self, step: int) -> bool:
-        checkpoints = self._recipe.checkpoints
-        if step == self._recipe.tokens.train_steps and (checkpoints.save_final_state or checkpoints.export_at_end):
+        if step == self._recipe.tokens.train_steps and is_last_step_saved(self._recipe):
             return True
-        return _is_due(step, checkpoints.checkpoint_interval)
+        return _is_due(step, self._recipe.checkpoints.checkpoint_interval)
 
     def _prefetcher(self) -> Prefetcher:
         topology, plan = self._engine.topology, self._launch.plan

@@ -9,7 +9,7 @@ from data.plan import DataPlan
 from launch.train.run_folder import RunFolder, RunHeader, point_latest, take_run
 from launch.train.run_lock import RunLock, new_launch_id
 from nanotron_recipes.errors import UserError
-from nanotron_recipes.frozen import changes_of_the_past, later_changes
+from nanotron_recipes.frozen import Change, changes_of_the_past, later_changes
 from nanotron_recipes.loading import LoadedRecipe, dump_yaml, load_recipe
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.unsupported import unsupported_features
@@ -76,7 +76,7 @@ def prepare_run(request: RunRequest) -> PreparedRun:
         request.loaded.name,
         recipe,
         request.run_name,
-        lambda folder: not _objections(folder, recipe, plan.fingerprint),
+        lambda folder: _may_go_on(folder, recipe, plan.fingerprint),
         launch_id,
     )
     folder = choice.folder
@@ -86,8 +86,9 @@ def prepare_run(request: RunRequest) -> PreparedRun:
             header = RunHeader(request.loaded.name, version("nanotron-recipes"), plan.fingerprint)
             folder.write_recipe(dump_yaml(recipe), header)
         else:
-            changes = _accept_changes(folder, recipe, plan.fingerprint)
+            _refuse_changes_of_the_past(folder, recipe, plan.fingerprint)
             if choice.state == "resumed":
+                changes = _write_changes(folder, recipe)
                 folder.reopen()
         if choice.state != "complete":
             point_latest(request.runs_dir, folder)
@@ -103,24 +104,58 @@ def newest_step(folder: RunFolder) -> int:
     return steps[-1] if steps else 0
 
 
+def reason_not_to_train(prepared: PreparedRun, stop_after: int | None) -> str | None:
+    """Why there is no step for this launch to take, as a line for the user; None where there is one.
+
+    A run whose steps are all taken and which is not `complete` lacks only what follows the last step.
+    """
+    path, step, last = prepared.folder.path, prepared.step, prepared.recipe.tokens.train_steps
+    if prepared.state == "complete":
+        return f"{path} is complete after step {last}; next: another --run, or more tokens.train_steps"
+    if step >= last:
+        return f"{path}: all {last} steps are trained"
+    if stop_after is not None and step >= stop_after:
+        return f"{path}: step {step} is saved already, so --stop-after {stop_after} leaves nothing to train"
+    return None
+
+
+def is_last_step_saved(recipe: Recipe) -> bool:
+    """Whether a checkpoint follows the last step, due or not."""
+    return recipe.checkpoints.save_final_state or recipe.checkpoints.export_at_end
+
+
+def _may_go_on(folder: RunFolder, recipe: Recipe, data: str) -> bool:
+    """Whether an unfinished run that nobody named fits; one whose recipe cannot be read any more does not."""
+    try:
+        return not _objections(folder, recipe, data)
+    except UserError:
+        return False
+
+
 def _objections(folder: RunFolder, recipe: Recipe, data: str) -> list[str]:
     """Why the run in `folder` cannot go on with this recipe: what would change steps already taken."""
     old, step = load_recipe(str(folder.recipe_file)).recipe, newest_step(folder)
-    objections = [str(change) for change in changes_of_the_past(old, recipe, step)]
+    changes = changes_of_the_past(old, recipe, step)
+    if recipe.tokens.train_steps < step and not any(change.key == "tokens.train_steps" for change in changes):
+        changes.append(Change("tokens.train_steps", old.tokens.train_steps, recipe.tokens.train_steps))
+    objections = [str(change) for change in changes]
     if folder.header().data != data:
         objections.append(f"data fingerprint: {folder.header().data[:12]} → {data[:12]}")
     return objections
 
 
-def _accept_changes(folder: RunFolder, recipe: Recipe, data: str) -> tuple[str, ...]:
-    step = newest_step(folder)
+def _refuse_changes_of_the_past(folder: RunFolder, recipe: Recipe, data: str) -> None:
     objections = _objections(folder, recipe, data)
     if objections:
         raise UserError(
-            f"{folder.path}: going on after step {step} would change steps already taken: {'; '.join(objections)}; "
-            "take the change back, or start another run with --run"
+            f"{folder.path}: going on after step {newest_step(folder)} would change steps already taken: "
+            f"{'; '.join(objections)}; take the change back, or start another run with --run"
         )
-    old = load_recipe(str(folder.recipe_file)).recipe
+
+
+def _write_changes(folder: RunFolder, recipe: Recipe) -> tuple[str, ...]:
+    """Make `recipe` the run's recipe; what differs in the run's future, a line each, which the recipe keeps."""
+    step, old = newest_step(folder), load_recipe(str(folder.recipe_file)).recipe
     changes = tuple(f"after step {step}: {change}" for change in later_changes(old, recipe, step))
     header = folder.header()
     folder.write_recipe(dump_yaml(recipe), replace(header, changes=(*header.changes, *changes)))

@@ -16,7 +16,7 @@ from launch.train.engine import TrainingEngine
 from launch.train.hardware import peak_flops
 from launch.train.loop import Launch, TrainingLoop, start_event
 from launch.train.metrics import Callback, MetricsWriter
-from launch.train.prepare import RunRequest, prepare_run
+from launch.train.prepare import RunRequest, prepare_run, reason_not_to_train
 from launch.train.run_folder import RunFolder
 from launch.train.run_lock import RunLock
 from launch.train.signals import StopRequest
@@ -35,11 +35,12 @@ from parallel.process_groups import EngineContext, init_process_group, pick_devi
 
 @dataclass(frozen=True)
 class _Share:
-    """What rank 0 tells the others when a launch begins: where the run is, or why there is none."""
+    """What rank 0 tells the others when a launch begins: where the run is, or why there is nothing to train."""
 
     recipe_file: str = ""
     launch_id: str = ""
     mistake: str = ""
+    is_done: bool = False
 
 
 def train(arguments: Namespace, stop: StopRequest) -> int:
@@ -48,10 +49,10 @@ def train(arguments: Namespace, stop: StopRequest) -> int:
     init_process_group(device)
     share = _agree_on_run(arguments)
     if share.mistake:
-        if torch_dist.get_rank() == 0:
-            print(f"error: {share.mistake}", file=sys.stderr)
+        return _refuse(share.mistake)
+    if share.is_done:
         torch_dist.destroy_process_group()
-        return 2
+        return 0
     recipe_file = Path(share.recipe_file)
     recipe = load_recipe(str(recipe_file)).recipe
     folder = RunFolder.of(recipe_file.parent.parent, recipe_file.parent.name, recipe)
@@ -59,34 +60,46 @@ def train(arguments: Namespace, stop: StopRequest) -> int:
         with ExitStack() as stack:
             if torch_dist.get_rank() == 0:
                 stack.enter_context(RunLock.acquire(folder.path, share.launch_id))
-            _train_run(folder, recipe, device, arguments.stop_after, stop)
+            _train_run(folder, recipe, device, arguments, stop)
     except UserError as error:
         # Found by all ranks alike (data and checkpoints are the same for all): all end with the same code.
-        if torch_dist.get_rank() == 0:
-            print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _refuse(str(error))
     return 0
+
+
+def _refuse(mistake: str) -> int:
+    if torch_dist.get_rank() == 0:
+        print(f"error: {mistake}", file=sys.stderr)
+    torch_dist.destroy_process_group()
+    return 2
 
 
 def _agree_on_run(arguments: Namespace) -> _Share:
     """Under our launcher the run is prepared; started by hand with torchrun, rank 0 prepares it."""
     if arguments.launch_id:
         return _Share(recipe_file=arguments.recipe, launch_id=arguments.launch_id)
-    share = _Share()
-    if torch_dist.get_rank() == 0:
-        try:
-            request = RunRequest(load_recipe(arguments.recipe, arguments.set or []), arguments.run)
-            prepared = prepare_run(request)
-            share = _Share(str(prepared.folder.recipe_file), prepared.launch_id)
-        except UserError as error:
-            share = _Share(mistake=str(error))
-    shared = [share]
+    shared = [_prepare(arguments) if torch_dist.get_rank() == 0 else _Share()]
     torch_dist.broadcast_object_list(shared, src=0)
     return shared[0]
 
 
+def _prepare(arguments: Namespace) -> _Share:
+    try:
+        prepared = prepare_run(RunRequest(load_recipe(arguments.recipe, arguments.set or []), arguments.run))
+    except UserError as error:
+        return _Share(mistake=str(error))
+    for change in prepared.changes:
+        print(f"changed: {change}")
+    reason = reason_not_to_train(prepared, arguments.stop_after)
+    if reason is None:
+        return _Share(str(prepared.folder.recipe_file), prepared.launch_id)
+    prepared.lock.release()
+    print(reason)
+    return _Share(is_done=True)
+
+
 def _train_run(
-    folder: RunFolder, recipe: Recipe, device: torch.device, stop_after: int | None, stop: StopRequest
+    folder: RunFolder, recipe: Recipe, device: torch.device, arguments: Namespace, stop: StopRequest
 ) -> None:
     level = recipe.logging.log_level if torch_dist.get_rank() == 0 else recipe.logging.log_level_replica
     logging.getLogger("nanotron").setLevel(level.upper())
@@ -105,7 +118,7 @@ def _train_run(
         recipe=recipe,
         plan=plan,
         first_step=first_step,
-        stop_after=stop_after,
+        stop_after=arguments.stop_after,
         peak_flops=_peak_of_world(device, recipe.model.dtype),
         files={"recipe.yaml": folder.recipe_file.read_text()},
     )
@@ -118,12 +131,14 @@ def _train_run(
             callback.on_event(start_event(engine, launch))
         _say_start(callbacks, engine, launch)
         last = TrainingLoop(launch, engine, callbacks, tracer).run(stop)
-        _say_end(callbacks, launch, last, stop)
     finally:
         for callback in callbacks:
             callback.close()
         if tracer is not None:
             tracer.close()
+    _say_end(callbacks, launch, last, stop)
+    if context.rank == 0 and last == recipe.tokens.train_steps and not arguments.launch_id:
+        _end_by_hand(launch)
     context.destroy()
 
 
@@ -169,6 +184,14 @@ def _say_end(callbacks: list[Callback], launch: Launch, last: int, stop: StopReq
     reason = f"{stop.reason}" if stop.is_set else "--stop-after" if last == launch.stop_after else "asked to stop"
     for line in (callback for callback in callbacks if isinstance(callback, StepLine)):
         line.print(f"stopped after step {last} ({reason}); saved in {launch.folder.checkpoints / str(last)}")
+
+
+def _end_by_hand(launch: Launch) -> None:
+    """Without our launcher nobody exports; a run that has nothing to export is complete."""
+    if launch.recipe.checkpoints.export_at_end:
+        print(f"next: nanotron-recipes pretrain {launch.folder.recipe_file} --run {launch.folder.name}  (exports)")
+    else:
+        launch.folder.mark_completed(launch.recipe.tokens.train_steps)
 
 
 def silence_known_warnings() -> None:
