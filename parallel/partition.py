@@ -43,7 +43,8 @@ def balanced_stages(costs: Sequence[int], num_stages: int) -> list[int]:
         options = ((max(best(cut, stages - 1)[0], totals[end] - totals[cut] or math.inf), cut) for cut in range(end))
         return min(options, default=(math.inf, 0))
 
-    stages, end = [], len(costs)
+    stages: list[int] = []
+    end = len(costs)
     for stage in reversed(range(num_stages)):
         start = best(end, stage + 1)[1]
         stages[:0] = [stage] * (end - start)

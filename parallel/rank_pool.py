@@ -132,7 +132,7 @@ def _serve(rank: int, pipe: Connection) -> None:
         os.environ.update(torchrun_environment(rank, world_size, port), CUDA_DEVICE_MAX_CONNECTIONS="1")
         try:
             pipe.send((True, function(*arguments)))
-        except Exception:
+        except BaseException:  # torch's CheckpointException is no Exception
             pipe.send((False, traceback.format_exc()))
 
 

@@ -18,11 +18,11 @@ from nanotron import distributed as nanotron_dist  # noqa: E402
 from nanotron.parallel.tensor_parallel.nn import TensorParallelRowLinear  # noqa: E402
 
 
-class RowLinear(TensorParallelRowLinear):  # type: ignore[misc]
+class RowLinear(TensorParallelRowLinear):
     """nanotron's layer; with `async_communication` the gather of the backward pass overlaps a part of its matmul."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x [S, B, in / tp] -> [S / tp, B, out] (REDUCE_SCATTER) or [S, B, out] (ALL_REDUCE)."""
+        """x [tokens, in / tp] -> [tokens / tp, out] (REDUCE_SCATTER) or [tokens, out] (ALL_REDUCE)."""
         if not self.async_communication or self.world_size == 1:
             return super().forward(x)
         assert self.bias is None, "the asynchronous layer has no bias"

@@ -19,8 +19,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "model.model_config.vocab_size=509",
         "model.model_config.no_rope_layer=2",
     ),
-    # 0.4M parameters and buckets of 1 MiB: several buckets, which are reduced while the backward pass goes on.
-    "several buckets": ("model.model_config.hidden_size=96", "model.ddp_bucket_cap_mb=1"),
+    # 0.7M parameters in buckets of 1 MiB, which are reduced while the backward pass goes on.
+    "several buckets": ("model.model_config.hidden_size=192", "model.ddp_bucket_cap_mb=1"),
 }
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from parity_cases import MATRIX, SELECTION, VARIANTS, Case, grid
 
-from launch.train.engine import StepResult, TrainingEngine
+from launch.train.engine import StepResult
 from launch.train.parity import (
     BFLOAT16,
     FLOAT32,

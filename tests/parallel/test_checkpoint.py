@@ -1,0 +1,103 @@
+"""Checkpoints hold global tensors: a run goes on at any topology."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from launch.train.engine import TrainingEngine
+from launch.train.parity import FLOAT32, start_engine
+from launch.train.synthetic import synthetic_batch
+from nanotron_recipes.errors import UserError
+from nanotron_recipes.overrides import apply_overrides
+from nanotron_recipes.schedule import learning_rate_at
+from parallel.checkpoint import load_checkpoint, read_state, read_tensors, save_checkpoint
+from parallel.rank_pool import RankFailure, RankPool
+
+SAVED_AT, LAST = 2, 4
+
+
+def train(engine: TrainingEngine, first: int, last: int) -> list[float]:
+    """Losses and gradient norms of the steps `first` to `last`."""
+    found = []
+    for step in range(first, last + 1):
+        batch = synthetic_batch(engine.recipe, engine.topology, step, engine.context.dp_rank)
+        result = engine.train_step(batch, learning_rate_at(engine.recipe, step))
+        found += [result.loss, result.grad_norm]
+    return found
+
+
+def save_on_rank(mapping: dict[str, object], folder: Path) -> list[float]:
+    engine = start_engine(mapping)
+    train(engine, 1, SAVED_AT)
+    save_checkpoint(folder, engine.built.buckets, engine.optimizer, {"step": SAVED_AT}, {"note.txt": "text"})
+    found = train(engine, SAVED_AT + 1, LAST)
+    engine.context.destroy()
+    return found
+
+
+def resume_on_rank(mapping: dict[str, object], folder: Path) -> list[float]:
+    engine = start_engine(mapping)
+    assert load_checkpoint(folder, engine.built.buckets, engine.optimizer)["step"] == SAVED_AT
+    found = train(engine, SAVED_AT + 1, LAST)
+    engine.context.destroy()
+    return found
+
+
+def at(recipe: dict[str, Any], dp: int, pp: int, tp: int, zero: int) -> tuple[int, dict[str, Any]]:
+    overlay = [f"parallelism.dp={dp}", f"parallelism.pp={pp}", f"parallelism.tp={tp}", f"optimizer.zero_stage={zero}"]
+    return dp * pp * tp, apply_overrides(recipe, overlay)[0]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "checkpoints" / str(SAVED_AT)
+
+
+def test_resuming_at_another_topology_continues_the_run(
+    pool: RankPool, small_recipe: dict[str, Any], folder: Path
+) -> None:
+    world_size, mapping = at(small_recipe, 2, 1, 2, 1)
+    undisturbed = pool.run(world_size, save_on_rank, mapping, folder)[0]
+    for topology in ((1, 1, 1, 0), (3, 2, 1, 1)):
+        world_size, mapping = at(small_recipe, *topology)
+        resumed = pool.run(world_size, resume_on_rank, mapping, folder)[0]
+        assert resumed == pytest.approx(undisturbed, abs=FLOAT32.loss), topology
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_resuming_at_the_same_topology_is_bit_equal(
+    dtype: str, pool: RankPool, small_recipe: dict[str, Any], folder: Path
+) -> None:
+    small_recipe["model"]["dtype"] = dtype
+    world_size, mapping = at(small_recipe, 2, 2, 1, 1)
+    undisturbed = pool.run(world_size, save_on_rank, mapping, folder)
+    assert pool.run(world_size, resume_on_rank, mapping, folder) == undisturbed
+    assert len({tuple(losses[::2]) for losses in undisturbed}) == 1
+
+
+def test_what_is_saved_can_be_read_by_one_process_tensor_by_tensor(
+    pool: RankPool, small_recipe: dict[str, Any], folder: Path
+) -> None:
+    world_size, mapping = at(small_recipe, 1, 2, 2, 0)
+    pool.run(world_size, save_on_rank, mapping, folder)
+    tensors = dict(read_tensors(folder))
+    embedding = tensors["model.token_position_embeddings.pp_block.token_embedding.weight"]
+    assert embedding.shape == (512, 32) and torch.isfinite(embedding).all() and not embedding[510:].any()
+    assert "model.lm_head.pp_block.weight" not in tensors, "tied: one tensor"
+    assert sum(name.startswith("model.decoder.") for name in tensors) == 4 * 6
+    assert read_state(folder)["step"] == SAVED_AT and (folder / "note.txt").read_text() == "text"
+    assert [path.name for path in folder.parent.iterdir()] == [str(SAVED_AT)], "nothing half-written is left"
+
+
+def test_a_checkpoint_of_another_model_is_refused(pool: RankPool, small_recipe: dict[str, Any], folder: Path) -> None:
+    pool.run(1, save_on_rank, small_recipe, folder)
+    small_recipe["model"]["model_config"]["intermediate_size"] = 96
+    with pytest.raises(RankFailure, match="Size mismatch"):
+        pool.run(1, resume_on_rank, small_recipe, folder)
+
+
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"expected a checkpoint"):
+        read_state(tmp_path)
