@@ -29,7 +29,7 @@ endif
 
 PIP_INSTALL = .venv/bin/python -m pip install -qq --disable-pip-version-check --no-input -c constraints.txt
 
-.PHONY: help pretrain test test-tiny test-long test-gpu lint bench-train
+.PHONY: help pretrain test test-tiny test-long test-gpu lint bench-train docs docs-images
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
@@ -57,6 +57,13 @@ lint: $(READY_DEV)  ## ruff, mypy and the import rules
 
 bench-train: $(READY)  ## tokens/s of ours beside a bare loop over transformers' SmolLM3
 	@$(PYTHON) benchmarks/train_step.py $(ARGS)
+
+docs: $(READY)  ## write the pages that are made from the code again
+	@$(PYTHON) -m nanotron_recipes.key_reference
+	@$(PYTHON) -m parallel.adaptations
+
+docs-images: $(READY)  ## draw the README's picture from a complete run   [RUN=]
+	@$(PYTHON) -m launch.train.loss_plot runs/$(or $(RUN),latest-export)/metrics.jsonl docs/images/tiny-loss.png
 
 .venv/.ready: setup.cfg pyproject.toml constraints.txt
 	@set -e; for python in python3 python3.13 python3.12 python3.11 python; do \
