@@ -28,7 +28,7 @@ from data.tokenization_job import Job, source_folder, tasks_of
 from data.tokenization_process import cpus, run_job
 from data.tokenizer import TokenizerInfo, read_tokenizer, tokenizer_folder, train_tokenizer
 from nanotron_recipes.errors import UserError, nearest_name
-from nanotron_recipes.files import sync_folder, write_atomic
+from nanotron_recipes.files import sync, write_atomic
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.schema.data import Corpus, CorpusSource
 
@@ -214,7 +214,7 @@ def _move_finished(corpus: Corpus, settings: _Settings) -> None:
                 replaced.parent.mkdir(exist_ok=True)
                 final.rename(replaced)
             made.rename(final)
-            sync_folder(Path(corpus.path))
+            sync(Path(corpus.path))
 
 
 def _remove_unfinished(corpus: Corpus, keep: Path | None = None) -> None:

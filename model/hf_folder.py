@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanotron_recipes.errors import UserError
+from nanotron_recipes.files import sync
 
 if TYPE_CHECKING:
     import torch
@@ -47,23 +48,15 @@ def whole_folder(out: Path, *, marker: str | None) -> Iterator[Path]:
     try:
         yield beside
         for path in sorted(beside.rglob("*")):
-            _fsync(path)
-        _fsync(beside)
+            sync(path)
+        sync(beside)
         if out.is_dir() and any(out.iterdir()):
             _exchange(beside, out)
         else:
             beside.rename(out)
-        _fsync(out.parent)
+        sync(out.parent)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _exchange(new: Path, old: Path) -> None:

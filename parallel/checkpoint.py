@@ -7,7 +7,6 @@ It is written beside its final name and renamed when everything is on disk: what
 """
 
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,7 +21,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from nanotron_recipes.errors import UserError
-from nanotron_recipes.files import write_atomic
+from nanotron_recipes.files import sync, write_atomic
 from parallel.boxes import Box, BoxedTensor, boxes_of_slot
 from parallel.buckets import Bucket
 from parallel.optimizer import FlatAdamW
@@ -166,7 +165,7 @@ def _finish(partial: Path, folder: Path, state: Mapping[str, Any], files: Mappin
         _remove_own(replaced)
         folder.rename(replaced)
     partial.rename(folder)
-    _fsync_folder(folder.parent)
+    sync(folder.parent)
     _remove_own(replaced)
 
 
@@ -174,14 +173,6 @@ def _remove_own(folder: Path) -> None:
     """Remove what an earlier, interrupted save of ours left under a name that nothing else uses."""
     if folder.exists():
         shutil.rmtree(folder)
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _barrier() -> None:
