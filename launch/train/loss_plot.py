@@ -51,7 +51,8 @@ def plot_losses(metrics: Metrics, out: Path) -> None:
     _draw_validation(metrics, losses)
     losses.set_ylabel("loss (nats per token)")
     losses.set_ylim(bottom=0)
-    losses.legend(loc="lower left", frameon=True, framealpha=0.9, fontsize=9)
+    # Losses fall: the upper right corner is free, below the names of the stages.
+    losses.legend(loc="upper right", bbox_to_anchor=(1, 0.94), framealpha=0.9, fontsize=9)
     rates.plot(*_thinned(_column(metrics.steps, "step"), _column(metrics.steps, "lr")), color=_TRAINING, linewidth=1.2)
     rates.set_ylabel("learning\nrate")
     rates.set_ylim(bottom=0)
