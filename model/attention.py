@@ -24,7 +24,7 @@ class AttentionInputs:
 
 
 AttentionFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, AttentionInputs], torch.Tensor]
-"""(q [S, B, heads, head_dim], k and v [S, B, kv_heads, head_dim], inputs) -> [S, B, heads, head_dim]."""
+"""(q [B, S, heads, head_dim], k and v [B, S, kv_heads, head_dim], inputs) -> [B, S, heads, head_dim]."""
 
 
 @dataclass(frozen=True)
@@ -97,29 +97,27 @@ def choose_attention(requested: str, dtype: torch.dtype, device: torch.device) -
 
 def sdpa_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, inputs: AttentionInputs) -> torch.Tensor:
     """torch's scaled_dot_product_attention, on every device."""
-    q_heads, k_heads, v_heads = (tensor.permute(1, 2, 0, 3) for tensor in (q, k, v))
+    q_heads, k_heads, v_heads = (tensor.transpose(1, 2) for tensor in (q, k, v))
     mask = inputs.mask
     assert mask is not None or inputs.cu_seqlens is None, "inputs were built for a kernel that takes offsets"
     out = F.scaled_dot_product_attention(
         q_heads, k_heads, v_heads, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[2] != k.shape[2]
     )
-    return out.permute(2, 0, 1, 3)
+    return out.transpose(1, 2)
 
 
 def flash_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, inputs: AttentionInputs) -> torch.Tensor:
     """flash-attn's fused kernel (CUDA, half precision): documents as variable-length sequences."""
     from flash_attn import flash_attn_func, flash_attn_varlen_func
 
-    batch_first = tuple(tensor.transpose(0, 1) for tensor in (q, k, v))
     if inputs.cu_seqlens is None:
-        return flash_attn_func(*batch_first, causal=True).transpose(0, 1)
-    flat = tuple(tensor.reshape(-1, *tensor.shape[2:]) for tensor in batch_first)
+        return flash_attn_func(q, k, v, causal=True)
     out = flash_attn_varlen_func(
-        *flat,
+        *(tensor.flatten(0, 1) for tensor in (q, k, v)),
         cu_seqlens_q=inputs.cu_seqlens,
         cu_seqlens_k=inputs.cu_seqlens,
         max_seqlen_q=inputs.max_seqlen,
         max_seqlen_k=inputs.max_seqlen,
         causal=True,
     )
-    return out.view(batch_first[0].shape).transpose(0, 1)
+    return out.view(q.shape)

@@ -181,7 +181,7 @@ def logits_from_tensors(
         )
         built.current.set(micro_batch)
         logits = built.module.model()
-        return logits[..., : recipe.model.architecture.vocab_size].transpose(0, 1).float().contiguous()
+        return logits.view(*token_ids.shape, -1)[..., : recipe.model.architecture.vocab_size].float().contiguous()
 
 
 def load_named(built: BuiltModel, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:

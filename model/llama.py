@@ -1,18 +1,19 @@
 """The model: Llama-style blocks on nanotron's tensor- and pipeline-parallel layers.
 
-Hidden states are [S, B, hidden] (sequence first: with REDUCE_SCATTER nanotron splits dimension 0 over the
-tensor-parallel ranks between the layers). Parameter names are nanotron's, so that patterns in published recipes fit.
+Hidden states are [B * S, hidden], one sequence after the other: with REDUCE_SCATTER nanotron splits dimension 0 over
+the tensor-parallel ranks between the layers, and attention finds the tokens of a sequence side by side. Parameter
+names are nanotron's, so that patterns in published recipes fit.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from model.attention import AttentionBackend
 from model.micro_batch import CurrentMicroBatch, MicroBatch
+from model.pointwise import rms_norm, swiglu
 from model.rope import apply_rope
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.topology import padded_vocab_size
@@ -82,7 +83,7 @@ class Wiring:
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm over the last dimension (Zhang & Sennrich, arXiv:1910.07467)."""
+    """Root-mean-square norm over the last dimension with a gain."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -90,7 +91,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class Embedding(nn.Module):
@@ -131,8 +132,7 @@ class Attention(nn.Module):
         self.use_qk_norm = shape.use_qk_norm
 
     def forward(self, hidden_states: torch.Tensor, micro_batch: MicroBatch) -> torch.Tensor:
-        qkv = self.qkv_proj(hidden_states)
-        qkv = qkv.view(*qkv.shape[:-1], -1, self.head_dim)
+        qkv = self.qkv_proj(hidden_states).view(*micro_batch.position_ids.shape, -1, self.head_dim)
         if self.use_qk_norm:
             q, k, v = qkv.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=-2)
             qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=-2)
@@ -142,11 +142,11 @@ class Attention(nn.Module):
             qk = apply_rope(qk, micro_batch.rope)
         q, k = qk.split((self.num_heads, self.num_kv_heads), dim=-2)
         out = self.backend.function(q, k, v, micro_batch.attention)
-        return self.o_proj(out.flatten(-2))
+        return self.o_proj(out.flatten(2).flatten(0, 1))
 
 
 class MLP(nn.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x)) (Shazeer, arXiv:2002.05202)."""
+    """down(silu(gate(x)) * up(x))."""
 
     def __init__(self, wiring: Wiring) -> None:
         super().__init__()
@@ -155,8 +155,7 @@ class MLP(nn.Module):
         self.down_proj = wiring.row_linear(size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        gate, up = self.gate_up_proj(hidden_states).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up)
+        return self.down_proj(swiglu(self.gate_up_proj(hidden_states)))
 
 
 class DecoderLayer(nn.Module):
@@ -235,7 +234,7 @@ class LlamaBlocks(nn.Module):
         self.lm_head = block(wiring.column_linear, {"x"}, {"logits"}, outputs=padded_vocab_size(wiring.recipe))
 
     def forward(self) -> torch.Tensor | TensorPointer:
-        """Logits [S, B, vocabulary / tp] of the current micro-batch on the last stage, a pointer to it elsewhere."""
+        """Logits [B * S, vocabulary / tp] of the current micro-batch on the last stage, a pointer to it elsewhere."""
         hidden = self.token_position_embeddings()
         for layer in self.decoder:
             hidden = layer(**hidden)

@@ -15,13 +15,13 @@ from model.rope import RopeTable, rope_table
 
 @dataclass
 class MicroBatch:
-    """One micro-batch on this rank's device, sequence first as nanotron's layers want it.
+    """One micro-batch of B sequences of S tokens on this rank's device.
 
     Attributes:
-        input_ids: int64 [S, B].
-        target_ids: int64 [S, B].
-        target_mask: bool [S, B]; False where a target does not count (it starts a document).
-        position_ids: int64 [S, B], restarting at every document.
+        input_ids: int64 [B * S].
+        target_ids: int64 [B * S].
+        target_mask: bool [B * S]; False where a target does not count (it starts a document).
+        position_ids: int64 [B, S], restarting at every document.
         rope: rotation of each position.
         attention: who may look at whom.
     """
@@ -73,10 +73,10 @@ def prepare_micro_batch(
     tensors = {key: value.to(device, non_blocking=True) for key, value in arrays.items()}
     positions = tensors["position_ids"]
     return MicroBatch(
-        input_ids=tensors["input_ids"].t().contiguous(),
-        target_ids=tensors["target_ids"].t().contiguous(),
-        target_mask=tensors["target_mask"].t().contiguous(),
-        position_ids=positions.t().contiguous(),
-        rope=rope_table(positions.t(), head_dim, rope_theta, dtype),
+        input_ids=tensors["input_ids"].flatten(),
+        target_ids=tensors["target_ids"].flatten(),
+        target_mask=tensors["target_mask"].flatten(),
+        position_ids=positions,
+        rope=rope_table(positions, head_dim, rope_theta, dtype),
         attention=attention_inputs(positions, backend, dtype, mask_documents),
     )

@@ -32,9 +32,8 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
 
         log_sums = sums.log()
         nll = log_sums - target_logits
-        softmax = exponentials.div_(sums.unsqueeze(-1))
         log_normalizer = log_sums + maximum
-        ctx.save_for_backward(softmax, local_targets, elsewhere, log_normalizer)
+        ctx.save_for_backward(exponentials, sums, local_targets, elsewhere, log_normalizer)
         ctx.z_loss_coefficient = z_loss_coefficient
         z_loss = z_loss_coefficient * log_normalizer.square()
         return nll, z_loss
@@ -42,9 +41,10 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         grad_nll, grad_z = grads
-        softmax, local_targets, elsewhere, log_normalizer = ctx.saved_tensors
+        exponentials, sums, local_targets, elsewhere, log_normalizer = ctx.saved_tensors
         scale = grad_nll + grad_z * (2 * ctx.z_loss_coefficient) * log_normalizer
-        grad = softmax.mul_(scale.unsqueeze(-1))
+        # exponentials / sums is the softmax; dividing the scale saves a pass over the logits.
+        grad = exponentials.mul_((scale / sums).unsqueeze(-1))
         at_target = -grad_nll.masked_fill(elsewhere, 0.0)
         grad.scatter_add_(-1, local_targets.unsqueeze(-1), at_target.unsqueeze(-1))
         return grad, None, None, None
