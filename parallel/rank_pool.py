@@ -47,7 +47,7 @@ class RankPool:
         """
         assert 1 <= world_size <= self._max_world_size
         self._start()
-        port = _free_port()
+        port = free_port()
         for rank in range(world_size):
             self._pipes[rank].send((world_size, port, function, arguments))
         results = self._collect(world_size)
@@ -136,7 +136,8 @@ def _serve(rank: int, pipe: Connection) -> None:
             pipe.send((False, traceback.format_exc()))
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

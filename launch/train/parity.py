@@ -20,8 +20,11 @@ from nanotron_recipes.loading import recipe_from_mapping
 from nanotron_recipes.overrides import apply_overrides
 from nanotron_recipes.schedule import learning_rate_at
 from nanotron_recipes.topology import Topology, resolve_topology
-from parallel.process_groups import EngineContext, init_process_group, pick_device
+from parallel.process_groups import EngineContext, init_process_group
 from parallel.rank_pool import RankPool
+
+CPU = torch.device("cpu")
+"""Where parity is shown, on machines with GPUs as well: any number of ranks fits there."""
 
 BatchFunction = Callable[..., StepBatch]
 """(recipe, topology, step, dp_rank) -> StepBatch; must be importable."""
@@ -148,13 +151,16 @@ def train_on_rank(
     return result
 
 
-def start_engine(mapping: dict[str, object], plant: Callable[[TrainingEngine], None] | None = None) -> TrainingEngine:
+def start_engine(
+    mapping: dict[str, object],
+    plant: Callable[[TrainingEngine], None] | None = None,
+    device: torch.device = CPU,
+) -> TrainingEngine:
     """Join the world and build this rank's engine with the initial weights of the recipe.
 
     The caller ends with `engine.context.destroy()`.
     """
     recipe = recipe_from_mapping(mapping, source="parity").recipe
-    device = pick_device(0)
     init_process_group(device)
     topology = resolve_topology(recipe, torch_dist.get_world_size())
     engine = TrainingEngine(recipe, topology, EngineContext(topology.dp, topology.pp, topology.tp, device))

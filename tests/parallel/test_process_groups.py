@@ -3,12 +3,12 @@
 import torch
 import torch.distributed as torch_dist
 
-from parallel.process_groups import EngineContext, init_process_group, pick_device
+from parallel.process_groups import EngineContext, init_process_group
 from parallel.rank_pool import RankPool
 
 
 def coordinates_on_rank(dp: int, pp: int, tp: int) -> tuple[int, int, int, int, tuple[int, ...], int]:
-    device = pick_device(0)
+    device = torch.device("cpu")
     init_process_group(device)
     context = EngineContext(dp, pp, tp, device)
     total = torch.tensor([context.rank])
