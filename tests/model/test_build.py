@@ -12,7 +12,7 @@ from nanotron_recipes.overrides import apply_overrides
 from nanotron_recipes.recipe import Recipe
 from parallel.parameters import holders_of, named_parameters, shard_of
 from parallel.process_groups import EngineContext, init_process_group
-from parallel.rank_pool import RankFailure, RankPool
+from parallel.rank_pool import RankPool
 
 SMOLLM3_PARAMETERS = 3_075_098_624
 
@@ -50,18 +50,6 @@ def test_smollm3_3b_has_its_parameters_at(pp: int, tp: int, pool: RankPool) -> N
             held += numel / holders
     assert sum(torch.Size(shape).numel() for shape in shapes.values()) == SMOLLM3_PARAMETERS
     assert held == SMOLLM3_PARAMETERS, "every element is on exactly one holder, or on all its holders"
-
-
-def build_on_rank(mapping: dict[str, object], pp: int) -> None:
-    device = torch.device("cpu")
-    init_process_group(device)
-    build_on_meta(recipe_from_mapping(mapping, source="test").recipe, EngineContext(1, pp, 1, device))
-
-
-def test_more_stages_than_the_model_can_fill_are_refused(pool: RankPool, small_recipe: dict[str, Any]) -> None:
-    """4 layers and the head fill 5 stages."""
-    with pytest.raises(RankFailure, match=r"parallelism\.pp = 6: 6 stages for 5 blocks"):
-        pool.run(6, build_on_rank, small_recipe | {"parallelism": {"dp": 1, "pp": 6, "tp": 1}}, 6)
 
 
 def recipe_with(mapping: dict[str, Any], *overrides: str) -> Recipe:
