@@ -43,15 +43,18 @@ def pretrain(
 
     from launch.cluster.slurm import require_sbatch
     from launch.train.prepare import check_trainable
+    from launch.train.run_folder import checked_name
     from nanotron_recipes.loading import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
+    if run is not None:
+        checked_name(run)
     if launcher == "slurm" or (launcher == "auto" and nodes is not None):
         require_sbatch()
         raise UserError("--nodes: submitting to Slurm is not available yet; start torchrun in a job of your own")
     if nodes not in (None, 1):
         raise UserError(f"--nodes {nodes}: --launcher local trains on this machine alone")
-    check_trainable(loaded.recipe)
+    check_trainable(loaded.recipe, loaded.path.name)
     num_ranks = _num_ranks(loaded, gpus_per_node)
     console = Console(soft_wrap=True)
     for note in loaded.notes:
@@ -111,7 +114,8 @@ def _train(loaded: LoadedRecipe, run: str | None, num_ranks: int, stop_after: in
             console.print(reason, highlight=False)
             return 0 if prepared.state == "complete" else _finish(prepared, console)
         how = f"goes on after step {prepared.step}" if prepared.step else "begins"
-        console.print(f"{prepared.folder.path}: {how}; starting {num_ranks} rank(s) …", highlight=False)
+        ranks = "1 rank" if num_ranks == 1 else f"{num_ranks} ranks"
+        console.print(f"{prepared.folder.path}: {how}; starting {ranks} …", highlight=False)
         arguments = [str(prepared.folder.recipe_file), "--launch-id", prepared.launch_id]
         if stop_after is not None:
             arguments += ["--stop-after", str(stop_after)]

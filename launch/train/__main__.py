@@ -50,9 +50,9 @@ def _mistake_in(arguments: argparse.Namespace) -> str | None:
             "RANK and WORLD_SIZE are not set; start ranks with: torchrun --nproc-per-node 2 -m launch.train -- RECIPE"
         )
     try:
-        recipe = load_recipe(arguments.recipe, arguments.set or []).recipe
-        check_trainable(recipe)
-        resolve_topology(recipe, int(os.environ["WORLD_SIZE"]))
+        loaded = load_recipe(arguments.recipe, arguments.set or [])
+        check_trainable(loaded.recipe, loaded.path.name)
+        resolve_topology(loaded.recipe, int(os.environ["WORLD_SIZE"]))
     except UserError as error:
         return str(error)
     return None

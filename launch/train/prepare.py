@@ -51,13 +51,18 @@ class PreparedRun:
     changes: tuple[str, ...] = ()
 
 
-def check_trainable(recipe: Recipe) -> None:
-    """Raise UserError for a recipe that `validate` accepts and this version cannot train as written."""
+def check_trainable(recipe: Recipe, source: str = "recipe") -> None:
+    """Raise UserError for a recipe that `validate` accepts and this version cannot train as written.
+
+    `source` is what the message calls it: the name of its file.
+    """
     features = unsupported_features(recipe)
     if features:
-        raise UserError("; ".join(features))
+        raise UserError(f"{source}: {'; '.join(features)}")
     if not recipe.data_stages:
-        raise UserError("data_stages: expected at least one stage: the recipe says nothing about what to read")
+        raise UserError(
+            f"{source}: data_stages: expected at least one stage: the recipe says nothing about what to read"
+        )
 
 
 def prepare_run(request: RunRequest) -> PreparedRun:
@@ -68,7 +73,7 @@ def prepare_run(request: RunRequest) -> PreparedRun:
         RunIsTrained: another launch trains the run.
     """
     recipe = request.loaded.recipe
-    check_trainable(recipe)
+    check_trainable(recipe, request.loaded.path.name)
     plan = DataPlan.from_recipe(recipe)
     launch_id = new_launch_id()
     choice, lock = take_run(
