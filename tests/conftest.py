@@ -76,6 +76,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     session.config.stash[COLLECTED].extend(distributed)
 
 
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    worlds = config.stash[WORLDS_RUN]
+    if worlds:
+        terminalreporter.write_line(f"{len(worlds)} distributed tests ran {sum(worlds.values())} worlds of ranks")
+
+
 @pytest.fixture(scope="session")
 def rank_pool() -> Iterator[RankPool]:
     """The processes behind `pool`; started by the first distributed test, once."""
