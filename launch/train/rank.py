@@ -102,7 +102,8 @@ def _train_run(
     folder: RunFolder, recipe: Recipe, device: torch.device, arguments: Namespace, stop: StopRequest
 ) -> None:
     level = recipe.logging.log_level if torch_dist.get_rank() == 0 else recipe.logging.log_level_replica
-    logging.getLogger("nanotron").setLevel(level.upper())
+    if level != "passive":
+        logging.getLogger("nanotron").setLevel(level.upper())
     plan = DataPlan.from_recipe(recipe)
     topology = resolve_topology(recipe, torch_dist.get_world_size())
     context = EngineContext(topology.dp, topology.pp, topology.tp, device)
@@ -125,7 +126,7 @@ def _train_run(
     callbacks = _callbacks(launch) if context.rank == 0 else []
     tracer = None
     if recipe.profiler is not None and recipe.profiler.profiler_export_path is not None:
-        tracer = StepTracer(folder.path, Path(recipe.profiler.profiler_export_path), first_step, context.rank)
+        tracer = StepTracer(folder.path, recipe.profiler, first_step, context.rank)
     try:
         for callback in callbacks:
             callback.on_event(start_event(engine, launch))
@@ -136,7 +137,7 @@ def _train_run(
             callback.close()
         if tracer is not None:
             tracer.close()
-    _say_end(callbacks, launch, last, stop)
+    _say_end(callbacks, launch, last)
     if context.rank == 0 and last == recipe.tokens.train_steps and not arguments.launch_id:
         _end_by_hand(launch)
     context.destroy()
@@ -178,10 +179,10 @@ def _say_start(callbacks: list[Callback], engine: TrainingEngine, launch: Launch
             line.print(f"resumed after step {launch.first_step - 1}")
 
 
-def _say_end(callbacks: list[Callback], launch: Launch, last: int, stop: StopRequest) -> None:
+def _say_end(callbacks: list[Callback], launch: Launch, last: int) -> None:
     if last == launch.recipe.tokens.train_steps:
         return
-    reason = f"{stop.reason}" if stop.is_set else "--stop-after" if last == launch.stop_after else "asked to stop"
+    reason = "--stop-after" if last == launch.stop_after else "asked to stop"
     for line in (callback for callback in callbacks if isinstance(callback, StepLine)):
         line.print(f"stopped after step {last} ({reason}); saved in {launch.folder.checkpoints / str(last)}")
 

@@ -1,39 +1,46 @@
 """nanotron's `profiler` section: a torch.profiler trace of a few steps."""
 
 from pathlib import Path
+from typing import Any
 
-STEPS_BEFORE = 5
-"""Steps that pass before recording: the first ones allocate, compile and fill caches."""
-STEPS_RECORDED = 2
-"""Steps in the trace."""
+from nanotron_recipes.schema.services import Profiler
 
 
 class StepTracer:
-    """Records the sixth and seventh step after a start as a Chrome trace (for Perfetto), one file a rank."""
+    """Records the steps that the section chooses as Chrome traces (for Perfetto or TensorBoard), one file a rank."""
 
-    def __init__(self, run_folder: Path, profiler_export_path: Path, first_step: int, rank: int) -> None:
+    def __init__(self, run_folder: Path, profiler: Profiler, first_step: int, rank: int) -> None:
         """Begin before step `first_step`; a relative `profiler_export_path` is inside the run's folder."""
         import torch
         from torch.profiler import ProfilerActivity, profile, schedule
 
-        self._file = run_folder / profiler_export_path / f"steps-from-{first_step + STEPS_BEFORE}-rank-{rank}.json.gz"
+        assert profiler.profiler_export_path is not None, "without a path there is nothing to trace"
+        self._folder = run_folder / profiler.profiler_export_path
+        self._first_step = first_step
+        self._rank = rank
+        self._steps_begun = 0
         activities = [ProfilerActivity.CPU]
         if torch.cuda.is_available():
             activities.append(ProfilerActivity.CUDA)
         self._profile: profile | None = profile(
             activities=activities,
-            schedule=schedule(wait=STEPS_BEFORE - 1, warmup=1, active=STEPS_RECORDED, repeat=1),
+            schedule=schedule(
+                skip_first=profiler.skip_first,
+                wait=profiler.wait,
+                warmup=profiler.warmup,
+                active=profiler.active,
+                repeat=profiler.repeat,
+            ),
             on_trace_ready=self._export,
+            record_shapes=profiler.record_shapes,
+            profile_memory=profiler.profile_memory,
+            with_stack=profiler.with_stack,
         )
         self._profile.start()
 
-    @property
-    def file(self) -> Path:
-        """Where the trace lies when it is done."""
-        return self._file
-
     def step(self) -> None:
         """Say that a training step is over."""
+        self._steps_begun += 1
         if self._profile is not None:
             self._profile.step()
 
@@ -43,6 +50,7 @@ class StepTracer:
             self._profile.stop()
             self._profile = None
 
-    def _export(self, profiler: "object") -> None:
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        profiler.export_chrome_trace(str(self._file))  # type: ignore[attr-defined]
+    def _export(self, profiler: Any) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        last = self._first_step + self._steps_begun - 1
+        profiler.export_chrome_trace(str(self._folder / f"until-step-{last}-rank-{self._rank}.json.gz"))

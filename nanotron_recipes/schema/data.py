@@ -40,8 +40,8 @@ class Dataset(Section):
     token_size_in_bytes: Literal[2, 4] | None = None
     """Bytes of a token in the shards; compared with their manifest. Null: as the shards say."""
 
-    tokenizer_name: str | None = None
-    """Tokenizer of the shards; compared with their manifest. Null: as the shards say."""
+    tokenizer_name: Annotated[str | None, NoEffect("shards know their tokenizer by its hash")] = None
+    """nanotron's name for the tokenizer of the shards."""
 
     pad_samples_to_global_batch_size: Annotated[bool, NoEffect("a source starts again when it is used up")] = False
     """Fill the last batch of an epoch."""
@@ -94,7 +94,7 @@ class Tokenizer(Section):
     tokenizer_name_or_path: str | None = None
     """Folder or hub name of an existing tokenizer. Null: the one that `train` makes."""
 
-    tokenizer_revision: str | None = None
+    tokenizer_revision: Annotated[str | None, NoEffect("tokenizers are read from a folder so far")] = None
     """Revision of a tokenizer on the hub."""
 
     tokenizer_max_length: Annotated[

@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from nanotron_recipes.schema.section import NonNegativeInt, PositiveInt, Section, null_means
+from nanotron_recipes.schema.section import NoEffect, NonNegativeInt, PositiveInt, Section, null_means
+
+_NOT_SUBMITTED = "submitting to Slurm is not available yet"
 
 LogLevel = Literal["debug", "info", "warning", "error", "critical", "passive"]
 
@@ -38,10 +40,10 @@ class MetricsLogging(Section):
 
 
 class Profiler(Section):
-    """torch.profiler over a few steps of the first rank."""
+    """torch.profiler over a few steps, one trace a rank."""
 
     profiler_export_path: str | None = None
-    """Folder for the trace. Null: no profiling."""
+    """Folder for the traces, inside the run's folder where it is relative. Null: no profiling."""
 
     skip_first: NonNegativeInt = 3
     """Steps to leave out at the start."""
@@ -67,7 +69,9 @@ class Profiler(Section):
     with_stack: bool = True
     """Record source lines."""
 
-    export_chrome_trace: bool = False
+    export_chrome_trace: Annotated[
+        bool, NoEffect("a trace is always in Chrome's form, which TensorBoard reads too")
+    ] = False
     """Write a Chrome trace rather than TensorBoard's form."""
 
 
@@ -144,38 +148,38 @@ class Slurm(Section):
     gpus_per_node: NonNegativeInt = 8
     """GPUs of a node, one rank each; 0: CPU nodes with `general.cpu_ranks_per_node` ranks."""
 
-    cpus_per_task: PositiveInt | None = None
+    cpus_per_task: Annotated[PositiveInt | None, NoEffect(_NOT_SUBMITTED)] = None
     """Cores of the node's one task, which starts all its ranks. Null: the cluster's default."""
 
-    partition: str | None = None
+    partition: Annotated[str | None, NoEffect(_NOT_SUBMITTED)] = None
     """Partition. Null: the cluster's default."""
 
-    qos: str | None = None
+    qos: Annotated[str | None, NoEffect(_NOT_SUBMITTED)] = None
     """Quality of service."""
 
-    time: str | None = None
+    time: Annotated[str | None, NoEffect(_NOT_SUBMITTED)] = None
     """Time limit, as sbatch writes it (D-HH:MM:SS)."""
 
-    reservation: str | None = None
+    reservation: Annotated[str | None, NoEffect(_NOT_SUBMITTED)] = None
     """Reservation to run in."""
 
-    account: str | None = None
+    account: Annotated[str | None, NoEffect(_NOT_SUBMITTED)] = None
     """Account to charge."""
 
-    exclude: str | None = None
+    exclude: Annotated[str | None, NoEffect(_NOT_SUBMITTED)] = None
     """Nodes to keep off, as sbatch writes them."""
 
-    signal_seconds: PositiveInt = 300
+    signal_seconds: Annotated[PositiveInt, NoEffect(_NOT_SUBMITTED)] = 300
     """Seconds before the time limit at which the run is told to save and stop."""
 
-    max_requeues: NonNegativeInt = 10
+    max_requeues: Annotated[NonNegativeInt, NoEffect(_NOT_SUBMITTED)] = 10
     """How often the job may be put back into the queue."""
 
-    profile: str | None = None
+    profile: Annotated[str | None, NoEffect(_NOT_SUBMITTED)] = None
     """Name of a cluster profile whose values stand where the recipe has none."""
 
-    prologue: str = ""
+    prologue: Annotated[str, NoEffect(_NOT_SUBMITTED)] = ""
     """Shell lines that run on each node before training: module load, source …"""
 
-    srun_args: list[str] = Field(default_factory=list)
+    srun_args: Annotated[list[str], NoEffect(_NOT_SUBMITTED)] = Field(default_factory=list)
     """Further arguments of srun, such as a container's."""

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from launch.train.signals import StopRequest
-from launch.train.tracing import STEPS_BEFORE, StepTracer
+from launch.train.tracing import StepTracer
+from nanotron_recipes.schema.services import Profiler
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -44,20 +45,22 @@ def test_listening_needs_no_heavy_import() -> None:
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 
-def test_a_trace_of_a_few_steps_lies_in_the_run_folder(tmp_path: Path) -> None:
+def test_traces_lie_in_the_run_folder_and_follow_the_recipes_section(tmp_path: Path) -> None:
     import torch
 
-    tracer = StepTracer(tmp_path, Path("traces"), first_step=11, rank=0)
-    for _ in range(STEPS_BEFORE + 4):
+    section = Profiler(profiler_export_path="traces", skip_first=2, wait=1, warmup=1, active=2, repeat=1)
+    tracer = StepTracer(tmp_path, section, first_step=11, rank=0)
+    for _ in range(9):
         torch.ones(8, 8) @ torch.ones(8, 8)
         tracer.step()
     tracer.close()
-    assert tracer.file == tmp_path / "traces" / "steps-from-16-rank-0.json.gz"
-    assert tracer.file.stat().st_size > 1000
+    (trace,) = (tmp_path / "traces").iterdir()
+    assert trace.name == "until-step-16-rank-0.json.gz"
+    assert trace.stat().st_size > 1000
 
 
 def test_a_run_that_ends_early_leaves_no_trace(tmp_path: Path) -> None:
-    tracer = StepTracer(tmp_path, Path("traces"), first_step=1, rank=0)
+    tracer = StepTracer(tmp_path, Profiler(profiler_export_path="traces"), first_step=1, rank=0)
     tracer.step()
     tracer.close()
-    assert not tracer.file.parent.exists()
+    assert not (tmp_path / "traces").exists()
