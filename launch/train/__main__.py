@@ -26,12 +26,12 @@ def main() -> int:
     parser.add_argument("--launch-id", help=argparse.SUPPRESS)  # given by our launcher, which has prepared the run
     arguments = parser.parse_args()
     arguments.local_rank = os.environ.get("LOCAL_RANK", "0")
-    mistake = _mistake_in(arguments)
-    if mistake is not None:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {mistake}", file=sys.stderr)
-        return 2
     with StopRequest() as stop:
+        mistake = _mistake_in(arguments)
+        if mistake is not None:
+            if os.environ.get("RANK", "0") == "0":
+                print(f"error: {mistake}", file=sys.stderr)
+            return 2
         from launch.train.rank import silence_known_warnings, train
 
         silence_known_warnings()
