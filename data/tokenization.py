@@ -25,10 +25,11 @@ from data.finish import finish_source
 from data.manifest import MANIFEST_NAME, Manifest, read_manifest
 from data.rejected import Rejected
 from data.tokenization_job import Job, source_folder, tasks_of
-from data.tokenization_process import cpus, run_job
+from data.tokenization_process import run_job
 from data.tokenizer import TokenizerInfo, read_tokenizer, tokenizer_folder, train_tokenizer
 from nanotron_recipes.errors import UserError, nearest_name
 from nanotron_recipes.files import sync, write_atomic
+from nanotron_recipes.machine import usable_cpus
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.schema.data import Corpus, CorpusSource
 
@@ -61,7 +62,7 @@ def tokenize(
         _check_readable(corpus, pending)
         tokenizer = _ensure_tokenizer(recipe, corpus, console)
         if pending:
-            _make(corpus, pending, settings, tokenizer, workers or cpus(), console)
+            _make(corpus, pending, settings, tokenizer, workers or usable_cpus(), console)
             _move_finished(corpus, settings)
         _remove_unfinished(corpus)
     manifests = [read_manifest(Path(corpus.path, source.name)) for source in corpus.sources]
@@ -142,7 +143,8 @@ def _empty(source: CorpusSource, rejected: Rejected) -> UserError:
         return UserError(f"{where}: text_key: {source.text_key!r}: no document has text there (keys: {names}){hint}")
     folder, files = files_of(source) if source.path else (Path(), [])
     reasons = ", ".join(f"{count} × {reason}" for reason, count in rejected.counts.items())
-    return UserError(f"{where}: {folder}: no document in {len(files)} files" + (f" ({reasons})" if reasons else ""))
+    looked = folder / files[0] if len(files) == 1 else f"{folder}: {len(files)} files"
+    return UserError(f"{where}: {looked}: no document in there" + (f" ({reasons})" if reasons else ""))
 
 
 def _ensure_tokenizer(recipe: Recipe, corpus: Corpus, console: Console) -> TokenizerInfo:

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from data.tokenization_job import Job
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.files import write_atomic
+from nanotron_recipes.machine import usable_cpus
 
 _POLL_SECONDS = 0.1
 _START = "import sys; from data.tokenization_worker import main; main(sys.argv[1])"
@@ -20,11 +21,6 @@ _START = "import sys; from data.tokenization_worker import main; main(sys.argv[1
 
 class TokenizationFailed(RuntimeError):
     """The worker process failed; the message names its log and shows the log's end."""
-
-
-def cpus() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_job(job: Job, console: Console) -> None:
@@ -63,7 +59,7 @@ def _environment(workers: int) -> dict[str, str]:
     """Workers find this package wherever they are started, and share the CPUs instead of each taking all of them."""
     root = str(Path(__file__).resolve().parents[1])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    threads = max(1, cpus() // workers)
+    threads = max(1, usable_cpus() // workers)
     return os.environ | {
         "PYTHONPATH": os.pathsep.join(paths),
         "RAYON_NUM_THREADS": str(threads),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,12 +12,14 @@ import typer
 
 from launch.cli.options import OverrideOption, RecipeArgument
 from nanotron_recipes.errors import UserError
+from nanotron_recipes.machine import usable_cpus
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from launch.train.prepare import PreparedRun
     from nanotron_recipes.loading import LoadedRecipe
+    from nanotron_recipes.recipe import Recipe
 
 
 def pretrain(
@@ -81,8 +85,17 @@ def _num_ranks(loaded: LoadedRecipe, asked: int | None) -> int:
 
 
 def _gpus_here() -> int:
-    """GPUs of this machine without importing torch: 0 where the driver is not loaded."""
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    """GPUs that this process may use, without importing torch: 0 where the driver is not loaded."""
+    present = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return present if visible is None else min(present, len([gpu for gpu in visible.split(",") if gpu.strip()]))
+
+
+def _threads_per_rank(recipe: Recipe, num_ranks: int) -> int | None:
+    """What a CPU rank computes with: one thread where the recipe asks for several ranks a node, else its share."""
+    if _gpus_here():
+        return None
+    return 1 if recipe.general.cpu_ranks_per_node > 1 else max(1, usable_cpus() // num_ranks)
 
 
 def _ensure_tokens(loaded: LoadedRecipe, console: Console) -> bool:
@@ -120,7 +133,11 @@ def _train(loaded: LoadedRecipe, run: str | None, num_ranks: int, stop_after: in
         if stop_after is not None:
             arguments += ["--stop-after", str(stop_after)]
         code = launch_local(
-            arguments, num_ranks, prepared.folder.logs, threads_per_rank=1, launch_id=prepared.launch_id
+            arguments,
+            num_ranks,
+            prepared.folder.logs,
+            threads_per_rank=_threads_per_rank(prepared.recipe, num_ranks),
+            launch_id=prepared.launch_id,
         )
         return _finish(prepared, console) if code == 0 else code
 
@@ -144,18 +161,26 @@ def _finish(prepared: PreparedRun, console: Console) -> int:
     folder.mark_completed(recipe.tokens.train_steps)
     console.print(f"run:         {folder.path}", highlight=False)
     console.print(f"losses:      {folder.path / 'loss.png'} (a picture of {folder.metrics_file.name})", highlight=False)
-    console.print(f"tensorboard: tensorboard --logdir {folder.tensorboard}", highlight=False)
+    console.print(f"tensorboard: {_tool('tensorboard')} --logdir {folder.tensorboard}", highlight=False)
     if recipe.checkpoints.export_at_end:
         console.print(f"export:      {folder.export} (a Hugging Face folder; see its README.md)", highlight=False)
         console.print(
-            f'next:        python -c "from transformers import pipeline; '
+            f'next:        {_tool("python")} -c "from transformers import pipeline; '
             f"print(pipeline('text-generation', '{folder.export}')('Compute 47+86?\\n'))\"",
             highlight=False,
             markup=False,
         )
     else:
-        console.print(f"next:        nanotron-recipes export {folder.name} OUT --verify", highlight=False)
+        console.print(f"next:        {_tool('nanotron-recipes')} export {folder.name} OUT --verify", highlight=False)
     return 0
+
+
+def _tool(name: str) -> str:
+    """A command of this environment as it can be pasted: by its path where the environment is not on PATH."""
+    here = Path(sys.executable).with_name(name)
+    if shutil.which(name) == str(here) or not here.exists():
+        return name
+    return str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here)
 
 
 def _is_trained(prepared: PreparedRun) -> bool:

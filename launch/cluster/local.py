@@ -14,6 +14,7 @@ import psutil
 
 from launch.cluster.agent import TERMINATED, USER_ERROR
 from nanotron_recipes.errors import UserError
+from nanotron_recipes.machine import usable_cpus
 
 FAILURE_GRACE_SECONDS = 15
 """How long the other ranks may go on after one has failed. A stop that was asked for has no limit: saves take time."""
@@ -76,9 +77,8 @@ def rank_environment(environment: Mapping[str, str], nproc: int, threads_per_ran
     repository = str(Path(__file__).resolve().parents[2])
     inherited = environment.get("PYTHONPATH")
     threads = {} if threads_per_rank is None else {"OMP_NUM_THREADS": str(threads_per_rank)}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # Threads that spin while they wait take the cores that the other ranks need.
-    waiting = {"OMP_WAIT_POLICY": "PASSIVE"} if nproc * (threads_per_rank or 1) > cores else {}
+    waiting = {"OMP_WAIT_POLICY": "PASSIVE"} if nproc * (threads_per_rank or 1) > usable_cpus() else {}
     defaults = {
         **threads,
         **waiting,

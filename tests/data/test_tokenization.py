@@ -244,8 +244,8 @@ def test_a_folder_with_other_content_is_not_replaced(texts: Path, tmp_path: Path
     ("changes", "content", "message"),
     [
         ({"text_key": "txt"}, '{"text": "hello"}\n', r"text_key: 'txt': .* \(keys: text\); did you mean text\?"),
-        ({}, "", r"no document in 1 files"),
-        ({}, "not json\n", r"no document in 1 files \(1 × not a JSON object\)"),
+        ({}, "", r"\.jsonl: no document in there"),
+        ({}, "not json\n", r"\.jsonl: no document in there \(1 × not a JSON object\)"),
     ],
 )
 def test_a_corpus_without_text_is_refused_before_any_work(

@@ -107,7 +107,7 @@ RECIPES: dict[str, tuple[Change, list[str]]] = {
     ),
     "a batch that dp does not divide": (_set("parallelism.dp", 5), ["tokens.global_batch_size", "24", "dp 5"]),
     "text that is not there": (_source_is(None), ["corpus.sources", "words", "mine.jsonl"]),
-    "an empty corpus": (_source_is(""), ["corpus.sources", "words", "no document in 1 file"]),
+    "an empty corpus": (_source_is(""), ["corpus.sources", "words", "no document in there"]),
     "text under another key": (_source_is('{"txt": "some"}\n'), ["text_key", "did you mean txt?"]),
     "shards that are not there": (
         _set(
