@@ -14,6 +14,9 @@ import torch.distributed as torch_dist
 from parallel.buckets import Bucket, Slot
 from parallel.process_groups import EngineContext
 
+NORM_PIECE = 4096
+"""Elements of a norm that are added up one after the other."""
+
 
 @dataclass(frozen=True)
 class AdamWSettings:
@@ -62,8 +65,8 @@ class FlatAdamW:
     @torch.no_grad()
     def grad_norm(self) -> torch.Tensor:
         """2-norm of the whole model's gradient (float32 scalar, the same bits on every rank of a replica)."""
-        norms = [torch.linalg.vector_norm(bucket.owned_gradients[a:b]) for bucket, a, b in self._counted]
-        total = torch.stack(norms).square().sum() if norms else torch.zeros((), device=self._context.device)
+        sums = [sum_of_squares(bucket.owned_gradients[a:b]) for bucket, a, b in self._counted]
+        total = torch.stack(sums).sum() if sums else torch.zeros((), device=self._context.device)
         torch_dist.all_reduce(total, group=self._norm_group)
         return total.sqrt()
 
@@ -127,6 +130,17 @@ class FlatAdamW:
                     "exp_avg": torch.zeros_like(vector),
                     "exp_avg_sq": torch.zeros_like(vector),
                 }
+
+
+def sum_of_squares(vector: torch.Tensor) -> torch.Tensor:
+    """Sum of the squares of a float32 vector, a float32 scalar.
+
+    Taken piece by piece: on the CPU torch adds up a norm one by one, and 10 million elements are wrong by 3e-4.
+    """
+    whole = vector.numel() - vector.numel() % NORM_PIECE
+    norms = torch.linalg.vector_norm(vector[:whole].view(-1, NORM_PIECE), dim=1)
+    rest = torch.linalg.vector_norm(vector[whole:])
+    return norms.square().sum() + rest.square()
 
 
 def _is_decayed(slot: Slot) -> bool:

@@ -7,6 +7,7 @@ import torch
 
 from launch.train.parity import BFLOAT16, FLOAT32, Tolerances, disagreements, run_topologies, start_engine
 from launch.train.synthetic import synthetic_batch
+from parallel.optimizer import sum_of_squares
 from parallel.rank_pool import RankPool
 
 LEARNING_RATES = (1e-3, 3e-3, 2e-3)
@@ -81,6 +82,12 @@ def test_zero_1_trains_as_zero_0(
     everything, parts = run_topologies(small_recipe, matrix, num_steps=6, pool=pool)
     assert parts.losses[0] == everything.losses[0]
     assert disagreements(everything, parts, tolerances) == []
+
+
+@pytest.mark.parametrize("numel", [1, 4096, 5000, 6_500_000])
+def test_a_long_gradients_norm_is_exact(numel: int) -> None:
+    vector = torch.randn(numel, generator=torch.Generator().manual_seed(0))
+    assert float(sum_of_squares(vector)) == pytest.approx(float(vector.double().square().sum()), rel=5e-7)
 
 
 def memory_on_rank(mapping: dict[str, object]) -> tuple[int, int]:
