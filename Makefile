@@ -55,8 +55,10 @@ lint: $(READY_DEV)  ## ruff, mypy and the import rules
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 
-bench-train: $(READY)  ## tokens/s of ours beside a bare loop over transformers' SmolLM3
+# Its peer, transformers, is what exported models are checked with and so in .venv already: no .venv-bench is needed.
+bench-train: $(READY)  ## tokens/s of ours beside a bare loop over transformers; our optimizer beside nanotron's
 	@$(PYTHON) benchmarks/train_step.py $(ARGS)
+	@$(PYTHON) benchmarks/optimizer_step.py
 
 docs: $(READY)  ## write the pages that are made from the code again
 	@$(PYTHON) -m nanotron_recipes.key_reference
