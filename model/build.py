@@ -9,7 +9,6 @@ import torch
 from model.attention import AttentionBackend, choose_attention
 from model.llama import LlamaForTraining, Wiring
 from model.micro_batch import CurrentMicroBatch, MicroBatch, prepare_micro_batch
-from nanotron_recipes.errors import UserError
 from nanotron_recipes.parameters import is_decayed
 from nanotron_recipes.recipe import Recipe
 from parallel.buckets import Bucket, allocate, plan_buckets
@@ -63,11 +62,7 @@ class BuiltModel:
 
 
 def build_on_meta(recipe: Recipe, context: EngineContext) -> LlamaForTraining:
-    """The modules of this rank's stages with parameters that have shapes and marks but no memory.
-
-    Raises:
-        UserError: more pipeline stages than the model can fill.
-    """
+    """The modules of this rank's stages with parameters that have shapes and marks but no memory."""
     wiring = Wiring(
         recipe=recipe,
         tp_pg=context.tp_pg,
@@ -76,15 +71,9 @@ def build_on_meta(recipe: Recipe, context: EngineContext) -> LlamaForTraining:
         ),
         current=CurrentMicroBatch(),
     )
-    try:
-        module: LlamaForTraining = build_stages(
-            lambda: LlamaForTraining(context, wiring), context, DTYPES[recipe.model.dtype], torch.device("meta")
-        )
-    except ValueError as error:
-        raise UserError(
-            f"parallelism.pp = {recipe.parallelism.pp}: {error}; num_hidden_layers = "
-            f"{recipe.model.architecture.num_hidden_layers} allows at most one stage more than that"
-        ) from error
+    module: LlamaForTraining = build_stages(
+        lambda: LlamaForTraining(context, wiring), context, DTYPES[recipe.model.dtype], torch.device("meta")
+    )
     sequence_parallel = wiring.tp_mode is TensorParallelLinearMode.REDUCE_SCATTER
     tie_across_ranks(
         module,

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as torch_dist
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -72,9 +73,10 @@ def load_checkpoint(folder: Path, buckets: list[Bucket], optimizer: FlatAdamW | 
     state = read_state(folder)
     try:
         _load(boxed_tensors(buckets, optimizer), folder)
-    except (ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{folder}: the checkpoint does not fit the recipe's model: {reason}") from error
+    except CheckpointException as error:
+        # Every rank fails with the reasons of all; one says it.
+        reason = next(iter(error.failures.values()))[0]
+        raise UserError(f"{folder}: the checkpoint cannot be read into the recipe's model: {reason}") from error
     if optimizer is not None:
         optimizer.set_num_updates(int(state["optimizer_updates"]))
         optimizer.publish()

@@ -94,7 +94,9 @@ def test_what_is_saved_can_be_read_by_one_process_tensor_by_tensor(
 def test_a_checkpoint_of_another_model_is_refused(pool: RankPool, small_recipe: dict[str, Any], folder: Path) -> None:
     pool.run(1, save_on_rank, small_recipe, folder)
     small_recipe["model"]["model_config"]["intermediate_size"] = 96
-    with pytest.raises(RankFailure, match="Size mismatch"):
+    with pytest.raises(
+        RankFailure, match="UserError.*the checkpoint cannot be read into the recipe.s model.*Size mismatch"
+    ):
         pool.run(1, resume_on_rank, small_recipe, folder)
 
 
