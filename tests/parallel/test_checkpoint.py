@@ -95,7 +95,7 @@ def test_a_checkpoint_of_another_model_is_refused(pool: RankPool, small_recipe: 
     pool.run(1, save_on_rank, small_recipe, folder)
     small_recipe["model"]["model_config"]["intermediate_size"] = 96
     with pytest.raises(
-        RankFailure, match="UserError.*the checkpoint cannot be read into the recipe.s model.*Size mismatch"
+        RankFailure, match=r"UserError.*the checkpoint cannot be read into the recipe.s model.*Size mismatch"
     ):
         pool.run(1, resume_on_rank, small_recipe, folder)
 
