@@ -17,7 +17,7 @@ from nanotron_recipes.files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-MEASURED = ("parallel", "model", "launch/train", "benchmarks/*.py")
+MEASURED = ("parallel", "model", "launch/train/engine.py", "benchmarks/*.py")
 PACKAGES = ("torch", "nanotron", "transformers")
 
 
