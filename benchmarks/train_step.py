@@ -125,8 +125,7 @@ def section_of(shape: str, results: dict[tuple[int, int], Measurement]) -> Secti
         rows=rows,
         notes=f"Limit: the fastest 512³ matrix product of all ranks at once ({_gflops(results)} GFLOP/s), divided by "
         f"{flops:,} FLOPs per token (formula “{FORMULA}”: 6 N + 6 L h s). Ratio: median (smallest to largest) of the "
-        f"rounds. The losses of the two loops differ by at most {first:.0e} nats at the first step, by {last:.0e} at the "
-        "last.",
+        f"rounds. The loops' losses differ by at most {first:.0e} nats at the first step, {last:.0e} at the last.",
     )
 
 
