@@ -1,6 +1,6 @@
 """What a rank of the pool needs; imported once, by the server that the ranks are forked from."""
 
-import torch  # noqa: F401
+import torch
 import torch.distributed  # noqa: F401
 
 from parallel import buckets, cross_entropy, gradients, optimizer, p2p  # noqa: F401
