@@ -122,7 +122,8 @@ def test_the_real_3b_is_built_saved_exported_and_loaded_by_transformers(tmp_path
     )
     print(figures)
     assert relative_difference(ours, exact) <= MARGIN * rounding, figures
-    assert relative_difference(ours, hf) <= MARGIN * rounding, figures
+    # Two independent roundings of the same size differ by √2 of it.
+    assert relative_difference(ours, hf) <= MARGIN * 2**0.5 * rounding, figures
 
 
 def relative_difference(logits: torch.Tensor, reference: torch.Tensor) -> float:
