@@ -68,7 +68,15 @@ def tokenize(
     manifests = [read_manifest(Path(corpus.path, source.name)) for source in corpus.sources]
     tokens = sum(manifest.train.tokens + manifest.validation.tokens for manifest in manifests)
     seconds = time.perf_counter() - started
-    _say(console, f"{corpus.path}: {len(manifests)} sources, {tokens:,} tokens in {seconds:.1f} s")
+    for source, manifest in zip(corpus.sources, manifests, strict=True):
+        if corpus.validation_fraction > 0 and manifest.validation.tokens == 0:
+            _say(
+                console,
+                f"note: {source.name}: none of its {manifest.train.documents} documents is held out, so it has no "
+                f"validation loss; raise corpus.validation_fraction ({corpus.validation_fraction:g})",
+            )
+    names = ", ".join(source.name for source in corpus.sources)
+    _say(console, f"{corpus.path}: {names}: {tokens:,} tokens in {seconds:.1f} s")
     return manifests
 
 

@@ -74,7 +74,7 @@ def facts_from_recipe(
         "feed-forward size": f"{architecture.intermediate_size} (SwiGLU)",
         "attention heads": f"{heads} ({kv_heads} for keys and values)",
         "rotary base": f"{architecture.rope_theta:g}",
-        "layers without rotary positions": ", ".join(without) or "none",
+        "layers without rotary positions": f"{len(without)} (layer {', '.join(without)})" if without else "none",
         "query and key norm": "yes" if architecture.use_qk_norm else "no",
         "vocabulary": f"{architecture.vocab_size:,}",
         "embeddings": "tied" if architecture.tie_word_embeddings else "untied",
@@ -110,8 +110,7 @@ def _stages(recipe: Recipe, step: int) -> tuple[StageFact, ...]:
 
 _TEMPLATE = """\
 ---
-{% if trained %}license: apache-2.0
-{% endif %}library_name: transformers
+library_name: transformers
 pipeline_tag: text-generation
 tags:
 - nanotron-recipes
@@ -168,7 +167,7 @@ Text held out from training, by source
 
 Of {{ facts.arithmetic.total }} two-digit sums and differences that training never saw, {{ facts.arithmetic.correct }}
 ({{ "%.1f"|format(100 * facts.arithmetic.correct / facts.arithmetic.total) }} %) are answered correctly, greedily
-(standard error {{ "%.1f"|format(100 * standard_error) }} points).
+(95 % interval {{ "%.1f"|format(100 * interval[0]) }} to {{ "%.1f"|format(100 * interval[1]) }} %).
 {% endif %}
 ## How to load it
 
@@ -186,12 +185,20 @@ print(tokenizer.decode(model.generate(**prompt, max_new_tokens=40)[0]))
 """
 
 
+def wilson_interval(correct: int, total: int) -> tuple[float, float]:
+    """95 % confidence interval of a share, which is honest at 0 and 1 as well (Wilson 1927, J. Am. Stat. Assoc. 22)."""
+    z, share = 1.96, correct / total
+    centre = share + z * z / (2 * total)
+    spread = z * ((share * (1 - share) + z * z / (4 * total)) / total) ** 0.5
+    scale = 1 + z * z / total
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
 def render_card(facts: ModelCardFacts) -> str:
     """The model card as Markdown with its YAML front matter."""
     from jinja2 import Environment, StrictUndefined
 
     arithmetic = facts.arithmetic
-    accuracy = arithmetic.correct / arithmetic.total if arithmetic else 0.0
     template = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(_TEMPLATE)
     return template.render(
         facts=facts,
@@ -199,5 +206,5 @@ def render_card(facts: ModelCardFacts) -> str:
         bigram=any(row.bigram_bits_per_byte is not None for row in facts.validation),
         figure=lambda value: "–" if value is None else f"{value:.3f}",
         shares=lambda stage: ", ".join(f"{name} {100 * share:.3g} %" for name, share in stage.weights.items()),
-        standard_error=(accuracy * (1 - accuracy) / arithmetic.total) ** 0.5 if arithmetic else 0.0,
+        interval=wilson_interval(arithmetic.correct, arithmetic.total) if arithmetic else None,
     )

@@ -150,7 +150,11 @@ def _finish(prepared: PreparedRun, console: Console) -> int:
 
     folder, recipe = prepared.folder, prepared.recipe
     if not _is_trained(prepared):
-        console.print(f"next: the same command with --run {folder.name} goes on", highlight=False)
+        console.print(
+            f"next: the same command goes on, without --stop-after (or with --run {folder.name}; with make, "
+            f"RUN={folder.name})",
+            highlight=False,
+        )
         return 0
     metrics = read_metrics(folder.metrics_file)
     if recipe.checkpoints.export_at_end:

@@ -105,8 +105,9 @@ def _show(
     difference: float,
 ) -> None:
     validations = [event for event in read_metrics(folder.metrics_file).events if event["event"] == "validation"]
-    if validations:
-        console.print(validation_table(_rows(validations, bigram, recipe)))
+    rows = _rows(validations, bigram, recipe) if validations else []
+    if rows:
+        console.print(validation_table(rows))
     if arithmetic is not None:
         console.print(
             f"arithmetic: {arithmetic.correct} of {arithmetic.total} held-out two-digit sums and differences right "

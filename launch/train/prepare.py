@@ -120,7 +120,7 @@ def reason_not_to_train(prepared: PreparedRun, stop_after: int | None) -> str | 
     if step >= last:
         return f"{path}: all {last} steps are trained"
     if stop_after is not None and step >= stop_after:
-        return f"{path}: step {step} is saved already, so --stop-after {stop_after} leaves nothing to train"
+        return f"{path}: step {step} is saved, so --stop-after {stop_after} leaves nothing to train; next: leave it out"
     return None
 
 
@@ -130,9 +130,11 @@ def is_last_step_saved(recipe: Recipe) -> bool:
 
 
 def _may_go_on(folder: RunFolder, recipe: Recipe, data: str) -> bool:
-    """Whether an unfinished run that nobody named fits; one whose recipe cannot be read any more does not."""
+    """Whether an unfinished run that nobody named fits: the topology may differ, what is learnt may not, neither in the
+    past nor later. One whose recipe cannot be read any more does not fit."""
     try:
-        return not _objections(folder, recipe, data)
+        old = load_recipe(str(folder.recipe_file)).recipe
+        return not _objections(folder, recipe, data) and not later_changes(old, recipe, newest_step(folder))
     except UserError:
         return False
 

@@ -52,7 +52,7 @@ class StepLine:
 
     def on_event(self, event: Event) -> None:
         """Show validation losses; other events are for other callbacks."""
-        if event["event"] == "validation":
+        if event["event"] == "validation" and event["validation_loss"]:
             losses = "  ".join(f"{source} {_number(loss)}" for source, loss in event["validation_loss"].items())
             self.print(f"step {event['step']}: validation loss (nats/token)  {losses}")
 
@@ -92,16 +92,17 @@ def format_step(record: StepRecord, train_steps: int, seconds_left: float) -> st
     width = len(str(train_steps))
     waiting = record.data_wait_seconds / record.step_seconds if record.step_seconds > 0 else 0.0
     parts = [
+        # What matters most comes first: a narrow terminal cuts the end off.
         f"step {record.step:>{width}}/{train_steps} {record.step / train_steps:4.0%}",
+        f"{format_seconds(seconds_left):>6} left",
         f"loss {_number(record.loss)}",
         f"lr {record.lr:.2e}",
         f"norm {_number(record.grad_norm, 3)}",
         f"{record.tokens_per_second:,.0f} tok/s",
+        record.stage,
         f"mfu {'n/a' if record.mfu is None else format(record.mfu, '.1%')}",
         f"wait {waiting:.1%}",
         f"mem {format_bytes(record.memory_peak_bytes)}",
-        record.stage,
-        f"{format_seconds(seconds_left)} left",
     ]
     return " | ".join(parts)
 

@@ -39,14 +39,14 @@ def plain_console() -> tuple[Console, io.StringIO]:
 
 def test_the_line_has_every_number_a_trainer_wants() -> None:
     assert format_step(RECORD, 2000, 3987.0) == (
-        "step    7/2000   0% | loss 2.3457 | lr 9.30e-03 | norm 0.543 | 101,234 tok/s | mfu 31.2% | wait 5.0% | "
-        "mem 532 MB | prose | 1h06m left"
+        "step    7/2000   0% |  1h06m left | loss 2.3457 | lr 9.30e-03 | norm 0.543 | 101,234 tok/s | prose | "
+        "mfu 31.2% | wait 5.0% | mem 532 MB"
     )
 
 
 def test_unknown_numbers_are_said_to_be_unknown() -> None:
     unknown = dataclasses.replace(RECORD, loss=None, grad_norm=None, mfu=None)
-    assert "loss n/a | lr 9.30e-03 | norm n/a | 101,234 tok/s | mfu n/a" in format_step(unknown, 2000, 1.0)
+    assert "loss n/a | lr 9.30e-03 | norm n/a | 101,234 tok/s | prose | mfu n/a" in format_step(unknown, 2000, 1.0)
 
 
 def test_a_log_gets_the_first_the_last_and_some_lines_between() -> None:

@@ -219,7 +219,7 @@ def test_the_model_card_tells_what_is_known() -> None:
     )
     card = render_card(facts)
     front_matter, text = card.split("---\n")[1:3]
-    assert yaml.safe_load(front_matter)["license"] == "apache-2.0"
+    assert "license" not in yaml.safe_load(front_matter), "what the weights may be used for depends on their text"
     for line in (
         "| stable | 1 | prose 50 %, code 25 %, arithmetic 25 % |",
         "| prose | 3.700 | 2.190 | 2.540 |",
@@ -239,7 +239,7 @@ def test_a_model_card_leaves_out_what_is_unknown() -> None:
         "pipeline_tag": "text-generation",
         "tags": ["nanotron-recipes"],
     }
-    assert "| layers without rotary positions | 4 |" in card
+    assert "| layers without rotary positions | 1 (layer 4) |" in card
     assert not any(
         word in card for word in ("Validation", "Arithmetic", "Training data", "steps", "None", "pretrained with")
     )
