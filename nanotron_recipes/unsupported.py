@@ -13,7 +13,6 @@ def unsupported_features(recipe: Recipe) -> list[str]:
     wanted = {
         "parallelism.context_parallel_size": (parallelism.context_parallel_size, 1, "context parallelism"),
         "parallelism.expert_parallel_size": (parallelism.expert_parallel_size, 1, "expert parallelism"),
-        "parallelism.recompute_layer": (parallelism.recompute_layer, False, "activation recomputation"),
         "model.model_config.moe_config": (architecture.moe_config, None, "mixture of experts"),
         "model.model_config.attention_bias": (architecture.attention_bias, False, "biases in attention"),
         "model.model_config.sliding_window_size": (architecture.sliding_window_size, None, "sliding-window attention"),

@@ -186,7 +186,6 @@ def test_qk_norm_with_layers_without_rope_is_noted_as_not_exportable() -> None:
     [
         "parallelism.context_parallel_size=2",
         "parallelism.expert_parallel_size=2",
-        "parallelism.recompute_layer=true",
         "model.model_config.attention_bias=true",
         "model.model_config.moe_config={num_experts: 4}",
         "model.model_config.sliding_window_size=64",
