@@ -13,6 +13,7 @@ import torch.distributed as torch_dist
 
 from data.plan import DataPlan
 from launch.train.engine import TrainingEngine
+from launch.train.guards import RunFailed
 from launch.train.hardware import peak_flops
 from launch.train.loop import Launch, TrainingLoop, start_event
 from launch.train.metrics import Callback, MetricsWriter
@@ -60,11 +61,23 @@ def train(arguments: Namespace, stop: StopRequest) -> int:
         with ExitStack() as stack:
             if torch_dist.get_rank() == 0:
                 stack.enter_context(RunLock.acquire(folder.path, share.launch_id))
+                folder.forget_failure()
             _train_run(folder, recipe, device, arguments, stop)
     except UserError as error:
         # Found by all ranks alike (data and checkpoints are the same for all): all end with the same code.
         return _refuse(str(error))
+    except RunFailed as failure:
+        return _fail(folder, failure)
     return 0
+
+
+def _fail(folder: RunFolder, failure: RunFailed) -> int:
+    """All ranks come here; the first says why, and leaves word for whoever would start the run again."""
+    if torch_dist.get_rank() == 0:
+        folder.mark_failed(failure.kind, failure.step, str(failure))
+        print(f"error: {folder.path}: {failure}", file=sys.stderr)
+    torch_dist.destroy_process_group()
+    return 1
 
 
 def _refuse(mistake: str) -> int:

@@ -124,6 +124,19 @@ class RunFolder:
         """Note that nothing is left to do: trained up to `step`, exported and sampled where the recipe asks for it."""
         write_atomic(self.path / "completed", json.dumps({"step": step}) + "\n")
 
+    @property
+    def failed_file(self) -> Path:
+        """There when the newest launch gave up for a reason that a restart alone does not take away."""
+        return self.path / "failed"
+
+    def mark_failed(self, kind: str, step: int, message: str) -> None:
+        """Note why the run ended: nothing should start it again before a person has looked."""
+        write_atomic(self.failed_file, json.dumps({"kind": kind, "step": step, "message": message}) + "\n")
+
+    def forget_failure(self) -> None:
+        """Take the mark of `mark_failed` away: somebody started the run again."""
+        self.failed_file.unlink(missing_ok=True)
+
     def reopen(self) -> None:
         """Take the mark of `mark_completed` away: a longer training goes on."""
         (self.path / "completed").unlink(missing_ok=True)

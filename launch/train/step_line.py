@@ -51,10 +51,16 @@ class StepLine:
             self._print_plain(record)
 
     def on_event(self, event: Event) -> None:
-        """Show validation losses; other events are for other callbacks."""
+        """Show validation losses, skipped steps and spikes; other events are for other callbacks."""
         if event["event"] == "validation":
             losses = "  ".join(f"{source} {_number(loss)}" for source, loss in event["validation_loss"].items())
             self.print(f"step {event['step']}: validation loss (nats/token)  {losses}")
+        elif event["event"] == "skipped":
+            sources = ", ".join(event["sources"])
+            self.print(f"step {event['step']}: skipped, loss or gradient norm is not finite (sources: {sources})")
+        elif event["event"] == "spike":
+            spike, median = _number(event["spike_loss"]), _number(event["median"])
+            self.print(f"step {event['step']}: loss spike, {spike} where the median is {median}")
 
     def print(self, *what: object) -> None:
         """Print above the live line; everything that rank 0 says during training goes through here."""

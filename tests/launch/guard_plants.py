@@ -48,3 +48,40 @@ def _in_steps(
         return train_step(*arguments)
 
     engine.train_step = counted  # type: ignore[method-assign]
+
+
+def nan_now_and_then(engine: TrainingEngine) -> None:
+    """Step 2 is not finite, and all steps from 5 on."""
+    nan_gradient(engine, steps=(2, *range(5, 100)))
+
+
+def flipped_bit(
+    engine: TrainingEngine, step: int = 4, rank: int = 1, suffix: str = "2.pp_block.mlp.down_proj.weight"
+) -> None:
+    """At the end of this step the lowest bit of one number differs on one rank."""
+    train_step, taken = engine.train_step, [0]
+
+    def flip_after(*arguments: Any) -> Any:
+        result = train_step(*arguments)
+        taken[0] += 1
+        if (taken[0], engine.context.rank) == (step, rank):
+            for bucket in engine.built.buckets:
+                for slot in bucket.slots:
+                    if slot.name.endswith(suffix):
+                        flip_lowest_bit(slot.view(bucket.parameters))
+        return result
+
+    engine.train_step = flip_after  # type: ignore[method-assign]
+
+
+def flip_lowest_bit(values: torch.Tensor, place: int = -1) -> None:
+    """Change the last bit of one of the values, in place."""
+    bits = values.view(-1).view(torch.int32 if values.element_size() == 4 else torch.int16)
+    bits[place] ^= 1
+
+
+def left_out_collective(engine: TrainingEngine) -> None:
+    """In step 3 rank 1 goes on without the others where the losses are summed: all of them wait for ever."""
+    if engine.context.rank == 1:
+        zeros = torch.zeros(3, dtype=torch.float64)
+        _in_steps(engine, (3,), engine, "_sum_over_world", lambda *arguments: zeros)
