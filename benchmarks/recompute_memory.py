@@ -2,17 +2,18 @@
 
     python benchmarks/recompute_memory.py        [--rounds 3 --dry]
 
-The three settings of `parallelism.recompute` start from the same weights and see the same tokens; they take turns, step
-by step, in one process. Everything is on the CPU.
+One model is switched between the three settings of `parallelism.recompute`; for their times they take turns, step by
+step. The loss and the gradient norm of a step from the same weights are compared. Everything is on the CPU.
 """
 
 import argparse
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
 from statistics import median
 
 from benchmarks.report import Section, publish
 from nanotron_recipes.loading import load_recipe
-from nanotron_recipes.recipe import Recipe
 
 MODES = ("none", "selective", "full")
 
@@ -33,6 +34,8 @@ SHAPE = (
 
 LEARNING_RATE = 1e-4
 
+TIMEOUT = timedelta(hours=1)
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -42,31 +45,28 @@ class Measurement:
         kept: bytes that autograd keeps between the forward and the backward pass of a micro-batch.
         peak: bytes allocated at most during a step, over weights, gradients and optimizer state.
         seconds: of a step, by round.
-        losses: of the first steps, nats per token.
+        loss: of a step from the initial weights, nats per token.
+        grad_norm: of that step.
     """
 
     kept: int
     peak: int
     seconds: list[float]
-    losses: list[float]
-
-
-def recipe_of(mode: str) -> Recipe:
-    """The 135M model with one setting."""
-    return load_recipe("tiny", [*SHAPE, f"parallelism.recompute={mode}"]).recipe
+    loss: float
+    grad_norm: float
 
 
 def measure(rounds: int, threads: int) -> dict[str, Measurement]:
     """Every setting, in a world of this rank alone."""
     import torch
-    import torch.distributed as torch_dist
 
     from benchmarks.kept_tensors import kept_bytes, peak_bytes
     from benchmarks.rounds import take_turns
-    from launch.train.engine import TrainingEngine
+    from launch.train.engine import StepResult, TrainingEngine
     from launch.train.rank import silence_known_warnings
     from launch.train.synthetic import synthetic_batch
     from model.build import initialize_weights
+    from model.llama import DecoderLayer
     from nanotron_recipes.topology import resolve_topology
     from parallel.process_groups import EngineContext, init_process_group
 
@@ -74,31 +74,33 @@ def measure(rounds: int, threads: int) -> dict[str, Measurement]:
     torch.set_num_threads(threads)
     device = torch.device("cpu")
     init_process_group(device)
-    assert torch_dist.get_world_size() == 1
-    topology = resolve_topology(recipe_of("none"), 1)
+    recipe = load_recipe("tiny", SHAPE).recipe
+    topology = resolve_topology(recipe, 1)
     context = EngineContext(1, 1, 1, device)
-    engines = {mode: TrainingEngine(recipe_of(mode), topology, context) for mode in MODES}
-    batch = synthetic_batch(recipe_of("none"), topology, 1, 0)
-    kept, peak = {}, {}
-    losses: dict[str, list[float]] = {mode: [] for mode in MODES}
+    engine = TrainingEngine(recipe, topology, context)
+    layers = [module for module in engine.built.module.modules() if isinstance(module, DecoderLayer)]
+    batch = synthetic_batch(recipe, topology, 1, 0)
+    arrays = {key: torch.from_numpy(value) for key, value in vars(batch.micro_batches[0]).items()}
 
-    def step(mode: str) -> None:
-        losses[mode].append(engines[mode].train_step(batch, LEARNING_RATE).loss)
+    def step(mode: str) -> StepResult:
+        for layer in layers:
+            layer.recompute = mode
+        return engine.train_step(batch, LEARNING_RATE)
 
-    for mode, engine in engines.items():
+    kept, peak, first = {}, {}, {}
+    for mode in MODES:
         initialize_weights(engine.built)
-        step(mode)  # makes what is made once
-        arrays = batch.micro_batches[0]
+        first[mode] = step(mode)
         engine.gradients.begin(1)
-        kept[mode] = kept_bytes(
-            engine.built,
-            engine.built.prepare({key: torch.from_numpy(value) for key, value in vars(arrays).items()}),
-        )
+        kept[mode] = kept_bytes(engine.built, engine.built.prepare(arrays))
         engine.gradients.finish()
-        peak[mode] = peak_bytes(lambda mode=mode: step(mode))  # type: ignore[misc]
-    seconds = take_turns({mode: lambda mode=mode: step(mode) for mode in MODES}, rounds, 1)  # type: ignore[misc]
+        peak[mode] = peak_bytes(partial(step, mode))
+    seconds = take_turns({mode: partial(step, mode) for mode in MODES}, rounds, 1)
     context.destroy()
-    return {mode: Measurement(kept[mode], peak[mode], seconds[mode], losses[mode]) for mode in MODES}
+    return {
+        mode: Measurement(kept[mode], peak[mode], seconds[mode], first[mode].loss, first[mode].grad_norm)
+        for mode in MODES
+    }
 
 
 def section_of(results: dict[str, Measurement]) -> Section:
@@ -106,8 +108,8 @@ def section_of(results: dict[str, Measurement]) -> Section:
     from benchmarks.rounds import ratios, spread
     from model.arithmetic import num_parameters
 
-    recipe, plain = recipe_of("none"), results["none"]
-    rows = [
+    recipe, plain = load_recipe("tiny", SHAPE).recipe, results["none"]
+    rows: list[tuple[str, ...]] = [
         (
             mode,
             mib(result.kept),
@@ -119,11 +121,8 @@ def section_of(results: dict[str, Measurement]) -> Section:
         )
         for mode, result in results.items()
     ]
-    apart = max(
-        abs(ours - theirs)
-        for result in results.values()
-        for ours, theirs in zip(result.losses, plain.losses, strict=True)
-    )
+    loss = max(abs(result.loss - plain.loss) for result in results.values())
+    norm = max(abs(result.grad_norm / plain.grad_norm - 1) for result in results.values())
     logits = (recipe.tokens.global_batch_size or 0) * recipe.tokens.sequence_length
     logits *= recipe.model.architecture.vocab_size * 4
     return Section(
@@ -134,8 +133,8 @@ def section_of(results: dict[str, Measurement]) -> Section:
         notes="Kept: what autograd holds between forward and backward, each storage once, without parameters and the "
         f"micro-batch's own tensors; the loss (logits: {mib(logits)} MiB a copy) is part of it in every setting. Peak: "
         "largest sum of what the CPU allocator gave out during a step, over weights, gradients and optimizer state. "
-        f"Ratio: median (smallest to largest) of the rounds. The losses of {len(plain.losses)} steps differ by at "
-        f"most {apart:.0e} nats.",
+        "Ratio: median (smallest to largest) of the rounds. In a step from the same weights the losses differ by at "
+        f"most {loss:.0e} nats, the gradient norms by {norm:.0e} relative.",
     )
 
 
@@ -154,7 +153,7 @@ def main() -> None:
 
     from parallel.rank_pool import RankPool
 
-    with RankPool(1) as pool:
+    with RankPool(1, TIMEOUT) as pool:
         [results] = pool.run(1, measure, arguments.rounds, arguments.threads)
     publish(
         "recompute-memory",

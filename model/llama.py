@@ -172,20 +172,20 @@ class DecoderLayer(nn.Module):
         self.attn = Attention(wiring, layer)
         self.post_attention_layernorm = RMSNorm(shape.hidden_size, shape.rms_norm_eps)
         self.mlp = MLP(wiring)
-        recompute = wiring.recipe.parallelism.recompute
-        self._call_layer = recomputed if recompute == "full" else kept
-        self._call_part = recomputed if recompute == "selective" else kept
+        self.recompute: str = wiring.recipe.parallelism.recompute
 
     def forward(self, hidden_states: torch.Tensor) -> dict[str, torch.Tensor]:
         # The micro-batch is an argument: when the layer is recomputed, another one is current.
-        return {"hidden_states": self._call_layer(self._layer, hidden_states, self.current.value)}
+        call = recomputed if self.recompute == "full" else kept
+        return {"hidden_states": call(self._layer, hidden_states, self.current.value)}
 
     def _layer(self, hidden_states: torch.Tensor, micro_batch: MicroBatch) -> torch.Tensor:
         # Each part begins with what is cheap to compute again and ends with a matrix product, which is not run again.
-        qkv = self._call_part(self._qkv, hidden_states)
+        call = recomputed if self.recompute == "selective" else kept
+        qkv = call(self._qkv, hidden_states)
         hidden_states = hidden_states + self.attn(qkv, micro_batch)
-        gate_up = self._call_part(self._gate_up, hidden_states)
-        return hidden_states + self._call_part(self.mlp, gate_up)
+        gate_up = call(self._gate_up, hidden_states)
+        return hidden_states + call(self.mlp, gate_up)
 
     def _qkv(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.attn.qkv_proj(self.input_layernorm(hidden_states))
