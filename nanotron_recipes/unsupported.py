@@ -19,11 +19,6 @@ def unsupported_features(recipe: Recipe) -> list[str]:
         "model.model_config.rope_scaling": (architecture.rope_scaling, None, "RoPE scaling"),
         "model.model_config.rope_interleaved": (architecture.rope_interleaved, False, "interleaved RoPE"),
         "model.model_config.flex_attention_mask": (architecture.flex_attention_mask, None, "flex attention"),
-        "checkpoints.resume_checkpoint_path": (
-            recipe.checkpoints.resume_checkpoint_path,
-            None,
-            "starting from another run's checkpoint",
-        ),
     }
     return [
         f"{key}: {show_value(value)}: {feature} is not available yet; pretrain needs {show_value(neutral)} here"

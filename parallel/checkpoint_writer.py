@@ -133,6 +133,8 @@ def _together(call: Callable[[], T], group: Group) -> list[T]:
 
 
 def _reason(error: BaseException) -> str:
+    if isinstance(error, SaveFailed):
+        return str(error)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror[0].lower() + error.strerror[1:]
     return f"{type(error).__name__}: {error}"

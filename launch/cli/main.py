@@ -23,6 +23,7 @@ COMMANDS = {
     "tokenize": "launch.cli.tokenize:tokenize",
     "pretrain": "launch.cli.pretrain:pretrain",
     "verify-topology": "launch.cli.verify_topology:verify_topology",
+    "checkpoints": "launch.cli.checkpoints:checkpoints",
     "export": "launch.cli.export:export",
     "import": "launch.cli.import_hf:import_folder",
 }

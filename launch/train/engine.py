@@ -32,6 +32,9 @@ PIPELINE_ENGINES: dict[str, type[PipelineEngine]] = {
     "afab": AllForwardAllBackwardPipelineEngine,
 }
 
+_SAVE = float(1 << 30)
+"""What a wish for a checkpoint adds to the number of ranks that were asked to stop: more than there are ranks."""
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -41,12 +44,14 @@ class StepResult:
         loss: mean negative log-likelihood of the valid targets, nats per token (without z-loss).
         grad_norm: 2-norm of the gradient before clipping.
         stop_requested: whether any rank was asked to stop.
+        save_requested: whether the first rank's clock asks for a checkpoint.
         skipped: whether the update was left out, because the loss or the gradient norm was not finite.
     """
 
     loss: float
     grad_norm: float
     stop_requested: bool = False
+    save_requested: bool = False
     skipped: bool = False
 
 
@@ -63,13 +68,16 @@ class TrainingEngine:
         self.optimizer = FlatAdamW(self.built.buckets, context, adamw_settings(recipe), sharded)
         self._pipeline = PIPELINE_ENGINES[recipe.parallelism.pp_engine]()
 
-    def train_step(self, batch: StepBatch, lr: float, stop_requested: bool = False) -> StepResult:
+    def train_step(
+        self, batch: StepBatch, lr: float, stop_requested: bool = False, save_requested: bool = False
+    ) -> StepResult:
         """Forward, backward and update for this rank's micro-batches of one global batch.
 
         Where the loss or the gradient norm is not finite, on whichever rank, no rank updates anything.
 
         Args:
             stop_requested: whether this rank was asked to stop; all ranks learn of it with the loss.
+            save_requested: whether a checkpoint is due by the clock; one rank may ask.
         """
         count = len(batch.micro_batches)
         # nanotron divides every micro-batch's loss by their number; what is wanted is the sum over the valid targets
@@ -87,13 +95,14 @@ class TrainingEngine:
         grad_norm = self.optimizer.grad_norm()
         if self.recipe.optimizer.clip_grad is not None:
             self.optimizer.clip(grad_norm, self.recipe.optimizer.clip_grad)
-        totals = self._sum_over_world(outputs, float(stop_requested), grad_norm)
+        totals = self._sum_over_world(outputs, float(stop_requested) + _SAVE * save_requested, grad_norm)
         self.optimizer.step(lr, skipped=(~torch.isfinite(totals)).any().float())
         flush_sends(self.built.module.model.p2p)
         # The host waits for the device here, once a step, when it has queued everything.
-        nll_sum, stops, norms = totals.tolist()
+        nll_sum, flags, norms = totals.tolist()
+        saves, stops = divmod(flags, _SAVE)
         skipped = not (math.isfinite(nll_sum) and math.isfinite(norms))
-        return StepResult(nll_sum / batch.num_valid_targets, float(grad_norm), stops > 0, skipped)
+        return StepResult(nll_sum / batch.num_valid_targets, float(grad_norm), stops > 0, saves > 0, skipped)
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Iterable[MicroBatchArrays]) -> float:

@@ -17,13 +17,13 @@ from launch.train.metrics import Callback, Event, StepRecord, validation_event
 from launch.train.prepare import is_last_step_saved
 from launch.train.replicas import ReplicaCheck
 from launch.train.run_folder import RunFolder
+from launch.train.saver import RunSaver
 from launch.train.signals import StopRequest
 from launch.train.tracing import StepTracer
 from launch.train.watchdog import Watchdog
 from model.arithmetic import FlopsFormula, mfu
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.schedule import learning_rate_at
-from parallel.checkpoint import save_checkpoint
 
 MFU_FORMULA: FlopsFormula = "causal"
 """Which FLOPs `mfu` counts; see `model.arithmetic.flops_per_token`."""
@@ -38,6 +38,7 @@ class Launch:
         stop_after: a step to save and end at, or None.
         peak_flops: of all ranks together, per second; None where it is not known.
         files: what is put beside the tensors of every checkpoint, name -> text.
+        damaged: steps whose checkpoints this launch refused.
     """
 
     folder: RunFolder
@@ -47,6 +48,7 @@ class Launch:
     stop_after: int | None
     peak_flops: float | None
     files: dict[str, str]
+    damaged: frozenset[int] = frozenset()
 
 
 class TrainingLoop:
@@ -67,6 +69,7 @@ class TrainingLoop:
         self._replicas = (
             ReplicaCheck(engine.built.buckets, engine.context) if launch.recipe.general.replica_check_interval else None
         )
+        self._saver = RunSaver(launch.folder, engine, launch.files, launch.damaged)
         self._tokens_per_step = engine.topology.global_batch_size * launch.recipe.tokens.sequence_length
 
     def run(self, stop: StopRequest) -> int:
@@ -74,9 +77,14 @@ class TrainingLoop:
 
         Raises:
             RunFailed: going on makes no sense; on all ranks alike.
+            SaveFailed: the state after the last step that was taken could not be saved; on all ranks alike.
         """
-        with self._watchdog:
-            return self._run(stop)
+        try:
+            with self._watchdog:
+                return self._run(stop)
+        except RunFailed:
+            self._report(self._saver.finish())  # the newest good state, from before the failure
+            raise
 
     def _run(self, stop: StopRequest) -> int:
         last = self._recipe.tokens.train_steps
@@ -92,7 +100,8 @@ class TrainingLoop:
                 with self._watchdog.watch(f"step {step}"):
                     batch = next(batches)
                     waited = time.perf_counter() - began
-                    result = self._engine.train_step(batch, learning_rate_at(self._recipe, step), stop.is_set)
+                    rate, is_due = learning_rate_at(self._recipe, step), self._saver.is_due_by_clock()
+                    result = self._engine.train_step(batch, rate, stop.is_set, is_due)
                 seconds = time.perf_counter() - began
                 self._record(step, result, batch.stage, seconds, waited)
                 self._guard(step, result, batch.stage)  # before anything is saved
@@ -105,8 +114,11 @@ class TrainingLoop:
                     self._validate(step)
                 if is_asked:
                     break
-                if self._is_save_due(step):  # last, so that what goes on from here lacks no validation
-                    self._save(step)
+                if self._is_save_due(step) or result.save_requested:
+                    self._save(step)  # last, so that what goes on from here lacks no validation
+                self._report(self._saver.reports())
+        self._report(self._saver.finish())
+        self._saver.require_saved(step)
         return step
 
     def _guard(self, step: int, result: StepResult, stage: str) -> None:
@@ -182,13 +194,11 @@ class TrainingLoop:
         self._event(validation_event(step, losses))
 
     def _save(self, step: int) -> None:
-        save_checkpoint(
-            self._launch.folder.checkpoints / str(step),
-            self._engine.built.buckets,
-            self._engine.optimizer,
-            state={"step": step, "data": self._launch.plan.fingerprint},
-            files=self._launch.files,
-        )
+        self._saver.save(step, {"data": self._launch.plan.fingerprint})
+
+    def _report(self, events: list[Event]) -> None:
+        for event in events:
+            self._event(event)
 
     def _event(self, event: Event) -> None:
         self._tell(lambda callback: callback.on_event(event))

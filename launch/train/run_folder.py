@@ -31,10 +31,13 @@ class RunHeader:
     """Fingerprint of the data."""
     changes: tuple[str, ...] = ()
     """One line for each change that a resume brought: the step, the key, the old and the new value."""
+    parent: str = ""
+    """The checkpoint that the run started from, where it is a branch of another run."""
 
     def as_comments(self) -> str:
         """The lines above the recipe."""
         lines = [f"# recipe: {self.recipe}", f"# code: {self.code}", f"# data: {self.data}"]
+        lines += [f"# parent: {self.parent}"] if self.parent else []
         return "\n".join([*lines, *(f"# change: {change}" for change in self.changes)]) + "\n"
 
     @classmethod
@@ -43,7 +46,8 @@ class RunHeader:
         pairs = [(match[1], match[2]) for match in re.finditer(r"^# (\w+): (.*)$", text, flags=re.MULTILINE)]
         single = dict(pairs)
         changes = tuple(value for key, value in pairs if key == "change")
-        return cls(single.get("recipe", ""), single.get("code", ""), single.get("data", ""), changes)
+        recipe, code, data, parent = (single.get(key, "") for key in ("recipe", "code", "data", "parent"))
+        return cls(recipe, code, data, changes, parent)
 
 
 @dataclass(frozen=True)
