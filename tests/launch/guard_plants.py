@@ -42,10 +42,10 @@ def _in_steps(
     """Put `faulty` in the place of a method during these steps of the engine, counted from 1."""
     train_step, sound, taken = engine.train_step, getattr(owner, name), [0]
 
-    def counted(*arguments: Any) -> Any:
+    def counted(*arguments: Any, **keywords: Any) -> Any:
         taken[0] += 1
         setattr(owner, name, faulty if taken[0] in steps else sound)
-        return train_step(*arguments)
+        return train_step(*arguments, **keywords)
 
     engine.train_step = counted  # type: ignore[method-assign]
 
@@ -61,8 +61,8 @@ def flipped_bit(
     """At the end of this step the lowest bit of one number differs on one rank."""
     train_step, taken = engine.train_step, [0]
 
-    def flip_after(*arguments: Any) -> Any:
-        result = train_step(*arguments)
+    def flip_after(*arguments: Any, **keywords: Any) -> Any:
+        result = train_step(*arguments, **keywords)
         taken[0] += 1
         if (taken[0], engine.context.rank) == (step, rank):
             for bucket in engine.built.buckets:
