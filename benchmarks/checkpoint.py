@@ -112,13 +112,17 @@ def measure(recipe: Recipe, folder: Path, rounds: int, interval: int) -> Measure
             step()
         saver.wait()
 
+    def save_and_wait() -> None:
+        saver.start(info)
+        saver.wait()
+
     for number in range(rounds + 1):
         blocks = {"plain_block": plain_block, "saving_block": saving_block}
         for name in list(blocks) if number % 2 else list(blocks)[::-1]:
             torch_dist.barrier()
             getattr(found, name).append(seconds_of(blocks[name]))
         torch_dist.barrier()
-        found.save.append(seconds_of(lambda: (saver.start(info), saver.wait())))
+        found.save.append(seconds_of(save_and_wait))
         torch_dist.barrier()
         found.torch_save.append(seconds_of(lambda: torch_save(engine, folder / f"plain-{engine.context.rank}.pt")))
     found.num_bytes = saver.finished()[-1].num_bytes
@@ -198,7 +202,7 @@ def sections_of(shape: str, rounds: int, folder: Path) -> list[Section]:
     speed = [("save: written, flushed, checksums, manifest", found.save), ("torch.save, flushed", found.torch_save)]
     speed += [(f"{name}, all files verified first", [sum(pair) for pair in zip(*times, strict=True)])
               for name, times in loads.items()]  # fmt: skip
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (what, f"{median(seconds):.3f}", f"{found.num_bytes / median(seconds) / 1e9:.2f}") for what, seconds in speed
     ]
     return [cost, Section(f"{shape}: to and from the disk", ("what", "seconds", "GB/s"), rows)]

@@ -38,6 +38,9 @@ RUN_HERE = {
     "nanotron-recipes tokenize my.yaml": "",
     "nanotron-recipes verify-topology my.yaml --steps 3": "",
     "nanotron-recipes pretrain my.yaml": SHORTENED,
+    "nanotron-recipes checkpoints list runs/latest": "",
+    "nanotron-recipes checkpoints verify runs/latest": "",
+    "nanotron-recipes checkpoints prune runs/latest --dry-run": "",
     "python -m launch.train.loss_plot runs/latest/metrics.jsonl loss.png": "",
 }
 """Commands in the order in which they are run, in one new folder, each with what is added to it."""
@@ -66,6 +69,9 @@ RUN_ELSEWHERE = {
     "nanotron-recipes verify-topology tiny --topology dp=2,pp=2": (
         "tests/launch/test_verify_topology.py::"
         "test_the_command_trains_on_the_recipes_data_and_says_that_topologies_agree"
+    ),
+    "nanotron-recipes pretrain tiny --run decayed --set checkpoints.resume_checkpoint_path=runs/mine/checkpoints/100": (
+        "tests/launch/test_saver.py::test_a_branch_goes_on_from_any_checkpoint_at_another_topology"
     ),
     "nanotron-recipes export runs/latest my-model --verify": EXPORT,
     "nanotron-recipes import my-model imported": EXPORT,
