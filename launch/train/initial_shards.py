@@ -5,7 +5,7 @@ did) trains without an error, and wastes a part of the model; losses hardly show
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 
 import torch
@@ -31,9 +31,9 @@ class InitialShards:
         largest: largest absolute correlation of two of them.
     """
 
-    related: list[str]
-    num_pairs: int
-    largest: float
+    related: list[str] = field(default_factory=list)
+    num_pairs: int = 0
+    largest: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ class TopologyResult:
     unequal_copies: list[str] = field(default_factory=list)
     num_shared: int = 0
     weights_digest: str = ""
-    initial_shards: InitialShards = InitialShards([], 0, 0.0)
+    initial_shards: InitialShards = field(default_factory=InitialShards)
 
 
 def run_topologies(
