@@ -23,7 +23,7 @@ from nanotron_recipes.errors import UserError
 from parallel.buckets import Bucket
 from parallel.checkpoint_files import STATE_FILE, verify_checkpoint_files
 from parallel.checkpoint_reader import CheckpointReader
-from parallel.checkpoint_tensors import MASTER, MODEL, OPTIMIZER, Tensors, readable_tensors
+from parallel.checkpoint_tensors import MASTER, MODEL, OPTIMIZER, Tensors, readable_tensors, writable_tensors
 from parallel.checkpoint_writer import CheckpointInfo, tensor_bytes, write_checkpoint
 from parallel.optimizer import FlatAdamW
 
@@ -45,8 +45,11 @@ def save_checkpoint(
     Raises:
         SaveFailed: on every rank, with the reason.
     """
-    counter = optimizer.num_updates() if optimizer is not None else 0
-    _write(folder, readable_tensors(buckets, optimizer), {**state, "optimizer_updates": counter}, files)
+    if optimizer is None:
+        tensors, counter = readable_tensors(buckets, None), 0
+    else:
+        tensors, counter = writable_tensors(buckets, optimizer, optimizer.context), optimizer.num_updates()
+    _write(folder, tensors, {**state, "optimizer_updates": counter}, files)
 
 
 def load_checkpoint(

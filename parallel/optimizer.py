@@ -55,6 +55,11 @@ class FlatAdamW:
             capturable=not settings.fused and context.device.type == "cuda",
         )
 
+    @property
+    def context(self) -> EngineContext:
+        """The ranks among which the parameters are spread."""
+        return self._context
+
     def _group(self, wanted: Callable[[Slot], bool], weight_decay: float) -> dict[str, object]:
         vectors = []
         for bucket in self._buckets:
