@@ -29,7 +29,7 @@ endif
 
 PIP_INSTALL = .venv/bin/python -m pip install -qq --disable-pip-version-check --no-input -c constraints.txt
 
-.PHONY: help pretrain test test-tiny test-long test-gpu lint bench-train docs docs-images
+.PHONY: help pretrain test test-tiny test-long test-gpu lint bench-train bench-checkpoint docs docs-images
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
@@ -59,6 +59,9 @@ lint: $(READY_DEV)  ## ruff, mypy and the import rules
 bench-train: $(READY)  ## tokens/s of ours beside a bare loop over transformers; our optimizer beside nanotron's
 	@$(PYTHON) benchmarks/train_step.py $(ARGS)
 	@$(PYTHON) benchmarks/optimizer_step.py
+
+bench-checkpoint: $(READY)  ## what a save costs a step and a run; saving, loading and resharding beside torch.save
+	@$(PYTHON) benchmarks/checkpoint.py $(ARGS)
 
 docs: $(READY)  ## write the pages that are made from the code again
 	@$(PYTHON) -m nanotron_recipes.key_reference

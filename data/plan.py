@@ -138,6 +138,11 @@ class DataPlan:
                 starts[mine] = source.window_starts(before[mine] + stage.read_before[number])
         return stage.sources, numbers, starts
 
+    def source_names(self, step: int) -> list[str]:
+        """The sources that the global batch of step `step` (from 1) has samples of."""
+        sources, numbers, _ = self.samples(step)
+        return [sources[number].name for number in np.unique(numbers).tolist()]
+
     def step(self, step: int, *, dp: int, dp_rank: int, num_micro_batches: int, micro_batch_size: int) -> StepBatch:
         """What data-parallel rank `dp_rank` of `dp` trains on in step `step` (from 1).
 

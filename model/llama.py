@@ -14,6 +14,7 @@ from torch import nn
 from model.attention import AttentionBackend
 from model.micro_batch import CurrentMicroBatch, MicroBatch
 from model.pointwise import rms_norm, swiglu
+from model.recomputation import kept, recomputed
 from model.rope import apply_rope
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.topology import padded_vocab_size
@@ -131,8 +132,9 @@ class Attention(nn.Module):
             self.k_norm = RMSNorm(self.head_dim, shape.rms_norm_eps)
         self.use_qk_norm = shape.use_qk_norm
 
-    def forward(self, hidden_states: torch.Tensor, micro_batch: MicroBatch) -> torch.Tensor:
-        qkv = self.qkv_proj(hidden_states).view(*micro_batch.position_ids.shape, -1, self.head_dim)
+    def forward(self, qkv: torch.Tensor, micro_batch: MicroBatch) -> torch.Tensor:
+        """From the output of `qkv_proj` [B * S, (heads + 2 * kv_heads) * head_dim] on."""
+        qkv = qkv.view(*micro_batch.position_ids.shape, -1, self.head_dim)
         if self.use_qk_norm:
             q, k, v = qkv.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=-2)
             qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=-2)
@@ -154,8 +156,9 @@ class MLP(nn.Module):
         self.gate_up_proj = wiring.column_linear(2 * size, chunks=(size, size))
         self.down_proj = wiring.row_linear(size)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(swiglu(self.gate_up_proj(hidden_states)))
+    def forward(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """From the output of `gate_up_proj` on."""
+        return self.down_proj(swiglu(gate_up))
 
 
 class DecoderLayer(nn.Module):
@@ -169,11 +172,26 @@ class DecoderLayer(nn.Module):
         self.attn = Attention(wiring, layer)
         self.post_attention_layernorm = RMSNorm(shape.hidden_size, shape.rms_norm_eps)
         self.mlp = MLP(wiring)
+        self.recompute: str = wiring.recipe.parallelism.recompute
 
     def forward(self, hidden_states: torch.Tensor) -> dict[str, torch.Tensor]:
-        hidden_states = hidden_states + self.attn(self.input_layernorm(hidden_states), self.current.value)
-        hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
-        return {"hidden_states": hidden_states}
+        # The micro-batch is an argument: when the layer is recomputed, another one is current.
+        call = recomputed if self.recompute == "full" else kept
+        return {"hidden_states": call(self._layer, hidden_states, self.current.value)}
+
+    def _layer(self, hidden_states: torch.Tensor, micro_batch: MicroBatch) -> torch.Tensor:
+        # Each part begins with what is cheap to compute again and ends with a matrix product, which is not run again.
+        call = recomputed if self.recompute == "selective" else kept
+        qkv = call(self._qkv, hidden_states)
+        hidden_states = hidden_states + self.attn(qkv, micro_batch)
+        gate_up = call(self._gate_up, hidden_states)
+        return hidden_states + call(self.mlp, gate_up)
+
+    def _qkv(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.attn.qkv_proj(self.input_layernorm(hidden_states))
+
+    def _gate_up(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.mlp.gate_up_proj(self.post_attention_layernorm(hidden_states))
 
 
 class LossBlock(nn.Module):

@@ -27,6 +27,7 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _shape(recipe)
     yield from _tensor_parallel(recipe)
     yield from _pipeline(recipe)
+    yield from _recomputation(recipe)
     yield from _stages(recipe)
     yield from _weight_decay(recipe)
     yield from _tokenizer(recipe)
@@ -76,6 +77,13 @@ def _pipeline(recipe: Recipe) -> Iterator[Problem]:
     layers, pp = recipe.model.architecture.num_hidden_layers, recipe.parallelism.pp
     if pp > layers:
         yield Problem("parallelism.pp", pp, f"expected at most num_hidden_layers {layers}")
+
+
+def _recomputation(recipe: Recipe) -> Iterator[Problem]:
+    recompute, whole_layer = recipe.parallelism.recompute, recipe.parallelism.recompute_layer
+    if (recompute == "full") != whole_layer:
+        expected = f"expected to agree with recompute_layer {str(whole_layer).lower()}; leave one of them out"
+        yield Problem("parallelism.recompute", recompute, expected)
 
 
 def _stages(recipe: Recipe) -> Iterator[Problem]:

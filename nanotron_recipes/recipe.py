@@ -9,6 +9,7 @@ from pydantic import Field
 from nanotron_recipes.schema.checkpoints import Checkpoints, S3Upload
 from nanotron_recipes.schema.data import Corpus, DataStage, Tokenizer
 from nanotron_recipes.schema.general import General
+from nanotron_recipes.schema.guards import Guards
 from nanotron_recipes.schema.model import Model
 from nanotron_recipes.schema.optimizer import Optimizer
 from nanotron_recipes.schema.parallelism import Parallelism
@@ -46,6 +47,9 @@ class Recipe(Section):
 
     checkpoints: Checkpoints = Checkpoints()
     """What is kept."""
+
+    guards: Guards = Guards()
+    """What is done about broken numbers and ranks that stand still."""
 
     logging: Logging = Logging()
     """What a run says."""

@@ -13,18 +13,12 @@ def unsupported_features(recipe: Recipe) -> list[str]:
     wanted = {
         "parallelism.context_parallel_size": (parallelism.context_parallel_size, 1, "context parallelism"),
         "parallelism.expert_parallel_size": (parallelism.expert_parallel_size, 1, "expert parallelism"),
-        "parallelism.recompute_layer": (parallelism.recompute_layer, False, "activation recomputation"),
         "model.model_config.moe_config": (architecture.moe_config, None, "mixture of experts"),
         "model.model_config.attention_bias": (architecture.attention_bias, False, "biases in attention"),
         "model.model_config.sliding_window_size": (architecture.sliding_window_size, None, "sliding-window attention"),
         "model.model_config.rope_scaling": (architecture.rope_scaling, None, "RoPE scaling"),
         "model.model_config.rope_interleaved": (architecture.rope_interleaved, False, "interleaved RoPE"),
         "model.model_config.flex_attention_mask": (architecture.flex_attention_mask, None, "flex attention"),
-        "checkpoints.resume_checkpoint_path": (
-            recipe.checkpoints.resume_checkpoint_path,
-            None,
-            "starting from another run's checkpoint",
-        ),
     }
     return [
         f"{key}: {show_value(value)}: {feature} is not available yet; pretrain needs {show_value(neutral)} here"

@@ -51,7 +51,14 @@ class FlatAdamW:
             betas=(settings.beta1, settings.beta2),
             eps=settings.eps,
             fused=settings.fused,
+            # Keeps the counter on the device, where a skipped update has to leave it alone.
+            capturable=not settings.fused and context.device.type == "cuda",
         )
+
+    @property
+    def context(self) -> EngineContext:
+        """The ranks among which the parameters are spread."""
+        return self._context
 
     def _group(self, wanted: Callable[[Slot], bool], weight_decay: float) -> dict[str, object]:
         vectors = []
@@ -78,12 +85,30 @@ class FlatAdamW:
             bucket.owned_gradients.mul_(scale)
 
     @torch.no_grad()
-    def step(self, lr: float) -> None:
-        """Update with learning rate `lr`, then bring the new values to the parameters of every replica."""
+    def step(self, lr: float, skipped: torch.Tensor | None = None) -> None:
+        """Update with learning rate `lr`, then bring the new values to the parameters of every replica.
+
+        Args:
+            skipped: float32 scalar on the device, the same on every rank; 1 leaves weights, moments and counter as
+                they are, whatever the gradients hold, 0 updates. The host never waits for it.
+        """
         for group in self._adamw.param_groups:
             group["lr"] = lr
-        self._adamw.step()
+        if skipped is None or self._adamw.defaults["fused"]:
+            self._adamw.found_inf = skipped  # type: ignore[attr-defined]  # torch's fused kernel looks at it
+            self._adamw.step()
+        else:
+            self._step_unfused(skipped)
         self.publish()
+
+    def _step_unfused(self, skipped: torch.Tensor) -> None:
+        """Torch's other kernels know no skipping: update, and take the old values back where it is skipped."""
+        self._ensure_state()
+        touched = [part for vector, state in self._adamw.state.items() for part in (vector, *state.values())]
+        before = [part.clone() for part in touched]
+        self._adamw.step()
+        for part, old in zip(touched, before, strict=True):
+            torch.where(skipped > 0, old, part, out=part)
 
     @torch.no_grad()
     def publish(self) -> None:
@@ -96,6 +121,13 @@ class FlatAdamW:
                 part = bucket.owned_parameters
                 part = part if self._context.device.type == "cuda" else part.clone()
                 torch_dist.all_gather_into_tensor(bucket.parameters, part, group=self._context.dp_pg)
+
+    @torch.no_grad()
+    def adopt_parameters(self) -> None:
+        """Take the model's own values as the float32 values, where a checkpoint has no finer ones."""
+        for bucket in self._buckets:
+            if bucket.parameters.dtype != torch.float32:
+                bucket.master.copy_(bucket.owned_parameters)
 
     def state_vectors(self) -> list[tuple[Bucket, int, int, dict[str, torch.Tensor]]]:
         """(bucket, start, end within the owned range, {exp_avg, exp_avg_sq, step}); allocates the state if needed."""
@@ -124,9 +156,10 @@ class FlatAdamW:
         if self._adamw.state:
             return
         for group in self._adamw.param_groups:
+            on_device = group["fused"] or group["capturable"]
             for vector in group["params"]:
                 self._adamw.state[vector] = {
-                    "step": torch.zeros((), dtype=torch.float32, device=vector.device if group["fused"] else "cpu"),
+                    "step": torch.zeros((), dtype=torch.float32, device=vector.device if on_device else "cpu"),
                     "exp_avg": torch.zeros_like(vector),
                     "exp_avg_sq": torch.zeros_like(vector),
                 }

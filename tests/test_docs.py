@@ -36,7 +36,11 @@ RUN_HERE = {
     "nanotron-recipes validate tiny smollm3-3b": "",
     "nanotron-recipes validate my.yaml": "",
     "nanotron-recipes tokenize my.yaml": "",
+    "nanotron-recipes verify-topology my.yaml --steps 3": "",
     "nanotron-recipes pretrain my.yaml": SHORTENED,
+    "nanotron-recipes checkpoints list runs/latest": "",
+    "nanotron-recipes checkpoints verify runs/latest": "",
+    "nanotron-recipes checkpoints prune runs/latest --dry-run": "",
     "python -m launch.train.loss_plot runs/latest/metrics.jsonl loss.png": "",
 }
 """Commands in the order in which they are run, in one new folder, each with what is added to it."""
@@ -61,6 +65,13 @@ RUN_ELSEWHERE = {
     "nanotron-recipes pretrain tiny --run mine": f"{PRETRAIN}test_stops_save_and_a_run_goes_on_at_another_topology",
     "torchrun --nproc-per-node 2 -m launch.train -- tiny --run by-hand": (
         f"{PRETRAIN}test_a_run_records_every_step_every_validation_and_its_start"
+    ),
+    "nanotron-recipes verify-topology tiny --topology dp=2,pp=2": (
+        "tests/launch/test_verify_topology.py::"
+        "test_the_command_trains_on_the_recipes_data_and_says_that_topologies_agree"
+    ),
+    "nanotron-recipes pretrain tiny --run decayed --set checkpoints.resume_checkpoint_path=runs/mine/checkpoints/100": (
+        "tests/launch/test_saver.py::test_a_branch_goes_on_from_any_checkpoint_at_another_topology"
     ),
     "nanotron-recipes export runs/latest my-model --verify": EXPORT,
     "nanotron-recipes import my-model imported": EXPORT,
@@ -176,15 +187,6 @@ def test_a_step_is_trained_with_every_suggested_change(tmp_path: Path) -> None:
         done = bash(f"nanotron-recipes pretrain tiny --run row-{number} --stop-after 1 {arguments}", tmp_path)
         assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
         assert (tmp_path / f"runs/row-{number}/checkpoints/1").is_dir()
-
-
-@pytest.mark.long
-def test_the_program_that_compares_topologies_says_that_they_agree(tmp_path: Path) -> None:
-    (program,) = blocks(ROOT / "docs/engine.md", "python")
-    (tmp_path / "compare.py").write_text(program)
-    done = bash("nanotron-recipes show tiny > mine.yaml && python compare.py", tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["parallelism.tp=2 agrees", "parallelism.pp=2 agrees"]
 
 
 def test_the_table_of_nodes_is_what_the_recipe_resolves_to() -> None:

@@ -22,6 +22,8 @@ COMMANDS = {
     "validate": "launch.cli.validate:validate",
     "tokenize": "launch.cli.tokenize:tokenize",
     "pretrain": "launch.cli.pretrain:pretrain",
+    "verify-topology": "launch.cli.verify_topology:verify_topology",
+    "checkpoints": "launch.cli.checkpoints:checkpoints",
     "export": "launch.cli.export:export",
     "import": "launch.cli.import_hf:import_folder",
 }

@@ -194,6 +194,6 @@ def _is_trained(prepared: PreparedRun) -> bool:
 
     folder, recipe = prepared.folder, prepared.recipe
     if is_last_step_saved(recipe):
-        return newest_step(folder) >= recipe.tokens.train_steps
+        return newest_step(folder, recipe) >= recipe.tokens.train_steps
     steps = read_metrics(folder.metrics_file).steps if folder.metrics_file.is_file() else []
     return bool(steps) and steps[-1].step >= recipe.tokens.train_steps

@@ -1,5 +1,6 @@
 """One training step on nanotron's engine: micro-batches through the pipeline, gradients summed, weights updated."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -31,6 +32,9 @@ PIPELINE_ENGINES: dict[str, type[PipelineEngine]] = {
     "afab": AllForwardAllBackwardPipelineEngine,
 }
 
+_SAVE = float(1 << 30)
+"""What a wish for a checkpoint adds to the number of ranks that were asked to stop: more than there are ranks."""
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -40,11 +44,15 @@ class StepResult:
         loss: mean negative log-likelihood of the valid targets, nats per token (without z-loss).
         grad_norm: 2-norm of the gradient before clipping.
         stop_requested: whether any rank was asked to stop.
+        save_requested: whether the first rank's clock asks for a checkpoint.
+        skipped: whether the update was left out, because the loss or the gradient norm was not finite.
     """
 
     loss: float
     grad_norm: float
     stop_requested: bool = False
+    save_requested: bool = False
+    skipped: bool = False
 
 
 class TrainingEngine:
@@ -60,11 +68,16 @@ class TrainingEngine:
         self.optimizer = FlatAdamW(self.built.buckets, context, adamw_settings(recipe), sharded)
         self._pipeline = PIPELINE_ENGINES[recipe.parallelism.pp_engine]()
 
-    def train_step(self, batch: StepBatch, lr: float, stop_requested: bool = False) -> StepResult:
+    def train_step(
+        self, batch: StepBatch, lr: float, stop_requested: bool = False, save_requested: bool = False
+    ) -> StepResult:
         """Forward, backward and update for this rank's micro-batches of one global batch.
+
+        Where the loss or the gradient norm is not finite, on whichever rank, no rank updates anything.
 
         Args:
             stop_requested: whether this rank was asked to stop; all ranks learn of it with the loss.
+            save_requested: whether a checkpoint is due by the clock; one rank may ask.
         """
         count = len(batch.micro_batches)
         # nanotron divides every micro-batch's loss by their number; what is wanted is the sum over the valid targets
@@ -82,17 +95,21 @@ class TrainingEngine:
         grad_norm = self.optimizer.grad_norm()
         if self.recipe.optimizer.clip_grad is not None:
             self.optimizer.clip(grad_norm, self.recipe.optimizer.clip_grad)
-        self.optimizer.step(lr)
+        totals = self._sum_over_world(outputs, float(stop_requested) + _SAVE * save_requested, grad_norm)
+        self.optimizer.step(lr, skipped=(~torch.isfinite(totals)).any().float())
         flush_sends(self.built.module.model.p2p)
-        nll_sum, stops = self._sum_over_world(outputs, float(stop_requested))
-        return StepResult(nll_sum / batch.num_valid_targets, float(grad_norm), stops > 0)
+        # The host waits for the device here, once a step, when it has queued everything.
+        nll_sum, flags, norms = totals.tolist()
+        saves, stops = divmod(flags, _SAVE)
+        skipped = not (math.isfinite(nll_sum) and math.isfinite(norms))
+        return StepResult(nll_sum / batch.num_valid_targets, float(grad_norm), stops > 0, saves > 0, skipped)
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Iterable[MicroBatchArrays]) -> float:
         """Sum of the negative log-likelihood over the valid targets that all replicas were given, in nats."""
         outputs = [self.built.module(micro_batch=self._prepare(arrays)) for arrays in micro_batches]
         flush_sends(self.built.module.model.p2p)
-        return self._sum_over_world(outputs)[0]
+        return float(self._sum_over_world(outputs)[0])
 
     def _prepare(self, arrays: MicroBatchArrays) -> object:
         return self.built.prepare(
@@ -105,18 +122,22 @@ class TrainingEngine:
         )
 
     def _sum_over_world(
-        self, outputs: Sequence[dict[str, torch.Tensor | TensorPointer]], flag: float = 0.0
-    ) -> tuple[float, float]:
-        """Sums over all ranks of what the last stages computed (one tensor rank speaks for all), and of a flag."""
+        self,
+        outputs: Sequence[dict[str, torch.Tensor | TensorPointer]],
+        flag: float = 0.0,
+        norm: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Sums over all ranks, float64 [3] on the device: what the last stages computed, a flag, and the norms.
+
+        One tensor rank speaks for all of them about the loss. The sum of the norms says whether all are finite.
+        """
         mine = [output["nll_sum"] for output in outputs] if self.context.tp_rank == 0 else []
         parts = [part.double() for part in mine if isinstance(part, torch.Tensor)]
-        nll_sum = (
-            torch.stack(parts).sum() if parts else torch.zeros((), dtype=torch.float64, device=self.context.device)
-        )
-        totals = torch.stack((nll_sum, torch.full_like(nll_sum, flag)))
+        zero = torch.zeros((), dtype=torch.float64, device=self.context.device)
+        nll_sum = torch.stack(parts).sum() if parts else zero
+        totals = torch.stack((nll_sum, torch.full_like(zero, flag), zero if norm is None else norm.double()))
         torch_dist.all_reduce(totals, group=self.context.world_pg)
-        total, flags = totals.tolist()
-        return total, flags
+        return totals
 
 
 def adamw_settings(recipe: Recipe) -> AdamWSettings:

@@ -1,5 +1,6 @@
 """The training loop: what happens in which order from the first step of a launch to its last."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,16 +11,19 @@ from data.batch import StepBatch
 from data.loader import Prefetcher
 from data.plan import DataPlan
 from launch.train.engine import StepResult, TrainingEngine
+from launch.train.guards import RunFailed, SkippedSteps, SpikeDetector
 from launch.train.hardware import peak_memory_bytes
 from launch.train.metrics import Callback, Event, StepRecord, validation_event
 from launch.train.prepare import is_last_step_saved
+from launch.train.replicas import ReplicaCheck
 from launch.train.run_folder import RunFolder
+from launch.train.saver import RunSaver
 from launch.train.signals import StopRequest
 from launch.train.tracing import StepTracer
+from launch.train.watchdog import Watchdog
 from model.arithmetic import FlopsFormula, mfu
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.schedule import learning_rate_at
-from parallel.checkpoint import save_checkpoint
 
 MFU_FORMULA: FlopsFormula = "causal"
 """Which FLOPs `mfu` counts; see `model.arithmetic.flops_per_token`."""
@@ -34,6 +38,7 @@ class Launch:
         stop_after: a step to save and end at, or None.
         peak_flops: of all ranks together, per second; None where it is not known.
         files: what is put beside the tensors of every checkpoint, name -> text.
+        damaged: steps whose checkpoints this launch refused.
     """
 
     folder: RunFolder
@@ -43,10 +48,11 @@ class Launch:
     stop_after: int | None
     peak_flops: float | None
     files: dict[str, str]
+    damaged: frozenset[int] = frozenset()
 
 
 class TrainingLoop:
-    """Trains, validates, saves, and tells the callbacks (rank 0's) what happened."""
+    """Trains, validates, saves, and tells the callbacks (rank 0's) what happened. Every rank of the world makes one."""
 
     def __init__(
         self, launch: Launch, engine: TrainingEngine, callbacks: list[Callback], tracer: StepTracer | None
@@ -56,10 +62,31 @@ class TrainingLoop:
         self._callbacks = callbacks
         self._tracer = tracer
         self._recipe = launch.recipe
+        guards = launch.recipe.guards
+        self._skipped = SkippedSteps(guards.max_skipped_steps, launch.plan.source_names)
+        self._spikes = SpikeDetector(guards.loss_spike_window, guards.loss_spike_threshold)
+        self._watchdog = Watchdog(guards.step_timeout_seconds, engine.context.rank)
+        self._replicas = (
+            ReplicaCheck(engine.built.buckets, engine.context) if launch.recipe.general.replica_check_interval else None
+        )
+        self._saver = RunSaver(launch.folder, engine, launch.files, launch.damaged)
         self._tokens_per_step = engine.topology.global_batch_size * launch.recipe.tokens.sequence_length
 
     def run(self, stop: StopRequest) -> int:
-        """Train until the recipe's last step, `stop_after`, or a signal; returns the last step taken."""
+        """Train until the recipe's last step, `stop_after`, or a signal; returns the last step taken.
+
+        Raises:
+            RunFailed: going on makes no sense; on all ranks alike.
+            SaveFailed: the state after the last step that was taken could not be saved; on all ranks alike.
+        """
+        try:
+            with self._watchdog:
+                return self._run(stop)
+        except RunFailed:
+            self._report(self._saver.finish())  # the newest good state, from before the failure
+            raise
+
+    def _run(self, stop: StopRequest) -> int:
         last = self._recipe.tokens.train_steps
         if self._launch.first_step == 1:
             if self._recipe.checkpoints.save_initial_state:
@@ -70,11 +97,14 @@ class TrainingLoop:
             while step < last:
                 step += 1
                 began = time.perf_counter()
-                batch = next(batches)
-                waited = time.perf_counter() - began
-                result = self._engine.train_step(batch, learning_rate_at(self._recipe, step), stop.is_set)
+                with self._watchdog.watch(f"step {step}"):
+                    batch = next(batches)
+                    waited = time.perf_counter() - began
+                    rate, is_due = learning_rate_at(self._recipe, step), self._saver.is_due_by_clock()
+                    result = self._engine.train_step(batch, rate, stop.is_set, is_due)
                 seconds = time.perf_counter() - began
                 self._record(step, result, batch.stage, seconds, waited)
+                self._guard(step, result, batch.stage)  # before anything is saved
                 if self._tracer is not None:
                     self._tracer.step()
                 is_asked = step == self._launch.stop_after or result.stop_requested
@@ -84,9 +114,25 @@ class TrainingLoop:
                     self._validate(step)
                 if is_asked:
                     break
-                if self._is_save_due(step):  # last, so that what goes on from here lacks no validation
-                    self._save(step)
+                if self._is_save_due(step) or result.save_requested:
+                    self._save(step)  # last, so that what goes on from here lacks no validation
+                self._report(self._saver.reports())
+        self._report(self._saver.finish())
+        self._saver.require_saved(step)
         return step
+
+    def _guard(self, step: int, result: StepResult, stage: str) -> None:
+        """Record what is wrong with a step; raises RunFailed where the run has to end."""
+        found = (self._skipped.observe(step, result.skipped), self._spikes.observe(step, result.loss, stage))
+        for event in found:
+            if event is not None:
+                self._event(event)
+        self._skipped.check()
+        if self._replicas is not None and _is_due(step, self._recipe.general.replica_check_interval):
+            differences = self._replicas.differences()
+            if differences:
+                names = "; ".join(map(str, differences))
+                raise RunFailed("replicas", step, f"after step {step} the copies of parameters differ: {names}")
 
     def _is_save_due(self, step: int) -> bool:
         if step == self._recipe.tokens.train_steps and is_last_step_saved(self._recipe):
@@ -116,9 +162,9 @@ class TrainingLoop:
         record = StepRecord(
             step=step,
             tokens=step * self._tokens_per_step,
-            loss=result.loss,
+            loss=result.loss if math.isfinite(result.loss) else None,
             lr=learning_rate_at(self._recipe, step),
-            grad_norm=result.grad_norm,
+            grad_norm=result.grad_norm if math.isfinite(result.grad_norm) else None,
             tokens_per_second=tokens_per_second,
             step_seconds=seconds,
             data_wait_seconds=waited,
@@ -143,17 +189,16 @@ class TrainingLoop:
                 micro_batch_size=topology.micro_batch_size,
             )
             if held_out.num_valid_targets > 0:
-                losses[source] = self._engine.evaluate(held_out.micro_batches) / held_out.num_valid_targets
+                with self._watchdog.watch(f"the validation on {source} after step {step}"):
+                    losses[source] = self._engine.evaluate(held_out.micro_batches) / held_out.num_valid_targets
         self._event(validation_event(step, losses))
 
     def _save(self, step: int) -> None:
-        save_checkpoint(
-            self._launch.folder.checkpoints / str(step),
-            self._engine.built.buckets,
-            self._engine.optimizer,
-            state={"step": step, "data": self._launch.plan.fingerprint},
-            files=self._launch.files,
-        )
+        self._saver.save(step, {"data": self._launch.plan.fingerprint})
+
+    def _report(self, events: list[Event]) -> None:
+        for event in events:
+            self._event(event)
 
     def _event(self, event: Event) -> None:
         self._tell(lambda callback: callback.on_event(event))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-EventName = Literal["start", "validation", "evaluation", "skipped", "spike", "rewind"]
+EventName = Literal["start", "validation", "evaluation", "checkpoint", "skipped", "spike", "rewind"]
 Event = dict[str, Any]
 """A record other than a step's: `event` (an EventName), mostly `step`, and what belongs to that event."""
 

@@ -14,6 +14,8 @@ import torch.distributed as torch_dist
 
 from data.batch import StepBatch
 from launch.train.engine import TrainingEngine
+from launch.train.initial_shards import InitialShards, compare_initial_shards
+from launch.train.replicas import ReplicaCheck
 from launch.train.synthetic import synthetic_batch
 from model.build import initialize_weights
 from nanotron_recipes.loading import recipe_from_mapping
@@ -61,8 +63,9 @@ class TopologyResult:
         losses: loss of each step, nats per token.
         grad_norms: gradient norm of each step.
         unequal_copies: global names of parameters that are not bit-equal on all their holders at the end.
-        num_shared: how many (parameter, holder group) pairs were compared.
+        num_shared: how many parameters, or shards of one, were compared.
         weights_digest: sha256 of rank 0's flat parameters at the end: equal for bit-identical runs.
+        initial_shards: whether shards of different ranks or layers started alike.
     """
 
     name: str
@@ -72,6 +75,7 @@ class TopologyResult:
     unequal_copies: list[str] = field(default_factory=list)
     num_shared: int = 0
     weights_digest: str = ""
+    initial_shards: InitialShards = field(default_factory=InitialShards)
 
 
 def run_topologies(
@@ -132,6 +136,7 @@ def train_on_rank(
     """One rank's part of a run; called on every rank of the world."""
     engine = start_engine(mapping, plant)
     recipe, topology, dp_rank = engine.recipe, engine.topology, engine.context.dp_rank
+    initial_shards = compare_initial_shards(engine.built.buckets, engine.context)
     steps = [
         engine.train_step(batches(recipe, topology, step, dp_rank), learning_rate_at(recipe, step))
         for step in range(1, num_steps + 1)
@@ -145,6 +150,7 @@ def train_on_rank(
         unequal_copies=unequal,
         num_shared=num_shared,
         weights_digest=_digest(engine),
+        initial_shards=initial_shards,
     )
     # Not in a `finally`: leaving waits for all ranks, and after a failure the others never come.
     engine.context.destroy()
@@ -190,7 +196,8 @@ def disagreements(reference: TopologyResult, result: TopologyResult, tolerances:
         reference: a run with at least as many steps as `result`.
 
     Returns:
-        One sentence for each kind of disagreement, with the measured figure and the limit.
+        One sentence for each kind of disagreement, with the measured figure and the limit, and one for each pair of
+        shards that started alike.
     """
     loss, grad_norm = largest_differences(reference, result)
     found = []
@@ -203,6 +210,7 @@ def disagreements(reference: TopologyResult, result: TopologyResult, tolerances:
         )
     if result.unequal_copies:
         found.append(f"{result.name}: copies differ between ranks: {', '.join(result.unequal_copies)}")
+    found += [f"{result.name}: {pair}" for pair in result.initial_shards.related]
     return found
 
 
@@ -216,20 +224,8 @@ def compare_copies(engine: TrainingEngine) -> tuple[list[str], int]:
     Returns:
         (names that differ somewhere, number of comparisons), the same on every rank.
     """
-    context = engine.context
-    replicas = tuple(torch_dist.get_process_group_ranks(context.dp_pg))
-    mine: dict[tuple[str, tuple[int, ...]], str] = {}
-    for bucket in engine.built.buckets:
-        for slot in bucket.slots:
-            digest = hashlib.sha256(_bytes(slot.view(bucket.parameters))).hexdigest()
-            for holders in (slot.holders, replicas):
-                if len(holders) > 1:
-                    mine[slot.name, tuple(sorted(holders))] = digest
-    everyone: list[dict[tuple[str, tuple[int, ...]], str]] = [{} for _ in range(torch_dist.get_world_size())]
-    torch_dist.all_gather_object(everyone, mine)
-    keys = sorted({key for held in everyone for key in held})
-    unequal = {name for name, ranks in keys if len({everyone[rank].get((name, ranks)) for rank in ranks}) > 1}
-    return sorted(unequal), len(keys)
+    check = ReplicaCheck(engine.built.buckets, engine.context)
+    return sorted({difference.name for difference in check.differences()}), check.num_shared
 
 
 def _digest(engine: TrainingEngine) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from data.plan import DataPlan
+from launch.train.resume import newest_sound_step, parent_manifest
 from launch.train.run_folder import RunFolder, RunHeader, point_latest, take_run
 from launch.train.run_lock import RunLock, new_launch_id
 from nanotron_recipes.errors import UserError
@@ -38,7 +39,7 @@ class PreparedRun:
 
     Attributes:
         state: `new`, `resumed`, or `complete` (nothing is left to do).
-        step: the newest checkpoint, 0 without one.
+        step: what it goes on from: the newest checkpoint, or the one it branched off; 0 without one.
         changes: what a resume changes in the run's future, one line each.
     """
 
@@ -88,7 +89,8 @@ def prepare_run(request: RunRequest) -> PreparedRun:
     try:
         changes: tuple[str, ...] = ()
         if choice.state == "new":
-            header = RunHeader(request.loaded.name, version("nanotron-recipes"), plan.fingerprint)
+            parent = _check_parent(recipe, plan.fingerprint)
+            header = RunHeader(request.loaded.name, version("nanotron-recipes"), plan.fingerprint, parent=parent)
             folder.write_recipe(dump_yaml(recipe), header)
         else:
             _refuse_changes_of_the_past(folder, recipe, plan.fingerprint)
@@ -97,16 +99,19 @@ def prepare_run(request: RunRequest) -> PreparedRun:
                 folder.reopen()
         if choice.state != "complete":
             point_latest(request.runs_dir, folder)
+        step = newest_step(folder, recipe)
+        if step >= recipe.tokens.train_steps:  # nobody will read it before it is exported
+            step = newest_step(folder, recipe, checksums=True)
     except BaseException:
         lock.release()
         raise
-    return PreparedRun(folder, recipe, choice.state, newest_step(folder), launch_id, lock, changes)
+    return PreparedRun(folder, recipe, choice.state, step, launch_id, lock, changes)
 
 
-def newest_step(folder: RunFolder) -> int:
-    """The step of the newest checkpoint, 0 without one."""
-    steps = folder.steps()
-    return steps[-1] if steps else 0
+def newest_step(folder: RunFolder, recipe: Recipe, *, checksums: bool = False) -> int:
+    """The step that the run goes on from: of its newest sound checkpoint, else of the one it branched off, else 0."""
+    parent = parent_manifest(recipe) if not folder.steps() and recipe.checkpoints.load_lr_scheduler else None
+    return parent.step if parent is not None else newest_sound_step(folder, checksums=checksums)
 
 
 def reason_not_to_train(prepared: PreparedRun, stop_after: int | None) -> str | None:
@@ -141,28 +146,61 @@ def _may_go_on(folder: RunFolder, recipe: Recipe, data: str) -> bool:
 
 def _objections(folder: RunFolder, recipe: Recipe, data: str) -> list[str]:
     """Why the run in `folder` cannot go on with this recipe: what would change steps already taken."""
-    old, step = load_recipe(str(folder.recipe_file)).recipe, newest_step(folder)
+    old, step = load_recipe(str(folder.recipe_file)).recipe, newest_step(folder, recipe)
     changes = changes_of_the_past(old, recipe, step)
     if recipe.tokens.train_steps < step and not any(change.key == "tokens.train_steps" for change in changes):
         changes.append(Change("tokens.train_steps", old.tokens.train_steps, recipe.tokens.train_steps))
     objections = [str(change) for change in changes]
     if folder.header().data != data:
-        objections.append(f"data fingerprint: {folder.header().data[:12]} → {data[:12]}")
+        objections.append(_other_data(folder.header().data, data))
+    before, now = old.checkpoints, recipe.checkpoints
+    for key in ("resume_checkpoint_path", "load_optimizer", "load_lr_scheduler"):
+        if getattr(before, key) != getattr(now, key):
+            objections.append(str(Change(f"checkpoints.{key}", getattr(before, key), getattr(now, key))))
     return objections
+
+
+def _check_parent(recipe: Recipe, data: str) -> str:
+    """What the run's recipe says about the checkpoint that a new run starts from; empty without one.
+
+    Raises:
+        UserError: there is no such checkpoint, or the schedule that goes on describes other steps up to it.
+    """
+    manifest = parent_manifest(recipe)
+    if manifest is None:
+        return ""
+    path = Path(str(recipe.checkpoints.resume_checkpoint_path))
+    if recipe.checkpoints.load_lr_scheduler:
+        old = load_recipe(str(path / "recipe.yaml")).recipe
+        objections = [str(change) for change in changes_of_the_past(old, recipe, manifest.step)]
+        if manifest.data != data:
+            objections.append(_other_data(manifest.data, data))
+        if recipe.tokens.train_steps <= manifest.step:
+            objections.append(f"tokens.train_steps: {recipe.tokens.train_steps}: expected more than {manifest.step}")
+        if objections:
+            raise UserError(
+                f"checkpoints.resume_checkpoint_path: {path}: going on after step {manifest.step} would change steps "
+                f"already taken: {'; '.join(objections)}; checkpoints.load_lr_scheduler: false begins at step 1"
+            )
+    return f"{path} (step {manifest.step}, data {manifest.data[:12] or 'none'})"
+
+
+def _other_data(old: str, new: str) -> str:
+    return f"data fingerprint: {old[:12]} → {new[:12]}"
 
 
 def _refuse_changes_of_the_past(folder: RunFolder, recipe: Recipe, data: str) -> None:
     objections = _objections(folder, recipe, data)
     if objections:
         raise UserError(
-            f"{folder.path}: going on after step {newest_step(folder)} would change steps already taken: "
+            f"{folder.path}: going on after step {newest_step(folder, recipe)} would change steps already taken: "
             f"{'; '.join(objections)}; take the change back, or start another run with --run"
         )
 
 
 def _write_changes(folder: RunFolder, recipe: Recipe) -> tuple[str, ...]:
     """Make `recipe` the run's recipe; what differs in the run's future, a line each, which the recipe keeps."""
-    step, old = newest_step(folder), load_recipe(str(folder.recipe_file)).recipe
+    step, old = newest_step(folder, recipe), load_recipe(str(folder.recipe_file)).recipe
     changes = tuple(f"after step {step}: {change}" for change in later_changes(old, recipe, step))
     header = folder.header()
     folder.write_recipe(dump_yaml(recipe), replace(header, changes=(*header.changes, *changes)))

@@ -13,10 +13,12 @@ import torch.distributed as torch_dist
 
 from data.plan import DataPlan
 from launch.train.engine import TrainingEngine
+from launch.train.guards import RunFailed
 from launch.train.hardware import peak_flops
 from launch.train.loop import Launch, TrainingLoop, start_event
 from launch.train.metrics import Callback, MetricsWriter
 from launch.train.prepare import RunRequest, prepare_run, reason_not_to_train
+from launch.train.resume import Start, find_start
 from launch.train.run_folder import RunFolder
 from launch.train.run_lock import RunLock
 from launch.train.signals import StopRequest
@@ -30,6 +32,7 @@ from nanotron_recipes.loading import load_recipe
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.topology import resolve_topology
 from parallel.checkpoint import load_checkpoint
+from parallel.checkpoint_writer import SaveFailed
 from parallel.process_groups import EngineContext, init_process_group, pick_device
 
 
@@ -60,18 +63,36 @@ def train(arguments: Namespace, stop: StopRequest) -> int:
         with ExitStack() as stack:
             if torch_dist.get_rank() == 0:
                 stack.enter_context(RunLock.acquire(folder.path, share.launch_id))
+                folder.forget_failure()
             _train_run(folder, recipe, device, arguments, stop)
     except UserError as error:
         # Found by all ranks alike (data and checkpoints are the same for all): all end with the same code.
         return _refuse(str(error))
+    except RunFailed as failure:
+        return _fail(folder, failure)
+    except SaveFailed as failure:
+        return _end(f"{folder.path}: {failure}", 1)
     return 0
 
 
-def _refuse(mistake: str) -> int:
+def _fail(folder: RunFolder, failure: RunFailed) -> int:
+    """All ranks come here; the first says why, and leaves word for whoever would start the run again."""
     if torch_dist.get_rank() == 0:
-        print(f"error: {mistake}", file=sys.stderr)
+        folder.mark_failed(failure.kind, failure.step, str(failure))
+        print(f"error: {folder.path}: {failure}", file=sys.stderr)
     torch_dist.destroy_process_group()
-    return 2
+    return 1
+
+
+def _refuse(mistake: str) -> int:
+    return _end(mistake, 2)
+
+
+def _end(message: str, code: int) -> int:
+    if torch_dist.get_rank() == 0:
+        print(f"error: {message}", file=sys.stderr)
+    torch_dist.destroy_process_group()
+    return code
 
 
 def _agree_on_run(arguments: Namespace) -> _Share:
@@ -108,10 +129,11 @@ def _train_run(
     topology = resolve_topology(recipe, torch_dist.get_world_size())
     context = EngineContext(topology.dp, topology.pp, topology.tp, device)
     engine = TrainingEngine(recipe, topology, context)
-    steps = folder.steps()
-    first_step = steps[-1] + 1 if steps else 1
-    if steps:
-        load_checkpoint(folder.checkpoints / str(steps[-1]), engine.built.buckets, engine.optimizer)
+    start = find_start(folder, recipe)
+    first_step = start.first_step
+    if start.checkpoint is not None:
+        buckets, optimizer = engine.built.buckets, engine.optimizer
+        load_checkpoint(start.checkpoint, buckets, optimizer, load_optimizer=start.load_optimizer)
     else:
         initialize_weights(engine.built)
     launch = Launch(
@@ -122,6 +144,7 @@ def _train_run(
         stop_after=arguments.stop_after,
         peak_flops=_peak_of_world(device, recipe.model.dtype),
         files={"recipe.yaml": folder.recipe_file.read_text()},
+        damaged=frozenset(start.refused),
     )
     callbacks = _callbacks(launch) if context.rank == 0 else []
     tracer = None
@@ -130,7 +153,7 @@ def _train_run(
     try:
         for callback in callbacks:
             callback.on_event(start_event(engine, launch))
-        _say_start(callbacks, engine, launch)
+        _say_start(callbacks, engine, launch, start)
         last = TrainingLoop(launch, engine, callbacks, tracer).run(stop)
     finally:
         for callback in callbacks:
@@ -165,7 +188,7 @@ def _callbacks(launch: Launch) -> list[Callback]:
     return callbacks
 
 
-def _say_start(callbacks: list[Callback], engine: TrainingEngine, launch: Launch) -> None:
+def _say_start(callbacks: list[Callback], engine: TrainingEngine, launch: Launch, start: Start) -> None:
     for line in (callback for callback in callbacks if isinstance(callback, StepLine)):
         topology, attention = engine.topology, engine.built.attention
         line.print(
@@ -175,6 +198,8 @@ def _say_start(callbacks: list[Callback], engine: TrainingEngine, launch: Launch
             f"micro-batch(es) of {topology.micro_batch_size}"
         )
         line.print(f"attention: {attention.name} ({attention.reason})")
+        for said in start.lines():
+            line.print(said)
         if launch.first_step > 1:
             line.print(f"resumed after step {launch.first_step - 1}")
 

@@ -31,10 +31,13 @@ class RunHeader:
     """Fingerprint of the data."""
     changes: tuple[str, ...] = ()
     """One line for each change that a resume brought: the step, the key, the old and the new value."""
+    parent: str = ""
+    """The checkpoint that the run started from, where it is a branch of another run."""
 
     def as_comments(self) -> str:
         """The lines above the recipe."""
         lines = [f"# recipe: {self.recipe}", f"# code: {self.code}", f"# data: {self.data}"]
+        lines += [f"# parent: {self.parent}"] if self.parent else []
         return "\n".join([*lines, *(f"# change: {change}" for change in self.changes)]) + "\n"
 
     @classmethod
@@ -43,7 +46,8 @@ class RunHeader:
         pairs = [(match[1], match[2]) for match in re.finditer(r"^# (\w+): (.*)$", text, flags=re.MULTILINE)]
         single = dict(pairs)
         changes = tuple(value for key, value in pairs if key == "change")
-        return cls(single.get("recipe", ""), single.get("code", ""), single.get("data", ""), changes)
+        recipe, code, data, parent = (single.get(key, "") for key in ("recipe", "code", "data", "parent"))
+        return cls(recipe, code, data, changes, parent)
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,19 @@ class RunFolder:
     def mark_completed(self, step: int) -> None:
         """Note that nothing is left to do: trained up to `step`, exported and sampled where the recipe asks for it."""
         write_atomic(self.path / "completed", json.dumps({"step": step}) + "\n")
+
+    @property
+    def failed_file(self) -> Path:
+        """There when the newest launch gave up for a reason that a restart alone does not take away."""
+        return self.path / "failed"
+
+    def mark_failed(self, kind: str, step: int, message: str) -> None:
+        """Note why the run ended: nothing should start it again before a person has looked."""
+        write_atomic(self.failed_file, json.dumps({"kind": kind, "step": step, "message": message}) + "\n")
+
+    def forget_failure(self) -> None:
+        """Take the mark of `mark_failed` away: somebody started the run again."""
+        self.failed_file.unlink(missing_ok=True)
 
     def reopen(self) -> None:
         """Take the mark of `mark_completed` away: a longer training goes on."""

@@ -13,6 +13,7 @@ from rich.text import Text
 from launch.train.metrics import Event, StepRecord
 
 _ETA_STEPS = 20
+_WAIT_WORTH_SAYING = 0.5
 
 
 class StepLine:
@@ -51,10 +52,26 @@ class StepLine:
             self._print_plain(record)
 
     def on_event(self, event: Event) -> None:
-        """Show validation losses; other events are for other callbacks."""
+        """Show validation losses, skipped steps and spikes; other events are for other callbacks."""
         if event["event"] == "validation" and event["validation_loss"]:
             losses = "  ".join(f"{source} {_number(loss)}" for source, loss in event["validation_loss"].items())
             self.print(f"step {event['step']}: validation loss (nats/token)  {losses}")
+        elif event["event"] == "checkpoint":
+            self._show_save(event)
+        elif event["event"] == "skipped":
+            sources = ", ".join(event["sources"])
+            self.print(f"step {event['step']}: skipped, loss or gradient norm is not finite (sources: {sources})")
+        elif event["event"] == "spike":
+            spike, median = _number(event["spike_loss"]), _number(event["median"])
+            self.print(f"step {event['step']}: loss spike, {spike} where the median is {median}")
+
+    def _show_save(self, event: Event) -> None:
+        """A save that went well is in the record only; what cost time or failed is said."""
+        step, waited = event["step"], event["waited_seconds"]
+        if waited >= _WAIT_WORTH_SAYING:
+            self.print(f"step {step}: training waited {waited:.1f} s: the save before was still being written")
+        if event["error"] is not None:
+            self.print(f"step {step}: not saved: {event['error']}; training goes on, the next save is tried when due")
 
     def print(self, *what: object) -> None:
         """Print above the live line; everything that rank 0 says during training goes through here."""

@@ -6,9 +6,6 @@ from typing import Annotated
 
 from nanotron_recipes.schema.section import NoEffect, NonNegativeInt, PositiveFloat, PositiveInt, Section, null_means
 
-_BRANCH = "it says how to start from resume_checkpoint_path, which is not available yet"
-_ALL_KEPT = "every checkpoint is kept so far"
-
 
 class Checkpoints(Section):
     """The states of the run on disk."""
@@ -19,9 +16,7 @@ class Checkpoints(Section):
     checkpoint_interval: PositiveInt = 1000
     """Steps between two checkpoints. As many as you can bear to lose."""
 
-    checkpoint_interval_minutes: Annotated[
-        PositiveFloat | None, NoEffect("checkpoints by the clock are not available yet")
-    ] = None
+    checkpoint_interval_minutes: PositiveFloat | None = None
     """Also write a checkpoint after so many minutes without one."""
 
     checkpoints_path_is_shared_file_system: Annotated[
@@ -39,18 +34,18 @@ class Checkpoints(Section):
     """After the last step write a Hugging Face folder, verify it and generate from it."""
 
     resume_checkpoint_path: str | None = None
-    """Checkpoint of another run to start from. Not available yet."""
+    """Checkpoint of another run, the folder of a step, to start a new run from."""
 
-    load_optimizer: Annotated[bool, NoEffect(_BRANCH)] = True
-    """Take the optimizer's state from resume_checkpoint_path as well."""
+    load_optimizer: bool = True
+    """Take the optimizer's state from resume_checkpoint_path as well. False: moments and counter begin at zero."""
 
-    load_lr_scheduler: Annotated[bool, NoEffect(_BRANCH)] = True
-    """Continue the schedule of resume_checkpoint_path instead of starting at step 1."""
+    load_lr_scheduler: bool = True
+    """Go on at the step after resume_checkpoint_path, in schedule and data, instead of starting at step 1."""
 
-    keep_last: Annotated[PositiveInt | None, NoEffect(_ALL_KEPT)] = None
+    keep_last: PositiveInt | None = None
     """Keep the last so many checkpoints and delete older ones. Null: keep all."""
 
-    keep_every: Annotated[PositiveInt | None, NoEffect(_ALL_KEPT)] = None
+    keep_every: PositiveInt | None = None
     """Never delete a checkpoint whose step is a multiple of this."""
 
     copies: Annotated[PositiveInt, NoEffect("there is one copy so far")] = 1

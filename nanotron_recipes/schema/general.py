@@ -44,5 +44,6 @@ class General(Section):
     """Ranks that a node without GPUs starts, one thread each while there are cores. Raise it to the number of cores
     for models of up to a few million parameters, where a process per core beats a process with many threads."""
 
-    replica_check_interval: Annotated[NonNegativeInt, NoEffect("checksums during training are not available yet")] = 0
-    """Steps between two comparisons of every replicated or tied parameter across its ranks; 0 means never."""
+    replica_check_interval: NonNegativeInt = 0
+    """Steps between two comparisons of every replicated or tied parameter, bit by bit, across its ranks; a difference
+    ends the run, exit 1, naming parameter and ranks. 0: never."""

@@ -78,3 +78,25 @@ def test_evaluation_on_the_gpu_is_the_loss_of_training(
         batch = synthetic_batch(engine.recipe, engine.topology, 1, 0)
         before = engine.evaluate(batch.micro_batches) / batch.num_valid_targets
         assert engine.train_step(batch, 1e-3).loss == pytest.approx(before, abs=1e-4)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_skipped_update_leaves_everything_alone_and_the_host_never_waits(
+    fused: bool, small_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_recipe["optimizer"]["optimizer_factory"] = {"torch_adam_is_fused": fused}
+    with engine_on_gpu(small_recipe, monkeypatch) as engine:
+        assert not engine.train_step(synthetic_batch(engine.recipe, engine.topology, 1, 0), 1e-3).skipped
+        touched = [bucket.parameters for bucket in engine.built.buckets]
+        touched += [part for *_, state in engine.optimizer.state_vectors() for part in state.values()]
+        before = [part.clone() for part in touched]
+        for bucket in engine.built.buckets:
+            bucket.gradients.fill_(torch.nan)
+        skipped = torch.ones((), device=engine.context.device)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            engine.optimizer.step(1e-3, skipped)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert all(torch.equal(part, old) for part, old in zip(touched, before, strict=True))
+        assert engine.optimizer.num_updates() == 1

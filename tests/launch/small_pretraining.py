@@ -133,6 +133,10 @@ class Process:
         """Send a signal to the process alone."""
         self._process.send_signal(number)
 
+    def is_running(self) -> bool:
+        """Whether the process has not ended."""
+        return self._process.poll() is None
+
     def ranks(self) -> list[psutil.Process]:
         """The ranks that run, by their module."""
         return [child for child in self._children() if "launch.train" in child.cmdline()[1:4]]

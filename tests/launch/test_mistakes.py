@@ -14,6 +14,7 @@ from launch.cli.main import main
 from launch.cluster.local import torchrun_arguments
 from launch.train.prepare import PreparedRun, RunRequest, prepare_run
 from nanotron_recipes.loading import load_recipe
+from parallel.checkpoint_files import Manifest, write_manifest
 
 Change = Callable[[dict[str, Any], Path], None]
 Refuse = Callable[..., str]
@@ -199,7 +200,7 @@ def begun(small_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """A run of the small recipe called `begun`, with a checkpoint of step 8, that this process holds."""
     monkeypatch.chdir(tmp_path)
     prepared = prepare_run(RunRequest(load_recipe(str(small_file)), "begun"))
-    (prepared.folder.checkpoints / "8").mkdir(parents=True)
+    write_manifest(prepared.folder.checkpoints / "8", Manifest(8, "", {}, ()))
     return prepared
 
 

@@ -1,3 +1,4 @@
+import json
 import os
 import threading
 from pathlib import Path
@@ -198,3 +199,12 @@ def test_a_named_run_that_is_trained_is_refused(tmp_path: Path) -> None:
     take_run(tmp_path, "tiny", RECIPE, "mine", lambda folder: True, "first")
     with pytest.raises(RunIsTrained, match="mine: process"):
         take_run(tmp_path, "tiny", RECIPE, "mine", lambda folder: True, "second")
+
+
+def test_why_a_run_gave_up_is_noted_until_it_is_started_again(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, tmp_path / "checkpoints")
+    folder.forget_failure()
+    folder.mark_failed("replicas", 7, "copies differ")
+    assert json.loads(folder.failed_file.read_text()) == {"kind": "replicas", "step": 7, "message": "copies differ"}
+    folder.forget_failure()
+    assert not folder.failed_file.exists()

@@ -82,6 +82,17 @@ def test_a_terminal_keeps_one_line_and_what_is_printed_stays_above_it() -> None:
     assert text.index("validation loss") < text.rindex("step 9/9")
 
 
+def test_skipped_steps_and_spikes_have_a_line() -> None:
+    console, output = plain_console()
+    line = StepLine(9, console=console)
+    line.on_event({"event": "skipped", "step": 3, "sources": ["code", "prose"], "in_a_row": 1})
+    line.on_event({"event": "spike", "step": 5, "spike_loss": 7.5, "median": 2.25, "limit": 2.5})
+    assert output.getvalue().splitlines() == [
+        "step 3: skipped, loss or gradient norm is not finite (sources: code, prose)",
+        "step 5: loss spike, 7.5000 where the median is 2.2500",
+    ]
+
+
 def test_the_table_compares_before_after_and_bigram_by_source() -> None:
     console, output = plain_console()
     rows = [ValidationRow("code", 6.9, 2.0, 2.5, 2.4), ValidationRow("mine", None, 1.0, None, None)]

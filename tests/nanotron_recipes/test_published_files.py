@@ -93,16 +93,13 @@ def test_weights_that_do_not_sum_to_one_are_noted() -> None:
 
 def test_what_cannot_be_trained_yet_is_noted_first_and_named_for_pretrain() -> None:
     loaded = load("long_64k")
+    assert loaded.recipe.parallelism.recompute == "full"
     features = unsupported_features(loaded.recipe)
     keys = {line.split(": ")[0] for line in features}
-    assert keys == {
-        "parallelism.context_parallel_size",
-        "parallelism.recompute_layer",
-        "checkpoints.resume_checkpoint_path",
-    }
+    assert keys == {"parallelism.context_parallel_size"}
     assert loaded.notes[: len(features)] == features
-    neutral = ["parallelism.context_parallel_size=1", "parallelism.recompute_layer=false"]
-    assert unsupported_features(load("long_64k", *neutral, "checkpoints.resume_checkpoint_path=null").recipe) == []
+    neutral = ["parallelism.context_parallel_size=1"]
+    assert unsupported_features(load("long_64k", *neutral).recipe) == []
 
 
 @pytest.mark.parametrize("name", NAMES)

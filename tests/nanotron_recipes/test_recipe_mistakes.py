@@ -186,13 +186,11 @@ def test_qk_norm_with_layers_without_rope_is_noted_as_not_exportable() -> None:
     [
         "parallelism.context_parallel_size=2",
         "parallelism.expert_parallel_size=2",
-        "parallelism.recompute_layer=true",
         "model.model_config.attention_bias=true",
         "model.model_config.moe_config={num_experts: 4}",
         "model.model_config.sliding_window_size=64",
         "model.model_config.rope_scaling={factor: 2.0}",
         "model.model_config.rope_interleaved=true",
-        "checkpoints.resume_checkpoint_path=runs/x",
     ],
 )
 def test_what_is_not_available_yet_validates_with_a_note(override: str) -> None:

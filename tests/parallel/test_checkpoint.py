@@ -66,6 +66,37 @@ def test_resuming_at_another_topology_continues_the_run(
         assert resumed == pytest.approx(undisturbed, abs=FLOAT32.loss), topology
 
 
+MATRIX = [(2, 2, 2, 1), (1, 1, 2, 0), (2, 1, 1, 1), (3, 1, 1, 1), (1, 2, 1, 0), (1, 4, 1, 0)]
+"""(dp, pp, tp, ZeRO stage)."""
+
+
+def resave_on_rank(mapping: dict[str, object], folder: Path, again: Path) -> list[float]:
+    engine = start_engine(mapping)
+    state = load_checkpoint(folder, engine.built.buckets, engine.optimizer)
+    save_checkpoint(again, engine.built.buckets, engine.optimizer, {"step": state["step"]})
+    found = train(engine, SAVED_AT + 1, LAST)
+    engine.context.destroy()
+    return found
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("saved_at", MATRIX)
+def test_every_topology_reads_what_any_other_has_written(
+    saved_at: tuple[int, int, int, int], pool: RankPool, small_recipe: dict[str, Any], folder: Path, tmp_path: Path
+) -> None:
+    world_size, mapping = at(small_recipe, *saved_at)
+    undisturbed = pool.run(world_size, save_on_rank, mapping, folder)[0]
+    written = dict(read_tensors(folder, ""))
+    for topology in [*MATRIX, (1, 1, 1, 0)]:
+        world_size, mapping = at(small_recipe, *topology)
+        again = tmp_path / "again" / str(SAVED_AT)
+        resumed = pool.run(world_size, resave_on_rank, mapping, folder, again)[0]
+        assert resumed == pytest.approx(undisturbed, abs=1e-5), topology
+        gathered = dict(read_tensors(again, ""))
+        assert gathered.keys() == written.keys()
+        assert all(torch.equal(gathered[name], written[name]) for name in written), topology
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_resuming_at_the_same_topology_is_bit_equal(
     dtype: str, pool: RankPool, small_recipe: dict[str, Any], folder: Path

@@ -1,0 +1,121 @@
+"""`nanotron-recipes checkpoints`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from nanotron_recipes.errors import UserError
+
+if TYPE_CHECKING:
+    from launch.train.run_folder import RunFolder
+    from nanotron_recipes.recipe import Recipe
+    from parallel.checkpoint_files import Problem
+
+
+def checkpoints(
+    action: Annotated[Literal["list", "verify", "prune"], typer.Argument(help="What to do.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run: its name, its folder, or runs/latest.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="prune: say what would be deleted, delete nothing.")
+    ] = False,
+) -> None:
+    """List, verify or prune the checkpoints of a run.
+
+    `list` reads every file and shows what is kept and why. `verify` names every file that is not as it was written,
+    and exits with 1 if there is one. `prune` deletes what `checkpoints.keep_last` and `keep_every` allow.
+
+    Examples:
+
+    `nanotron-recipes checkpoints verify runs/latest`
+
+    `nanotron-recipes checkpoints prune runs/latest --dry-run`
+    """
+    from launch.train.prepare import RUNS
+    from parallel.checkpoint_files import verify_checkpoint_files
+
+    folder, recipe = _find(run, RUNS)
+    if dry_run and action != "prune":
+        raise UserError(f"--dry-run: checkpoints {action} deletes nothing; expected prune")
+    problems = {step: verify_checkpoint_files(folder.checkpoints / str(step)) for step in folder.steps()}
+    steps = [step for step in folder.steps() if step in problems]  # a run that goes on may have deleted some meanwhile
+    problems = {step: problems[step] for step in steps}
+    damaged = {step for step in steps if any(problem.spoils for problem in problems[step])}
+    if not steps:
+        print(f"{folder.checkpoints}: no checkpoint")
+    elif action == "list":
+        _list(folder, recipe, steps, damaged)
+    elif action == "verify":
+        _verify(folder, problems)
+    else:
+        _prune(folder, recipe, steps, damaged, dry_run)
+
+
+def _find(run: str, runs_dir: Path) -> tuple[RunFolder, Recipe]:
+    from launch.train.run_folder import RunFolder
+    from nanotron_recipes.errors import nearest_name, user_error
+    from nanotron_recipes.loading import load_recipe
+
+    path = (Path(run) if (Path(run) / "recipe.yaml").is_file() else runs_dir / run).resolve()
+    if not (path / "recipe.yaml").is_file():
+        names = [entry.name for entry in runs_dir.iterdir()] if runs_dir.is_dir() else []
+        raise user_error(f"no such run in {runs_dir}/", source=run, nearest=nearest_name(run, names))
+    path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    recipe = load_recipe(str(path / "recipe.yaml")).recipe
+    return RunFolder.of(path.parent, path.name, recipe), recipe
+
+
+def _list(folder: RunFolder, recipe: Recipe, steps: list[int], damaged: set[int]) -> None:
+    from datetime import datetime
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from launch.train.retention import reasons_to_keep
+    from launch.train.step_line import format_bytes
+    from parallel.checkpoint_files import MANIFEST_FILE
+
+    reasons = reasons_to_keep([step for step in steps if step not in damaged], recipe.checkpoints)
+    table = Table(title=str(folder.checkpoints), title_justify="left")
+    for heading in ("step", "size"):
+        table.add_column(heading, justify="right")
+    for heading in ("when", "verified", "kept because"):
+        table.add_column(heading)
+    for step in steps:
+        files = list((folder.checkpoints / str(step)).iterdir())
+        newest = max((file.stat().st_mtime for file in files if file.name == MANIFEST_FILE), default=None)
+        when = "unknown" if newest is None else f"{datetime.fromtimestamp(newest):%Y-%m-%d %H:%M}"
+        size = format_bytes(sum(file.stat().st_size for file in files))
+        table.add_row(str(step), size, when, "no" if step in damaged else "yes", reasons.get(step, "not kept: prune"))
+    Console(soft_wrap=True).print(table)
+
+
+def _verify(folder: RunFolder, problems: dict[int, list[Problem]]) -> None:
+    for step, found in problems.items():
+        for problem in found:
+            print(f"{folder.checkpoints / str(step)}: {problem}")
+    bad = sum(bool(found) for found in problems.values())
+    print(f"{len(problems) - bad} of {len(problems)} checkpoints are as they were written")
+    if bad:
+        raise typer.Exit(1)
+
+
+def _prune(folder: RunFolder, recipe: Recipe, steps: list[int], damaged: set[int], dry_run: bool) -> None:
+    from launch.train.retention import delete_checkpoint, prunable_steps
+    from launch.train.run_lock import holder_of
+
+    if recipe.checkpoints.keep_last is None:
+        print("nothing to delete: checkpoints.keep_last is null, which keeps all")
+        return
+    holder = holder_of(folder.path)
+    if holder is not None and not dry_run:
+        raise UserError(f"{folder.path}: process {holder.pid} trains this run, and deletes its old checkpoints itself")
+    deleted = prunable_steps(steps, damaged, recipe.checkpoints)
+    for step in deleted:
+        if not dry_run:
+            delete_checkpoint(folder, step)
+        print(f"{'would delete' if dry_run else 'deleted'} {folder.checkpoints / str(step)}")
+    if not deleted:
+        print("nothing to delete: the policy keeps every checkpoint")

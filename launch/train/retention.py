@@ -1,0 +1,54 @@
+"""Which checkpoints of a run are kept, and why. Imports no torch."""
+
+import shutil
+from collections.abc import Collection, Sequence
+
+from launch.train.run_folder import RunFolder
+from nanotron_recipes.schema.checkpoints import Checkpoints
+from parallel.checkpoint_files import REPLACED_SUFFIX, verify_checkpoint_files
+
+
+def reasons_to_keep(good_steps: Sequence[int], policy: Checkpoints) -> dict[int, str]:
+    """For each step that is kept, why; a step without a reason may be deleted.
+
+    Args:
+        good_steps: the steps whose checkpoints verify, ascending. Damaged ones are never counted in.
+    """
+    if policy.keep_last is None:
+        return dict.fromkeys(good_steps, "all are kept (checkpoints.keep_last is null)")
+    reasons = dict.fromkeys(good_steps[-policy.keep_last :], f"one of the last {policy.keep_last}")
+    if policy.keep_every is not None:
+        every = f"a multiple of {policy.keep_every}"
+        reasons |= {step: every for step in good_steps if step % policy.keep_every == 0 and step not in reasons}
+    reasons |= dict.fromkeys(good_steps[-1:], "the newest that verifies")
+    return reasons
+
+
+def prunable_steps(steps: Sequence[int], damaged: Collection[int], policy: Checkpoints) -> list[int]:
+    """What the policy allows to delete; nothing while no checkpoint is good, or while all are kept."""
+    good = [step for step in steps if step not in damaged]
+    if policy.keep_last is None or not good:
+        return []
+    kept = reasons_to_keep(good, policy)
+    return [step for step in steps if step not in kept]
+
+
+def damaged_steps(folder: RunFolder, steps: Sequence[int], *, checksums: bool) -> set[int]:
+    """The steps whose files are not as they were written (sizes only without `checksums`)."""
+    return {
+        step
+        for step in steps
+        if any(
+            problem.spoils for problem in verify_checkpoint_files(folder.checkpoints / str(step), checksums=checksums)
+        )
+    }
+
+
+def delete_checkpoint(folder: RunFolder, step: int) -> None:
+    """Delete a checkpoint; it loses its name first, so that no half of it is ever taken for one."""
+    path = folder.checkpoints / str(step)
+    nameless = path.with_name(path.name + REPLACED_SUFFIX)
+    if nameless.exists():
+        shutil.rmtree(nameless)
+    path.rename(nameless)
+    shutil.rmtree(nameless)

@@ -1,0 +1,96 @@
+"""When a run saves, what is told about it, and what is deleted afterwards."""
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from launch.train.engine import TrainingEngine
+from launch.train.metrics import Event
+from launch.train.retention import damaged_steps, delete_checkpoint, prunable_steps
+from launch.train.run_folder import RunFolder
+from parallel.checkpoint_saver import CheckpointSaver, SaveOutcome
+from parallel.checkpoint_writer import CheckpointInfo, SaveFailed, remove_leftovers
+
+Clock = Callable[[], float]
+
+
+class RunSaver:
+    """Saves the run of a launch in the background; every rank makes one (a collective).
+
+    Attributes:
+        damaged: steps that a resume refused: they count for nothing.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        engine: TrainingEngine,
+        files: Mapping[str, str],
+        damaged: frozenset[int],
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._folder = folder
+        self._engine = engine
+        self._files = files
+        self.damaged = set(damaged)
+        self._clock = clock
+        self._policy = engine.recipe.checkpoints
+        self._is_first = engine.context.rank == 0
+        if self._is_first:
+            remove_leftovers(folder.checkpoints)
+        self._saver = CheckpointSaver(engine.built.buckets, engine.optimizer, engine.context)
+        self._last_start = clock()
+        self._last_outcome: SaveOutcome | None = None
+
+    def is_due_by_clock(self) -> bool:
+        """Whether so many minutes have passed without a save; asked of the first rank only, which speaks for all."""
+        minutes = self._policy.checkpoint_interval_minutes
+        return self._is_first and minutes is not None and self._clock() - self._last_start >= 60 * minutes
+
+    def save(self, step: int, state: Mapping[str, Any]) -> None:
+        """Begin to save the state after `step`; returns when it is copied to host memory."""
+        info = CheckpointInfo(
+            folder=self._folder.checkpoints / str(step),
+            state={"step": step, **state},
+            files=self._files,
+            world=_world(self._engine),
+        )
+        self._saver.start(info, (lambda: self._prune(step)) if self._is_first else None)
+        self._last_start = self._clock()
+
+    def reports(self) -> list[Event]:
+        """A record of every save that has ended since the last call."""
+        outcomes = self._saver.finished()
+        if outcomes:
+            self._last_outcome = outcomes[-1]
+        return [{"event": "checkpoint", **asdict(outcome)} for outcome in outcomes]
+
+    def finish(self) -> list[Event]:
+        """Wait for the save that is going on; what `reports` returns."""
+        self._saver.wait()
+        return self.reports()
+
+    def require_saved(self, step: int) -> None:
+        """Raise SaveFailed, on all ranks, where the newest save was of this step and failed. Call `finish` before."""
+        outcome = self._last_outcome
+        if outcome is not None and outcome.step == step and outcome.error is not None:
+            raise SaveFailed(f"the state after step {step} could not be saved: {outcome.error}")
+
+    def _prune(self, step: int) -> None:
+        """Delete what the policy does not keep, of the steps up to the one just saved."""
+        self.damaged.discard(step)
+        try:
+            steps = [other for other in self._folder.steps() if other <= step]
+            damaged = self.damaged | damaged_steps(self._folder, steps, checksums=False)
+            for old in prunable_steps(steps, damaged, self._policy):
+                delete_checkpoint(self._folder, old)
+        except OSError as error:  # the save itself is good
+            print(f"{self._folder.checkpoints}: an old checkpoint could not be deleted: {error}", file=sys.stderr)
+
+
+def _world(engine: TrainingEngine) -> dict[str, int]:
+    topology = engine.topology
+    zero = engine.recipe.optimizer.zero_stage
+    return {"dp": topology.dp, "pp": topology.pp, "tp": topology.tp, "zero_stage": zero}

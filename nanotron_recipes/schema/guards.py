@@ -1,0 +1,24 @@
+"""Section `guards`: what a run does about numbers that are wrong and ranks that stand still."""
+
+from __future__ import annotations
+
+from nanotron_recipes.schema.section import NonNegativeInt, PositiveFloat, PositiveInt, Section
+
+
+class Guards(Section):
+    """Guards against wasted weeks. New here; none of them changes a step that goes well."""
+
+    max_skipped_steps: PositiveInt = 10
+    """So many steps in a row whose loss or gradient norm is not finite end the run, exit 1. A single one is only
+    skipped: the weights and the optimizer stay as they are, the data moves on."""
+
+    step_timeout_seconds: PositiveFloat | None = 480.0
+    """A step, or the validation on one source, that takes longer than this ends the run, exit 1, after every rank has
+    written its stacks to its log. At 600 a collective gives up by itself, without stacks. Null: no such limit."""
+
+    loss_spike_window: NonNegativeInt = 64
+    """Steps that a loss is compared with: a spike is recorded, nothing is done about it. 0: never."""
+
+    loss_spike_threshold: PositiveFloat = 8.0
+    """How far above the window's median a loss is a spike, in standard deviations as its median absolute deviation
+    gives them (1.4826 · MAD), each at least 0.5 % of the median."""

@@ -1,0 +1,170 @@
+"""The files of a checkpoint: a manifest that says what they must be, and how they are compared with it.
+
+`manifest.json` is written last, before the folder takes its name. It holds the size and the SHA-256 of every other file
+and a checksum of itself, so that one flipped bit anywhere is found. Nothing here needs torch, and nothing is executed.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from nanotron_recipes.errors import UserError
+from nanotron_recipes.files import write_atomic
+
+MANIFEST_FILE = "manifest.json"
+STATE_FILE = "state.json"
+METADATA_FILE = ".metadata"
+FORMAT = 1
+"""Version of the layout of a checkpoint's folder."""
+
+PARTIAL_SUFFIX = ".partial"
+REPLACED_SUFFIX = ".replaced"
+
+_PIECE = 1 << 20
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """What a file of a checkpoint must be; `sha256` in hexadecimal, `size` in bytes."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `manifest.json` says.
+
+    Attributes:
+        step: the step whose result this is.
+        data: fingerprint of the data, empty where there was none (an import).
+        world: the topology that wrote it, for people: it does not matter for reading.
+        files: every file of the folder but the manifest.
+    """
+
+    step: int
+    data: str
+    world: Mapping[str, int]
+    files: tuple[FileEntry, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all files together."""
+        return sum(entry.size for entry in self.files)
+
+    def entry(self, name: str) -> FileEntry | None:
+        """The entry of one file."""
+        return next((entry for entry in self.files if entry.name == name), None)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with one file of a checkpoint."""
+
+    file: str
+    kind: Literal["manifest", "missing", "size", "checksum", "extra"]
+    detail: str
+
+    @property
+    def spoils(self) -> bool:
+        """Whether the checkpoint cannot be used; a file too many does no harm."""
+        return self.kind != "extra"
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.detail}"
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest.json`; after this the folder is complete."""
+    write_atomic(folder / MANIFEST_FILE, _render(manifest))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a checkpoint.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    path = folder / MANIFEST_FILE
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{folder}: expected a checkpoint (a folder with {MANIFEST_FILE})") from error
+    try:
+        manifest = _parse(json.loads(text))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: damaged: expected the manifest of a checkpoint, format {FORMAT}") from error
+    if _render(manifest).encode() != text:
+        raise UserError(f"{path}: damaged: it does not match its own checksum")
+    return manifest
+
+
+def verify_checkpoint_files(folder: Path, *, checksums: bool = True, share: tuple[int, int] = (0, 1)) -> list[Problem]:
+    """Compare a checkpoint's files with its manifest; no problem means that every byte is as it was written.
+
+    Args:
+        checksums: read all files; without, only the manifest itself and the sizes of the others are looked at.
+        share: (k, n): read only every n-th file's content, from the k-th, when n ranks share the work.
+    """
+    try:
+        manifest = read_manifest(folder)
+    except UserError as error:
+        where, _, detail = str(error).partition(": ")
+        return [Problem(MANIFEST_FILE, "manifest", detail or where)]
+    problems: list[Problem] = []
+    first, count = share
+    for index, entry in enumerate(sorted(manifest.files, key=lambda entry: (-entry.size, entry.name))):
+        problem = _compare(folder, entry, checksums and index % count == first)
+        if problem is not None:
+            problems.append(problem)
+    listed = {MANIFEST_FILE, *(entry.name for entry in manifest.files)}
+    extra = sorted(path.name for path in folder.iterdir() if path.name not in listed)
+    return [*problems, *(Problem(name, "extra", "not in the manifest") for name in extra)]
+
+
+def describe_file(path: Path) -> FileEntry:
+    """Size and checksum of a file as it can be read now. Raises OSError."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb", buffering=0) as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+            size += len(piece)
+    return FileEntry(path.name, size, digest.hexdigest())
+
+
+def describe_files(paths: Iterable[Path]) -> tuple[FileEntry, ...]:
+    """`describe_file` of several, by name."""
+    return tuple(describe_file(path) for path in sorted(paths))
+
+
+def _compare(folder: Path, entry: FileEntry, read: bool) -> Problem | None:
+    path = folder / entry.name
+    try:
+        size = path.stat().st_size
+        if size != entry.size:
+            return Problem(entry.name, "size", f"{size:,} bytes instead of {entry.size:,}")
+        if read and describe_file(path).sha256 != entry.sha256:
+            return Problem(entry.name, "checksum", "its content is not what was written (SHA-256 differs)")
+    except OSError as error:
+        return Problem(entry.name, "missing", f"cannot be read ({error.strerror})")
+    return None
+
+
+def _render(manifest: Manifest) -> str:
+    content = {"format": FORMAT, **asdict(manifest)}
+    checksum = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**content, "checksum": checksum}, indent=2) + "\n"
+
+
+def _parse(content: Mapping[str, Any]) -> Manifest:
+    if content["format"] != FORMAT:
+        raise ValueError("another format")
+    files = tuple(FileEntry(**entry) for entry in content["files"])
+    for entry in files:
+        if "/" in entry.name or entry.name in ("", ".", "..") or not isinstance(entry.size, int):
+            raise ValueError("not a file of this folder")
+    return Manifest(int(content["step"]), str(content["data"]), dict(content["world"]), files)
