@@ -139,7 +139,7 @@ def _may_go_on(folder: RunFolder, recipe: Recipe, data: str) -> bool:
     past nor later. One whose recipe cannot be read any more does not fit."""
     try:
         old = load_recipe(str(folder.recipe_file)).recipe
-        return not _objections(folder, recipe, data) and not later_changes(old, recipe, newest_step(folder))
+        return not _objections(folder, recipe, data) and not later_changes(old, recipe, newest_step(folder, recipe))
     except UserError:
         return False
 
