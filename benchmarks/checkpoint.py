@@ -21,27 +21,13 @@ from benchmarks.rounds import ratios, seconds_of, spread
 from nanotron_recipes.loading import load_recipe
 from nanotron_recipes.recipe import Recipe
 
-SHAPES = {
-    "tiny": ("tiny", (), 20),
-    "135M": (
-        "tiny",
-        (
-            "model.model_config.vocab_size=49152",
-            "tokenizer.train.vocab_size=49152",
-            "model.model_config.hidden_size=576",
-            "model.model_config.intermediate_size=1536",
-            "model.model_config.num_hidden_layers=30",
-            "model.model_config.num_attention_heads=9",
-            "model.model_config.num_key_value_heads=3",
-            "tokens.global_batch_size=2",
-        ),
-        20,
-    ),
+SHAPES: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "tiny": ("tiny", (), "tp"),
 }
-"""Recipe, overrides, and steps between two saves."""
+"""Recipe, overrides, and along what the model is split over two ranks to read the checkpoint at another topology."""
 
 AT_DP2 = ("parallelism.dp=2", "optimizer.zero_stage=1", "model.dtype=float32")
-AT_TP2 = ("parallelism.tp=2", "parallelism.pp=1", "optimizer.zero_stage=0", "model.dtype=float32")
+AT_MP2 = ("parallelism.dp=1", "optimizer.zero_stage=0", "model.dtype=float32")
 AT_ONE = ("parallelism.dp=1", "optimizer.zero_stage=0", "model.dtype=float32")
 
 
@@ -173,18 +159,19 @@ def load(recipe: Recipe, folder: Path, rounds: int) -> tuple[list[float], list[f
     return verifying[1:], loading[1:]
 
 
-def sections_of(shape: str, rounds: int, folder: Path) -> list[Section]:
+def sections_of(shape: str, rounds: int, interval: int, folder: Path) -> list[Section]:
     """Both tables of a shape."""
     from model.arithmetic import num_parameters
     from parallel.rank_pool import RankPool
 
-    name, overrides, interval = SHAPES[shape]
-    at_dp2, at_tp2, at_one = (load_recipe(name, [*overrides, *where]).recipe for where in (AT_DP2, AT_TP2, AT_ONE))
+    name, overrides, split = SHAPES[shape]
+    topologies = (AT_DP2, (*AT_MP2, f"parallelism.{split}=2"), AT_ONE)
+    at_dp2, at_mp2, at_one = (load_recipe(name, [*overrides, *where]).recipe for where in topologies)
     with RankPool(2) as pool:
         found: Measurement = pool.run(2, measure, at_dp2, folder, rounds, interval)[0]
         loads = {
             "load at the same topology": pool.run(2, load, at_dp2, folder / "1", min(rounds, 3))[0],
-            "load at tp 2": pool.run(2, load, at_tp2, folder / "1", min(rounds, 3))[0],
+            f"load at {split} 2": pool.run(2, load, at_mp2, folder / "1", min(rounds, 3))[0],
             "load at one rank": pool.run(1, load, at_one, folder / "1", min(rounds, 3))[0],
         }
     normal = median(found.normal_step)
@@ -212,18 +199,19 @@ def main() -> None:
     """Measure the shapes, print the tables, write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10, help="saves that count")
+    parser.add_argument("--interval", type=int, default=20, help="steps from one save to the next")
     parser.add_argument("--shape", choices=SHAPES, action="append", help="default: tiny; may be repeated")
     parser.add_argument("--folder", type=Path, help="where the checkpoints go; default: the temporary folder")
     parser.add_argument("--dry", action="store_true", help="print, but write no result file")
     arguments = parser.parse_args()
-    sections = []
-    for shape in arguments.shape or ["tiny"]:
+    sections, shapes = [], arguments.shape or ["tiny"]
+    for shape in shapes:
         folder = Path(tempfile.mkdtemp(dir=arguments.folder))
         try:
-            sections += sections_of(shape, arguments.rounds, folder)
+            sections += sections_of(shape, arguments.rounds, arguments.interval, folder)
         finally:
             shutil.rmtree(folder)
-    publish("checkpoint", "What a checkpoint costs", sections, write=not arguments.dry)
+    publish(f"checkpoint-{'-'.join(shapes)}", "What a checkpoint costs", sections, write=not arguments.dry)
 
 
 if __name__ == "__main__":
