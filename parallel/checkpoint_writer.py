@@ -137,6 +137,9 @@ def _reason(error: BaseException) -> str:
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror[0].lower() + error.strerror[1:]
+    if "inline_container" in str(error):
+        # torch's archive writer drops the system's reason.
+        return "no space left on device, or another failure to write (torch does not say which)"
     return f"{type(error).__name__}: {error}"
 
 
