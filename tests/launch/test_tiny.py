@@ -64,7 +64,7 @@ def test_it_adds_and_subtracts_problems_it_never_saw(metrics: Metrics) -> None:
 
 def test_the_model_card_says_so(folder: Path, transcript: str) -> None:
     card = (folder / "runs/tiny-1/export/README.md").read_text()
-    assert "bigram" in card and "of 400" in card
+    assert "bigram" in card and "Of 400 two-digit sums and differences" in card
     assert all(source in card for source in SOURCES)
 
 
