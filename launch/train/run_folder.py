@@ -101,7 +101,10 @@ class RunFolder:
         return self.recipe_file.is_file()
 
     def create(self) -> None:
-        """Make the folder; raises FileExistsError when another launch made it first."""
+        """Make the folder; raises FileExistsError when another launch made it first, UserError where none can be."""
+        for path in (self.path.parent, self.path):
+            if (path.exists() or path.is_symlink()) and not path.is_dir():
+                raise UserError(f"{path}: is not a folder; expected a free name or a folder of runs")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.mkdir()
 

@@ -208,3 +208,10 @@ def test_why_a_run_gave_up_is_noted_until_it_is_started_again(tmp_path: Path) ->
     assert json.loads(folder.failed_file.read_text()) == {"kind": "replicas", "step": 7, "message": "copies differ"}
     folder.forget_failure()
     assert not folder.failed_file.exists()
+
+
+def test_a_file_where_a_run_would_lie_is_a_users_mistake(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("x")
+    folder = RunFolder(tmp_path / "taken", tmp_path / "checkpoints")
+    with pytest.raises(UserError, match="is not a folder"):
+        folder.create()
