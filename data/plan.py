@@ -7,30 +7,26 @@ on any number of ranks, in milliseconds.
 import hashlib
 import json
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 
-from data.batch import Int64Array, MicroBatch, StepBatch, fill_rows, micro_batch_from_windows
-from data.mixture import Mixture
+from data.batch import MicroBatch, StepBatch, StepBuffers, fill_rows, micro_batch_from_windows
+from data.filling import fill
 from data.order import Permutation, derive_key
+from data.samples import PlannedStep, plan_steps
 from data.sources import Source, open_sources
+from data.stages import plan_stages
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.topology import global_batch_size
 
 ORDER_VERSION = 1
 """Part of every fingerprint: raise it when the same shards shall be read in another order than before."""
-
-
-@dataclass(frozen=True)
-class _Stage:
-    name: str
-    seed: int
-    first_step: int
-    sources: list[Source]
-    mixture: Mixture
-    read_before: list[int]
-    """Samples that each source gave before this stage."""
+SAMPLES_AT_ONCE = 2048
+"""Steps are planned so many samples at a time: more is no faster, and a start waits for the first ones."""
+CHUNKS_KEPT = 3
+"""Of steps planned together: threads that read ahead are not all in the same one."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +37,7 @@ class Coverage:
     source: str
     samples: int
     tokens: int
-    """samples × sequence length."""
+    """samples × sequence length of the stage."""
     epochs: float
     """How often the whole source has been read by the end of the stage, earlier stages included."""
 
@@ -66,7 +62,9 @@ class DataPlan:
         self.train_steps = recipe.tokens.train_steps
         self.sources = sources
         self._restart_positions = recipe.model.architecture.use_doc_masking
-        self._stages = self._plan_stages(recipe)
+        self._stages, self._orders = plan_stages(recipe, sources)
+        self._planned: dict[tuple[int, int], list[PlannedStep]] = {}
+        self._planning = Lock()
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> "DataPlan":
@@ -74,34 +72,6 @@ class DataPlan:
         if not recipe.data_stages:
             raise UserError("data_stages: missing; expected at least one stage to train on")
         return cls(recipe, open_sources(recipe))
-
-    def _plan_stages(self, recipe: Recipe) -> list[_Stage]:
-        stages: list[_Stage] = []
-        read: dict[str, int] = dict.fromkeys(self.sources, 0)
-        for number, stage in enumerate(recipe.data_stages):
-            names = stage.data.dataset.dataset_folder
-            weights = stage.data.dataset.dataset_weights or [1.0] * len(names)
-            if len(set(names)) < len(names) or len(weights) != len(names) or sum(weights) <= 0:
-                raise UserError(
-                    f"data_stages {stage.name}: expected different entries in dataset_folder, and a weight for each "
-                    "that is not negative, not all of them 0"
-                )
-            mixture = Mixture.from_weights(weights)
-            stages.append(
-                _Stage(
-                    name=stage.name,
-                    seed=stage.data.seed,
-                    first_step=stage.start_training_step,
-                    sources=[self.sources[name] for name in names],
-                    mixture=mixture,
-                    read_before=[read[name] for name in names],
-                )
-            )
-            if number + 1 < len(recipe.data_stages):
-                steps = recipe.data_stages[number + 1].start_training_step - stage.start_training_step
-                for name, count in zip(names, mixture.counts(steps * self.global_batch_size), strict=True):
-                    read[name] += count
-        return stages
 
     @property
     def source_fingerprints(self) -> dict[str, str]:
@@ -118,61 +88,54 @@ class DataPlan:
         """The number of the stage that step `step` (from 1) belongs to."""
         return max(i for i, stage in enumerate(self._stages) if i == 0 or stage.first_step <= step)
 
-    def samples(self, step: int) -> tuple[list[Source], Int64Array, Int64Array]:
-        """The global batch of step `step` (from 1) in its final order.
-
-        The sources of its stage; for each sample the number of its source in that list, and the first token of its
-        window there (int64 [global_batch_size] both).
-        """
-        stage = self._stages[self.stage_of(step)]
-        first = (step - stage.first_step) * self.global_batch_size
-        # The mixture is even over any stretch of samples, so ranks would see their own repeating pattern of sources
-        # without one more permutation inside the batch.
-        inside = Permutation(self.global_batch_size, derive_key(stage.seed, "batch", step))
-        places = inside.of(np.arange(self.global_batch_size, dtype=np.int64))
-        numbers, before = stage.mixture.at(first + places)
-        starts = np.empty_like(before)
-        for number, source in enumerate(stage.sources):
-            mine = numbers == number
-            if mine.any():
-                starts[mine] = source.window_starts(before[mine] + stage.read_before[number])
-        return stage.sources, numbers, starts
+    def planned(self, step: int) -> PlannedStep:
+        """The global batch of step `step` (from 1) in its final order, whatever the number of ranks."""
+        number = self.stage_of(step)
+        stage = self._stages[number]
+        steps = max(1, SAMPLES_AT_ONCE // self.global_batch_size)
+        chunk, place = divmod(step - stage.first_step, steps)
+        with self._planning:
+            if (number, chunk) not in self._planned:
+                if len(self._planned) == CHUNKS_KEPT:
+                    del self._planned[next(iter(self._planned))]
+                first = stage.first_step + chunk * steps
+                count = steps if stage.last_step is None else min(steps, stage.last_step + 1 - first)
+                self._planned[number, chunk] = plan_steps(stage, self._orders, first, count, self.global_batch_size)
+            return self._planned[number, chunk][place]
 
     def source_names(self, step: int) -> list[str]:
         """The sources that the global batch of step `step` (from 1) has samples of."""
-        sources, numbers, _ = self.samples(step)
-        return [sources[number].name for number in np.unique(numbers).tolist()]
+        planned = self.planned(step)
+        return [planned.stage.sources[number].name for number in np.unique(planned.numbers).tolist()]
 
-    def step(self, step: int, *, dp: int, dp_rank: int, num_micro_batches: int, micro_batch_size: int) -> StepBatch:
+    def step(
+        self,
+        step: int,
+        *,
+        dp: int,
+        dp_rank: int,
+        num_micro_batches: int,
+        micro_batch_size: int,
+        buffers: StepBuffers | None = None,
+    ) -> StepBatch:
         """What data-parallel rank `dp_rank` of `dp` trains on in step `step` (from 1).
 
         Rank r has samples r·B/dp … (r+1)·B/dp − 1 of the global batch of B sequences, which is the same for every dp.
+        The arrays lie in `buffers` where they are given and have the stage's shape.
         """
         assert dp * num_micro_batches * micro_batch_size == self.global_batch_size, "the batch is dp · micro-batches"
-        sources, numbers, starts = self.samples(step)
-        valid = sum(
-            source.train.valid_targets(starts[numbers == number], self.sequence_length + 1)
-            for number, source in enumerate(sources)
-        )
+        planned = self.planned(step)
         size = self.global_batch_size // dp
-        mine = slice(dp_rank * size, (dp_rank + 1) * size)
-        tokens = np.empty((size, self.sequence_length + 1), dtype=np.int64)
-        document_starts = np.empty(tokens.shape, dtype=np.bool_)
-        for number, source in enumerate(sources):
-            rows = numbers[mine] == number
-            if rows.any():
-                windows = source.train.windows(starts[mine][rows], self.sequence_length + 1)
-                tokens[rows], document_starts[rows] = windows
+        samples = slice(dp_rank * size, (dp_rank + 1) * size)
+        length = planned.stage.sequence_length
+        if buffers is None or buffers.shape != (size, length):
+            buffers = StepBuffers.allocated(size, length)
+        fill(buffers, planned, samples, restart_positions=self._restart_positions)
         micro_batches = [
-            micro_batch_from_windows(
-                tokens[first : first + micro_batch_size],
-                document_starts[first : first + micro_batch_size],
-                restart_positions=self._restart_positions,
-            )
-            for first in range(0, size, micro_batch_size)
+            buffers.micro_batch(slice(first, first + micro_batch_size)) for first in range(0, size, micro_batch_size)
         ]
-        names = [sources[number].name for number in numbers[mine].tolist()]
-        return StepBatch(micro_batches, valid, self._stages[self.stage_of(step)].name, names)
+        names = [planned.stage.sources[number].name for number in planned.numbers[samples].tolist()]
+        return StepBatch(micro_batches, planned.num_valid_targets, planned.stage.name, names)
 
     def validation(
         self,
@@ -212,12 +175,12 @@ class DataPlan:
     def coverage(self) -> list[Coverage]:
         """What the run reads of every source in every stage, up to its last step."""
         lines = []
-        for number, stage in enumerate(self._stages):
-            following = self._stages[number + 1].first_step if number + 1 < len(self._stages) else self.train_steps + 1
-            steps = max(0, min(following, self.train_steps + 1) - stage.first_step)
+        for stage in self._stages:
+            last = self.train_steps if stage.last_step is None else min(stage.last_step, self.train_steps)
+            steps = max(0, last + 1 - stage.first_step)
             counts = stage.mixture.counts(steps * self.global_batch_size)
             for source, samples, before in zip(stage.sources, counts, stage.read_before, strict=True):
-                epochs = (before + samples) / source.windows_per_epoch if steps else 0.0
-                tokens = samples * self.sequence_length
-                lines.append(Coverage(stage.name, source.name, samples, tokens, epochs))
+                blocks = samples * (stage.sequence_length // source.block_length)
+                epochs = (before + blocks) / source.blocks_per_epoch if steps else 0.0
+                lines.append(Coverage(stage.name, source.name, samples, samples * stage.sequence_length, epochs))
         return lines

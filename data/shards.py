@@ -1,14 +1,17 @@
-"""Windows of tokens out of memory-mapped shards: datatrove's `.ds` (tokens) and `.ds.index` (document ends).
+"""Windows of tokens out of shards: datatrove's `.ds` (tokens) and `.ds.index` (document ends).
 
-The files of a split are read as one long sequence; a window may span documents and files. Sizes are checked when the
-files are opened, because reading past the end of a truncated memory map kills the process.
+The files of a split are read as one long sequence; a window may span documents and files. Tokens are read with one
+`pread` a window, the index is mapped into memory. Sizes are checked when the files are opened, because reading past
+the end of a truncated memory map kills the process.
 """
 
 import mmap
+import os
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +27,20 @@ INDEX_ENTRY_BYTES = 8
 
 @dataclass(frozen=True)
 class _Shard:
-    tokens: npt.NDArray[Any]
+    file: BinaryIO
+    """Its tokens; closed with the shard."""
+    path: Path
+    num_tokens: int
+    dtype: np.dtype[Any]
     document_ends: Int64Array
+
+    def read(self, first: int, out: Int64Array) -> None:
+        """Tokens `first` … of the file, as many as `out` takes. A map would cost a page fault for every 4 KiB of a
+        window that is read once an epoch."""
+        raw = np.empty(len(out), dtype=self.dtype)
+        if os.preadv(self.file.fileno(), [raw.data], first * self.dtype.itemsize) != raw.nbytes:
+            raise OSError(f"{self.path}: cut short: no {len(out)} tokens from token {first} on")
+        out[...] = raw
 
 
 class ShardReader:
@@ -34,30 +49,47 @@ class ShardReader:
     def __init__(self, folder: Path, split: Split, dtype: str) -> None:
         """Opens and checks the split's files under `folder`; UserError where one is missing or not of its size."""
         self._shards = [_open_shard(folder, file, np.dtype(dtype)) for file in split.files if file.tokens > 0]
-        self._token_offsets = _offsets([len(shard.tokens) for shard in self._shards])
+        self._token_offsets = _offsets([shard.num_tokens for shard in self._shards])
         self._document_offsets = _offsets([len(shard.document_ends) for shard in self._shards])
+        self._first_tokens: list[int] = self._token_offsets.tolist()
+        self._first_documents: list[int] = self._document_offsets.tolist()
         self.num_tokens = int(self._token_offsets[-1])
         self.num_documents = int(self._document_offsets[-1])
+
+    def read(self, start: int, out: Int64Array) -> None:
+        """Fills `out` (int64, one row) with the tokens from `start` on."""
+        filled, length = 0, len(out)
+        number = bisect_right(self._first_tokens, start) - 1
+        while filled < length:
+            shard = self._shards[number]
+            first = start + filled - self._first_tokens[number]
+            end = min(length, filled + shard.num_tokens - first)
+            shard.read(first, out[filled:end])
+            filled = end
+            number += 1
+
+    def document_starts(self, first: int, last: int) -> Int64Array:
+        """The first tokens of documents `first` … `last` - 1 (counted over all files), int64."""
+        parts = []
+        number = bisect_right(self._first_documents, first) - 1
+        while first < last:
+            low = first - self._first_documents[number]
+            high = min(last, self._first_documents[number + 1]) - self._first_documents[number]
+            ends = self._shards[number].document_ends
+            starts = ends[low - 1 : high - 1] if low else np.concatenate([[0], ends[: high - 1]])
+            parts.append(starts + self._first_tokens[number])
+            first = self._first_documents[number] + high
+            number += 1
+        return parts[0] if len(parts) == 1 else np.concatenate([*parts, np.empty(0, dtype=np.int64)])
 
     def windows(self, starts: Int64Array, length: int) -> tuple[Int64Array, BoolArray]:
         """The `length` tokens from each of `starts` (int64 [n]) on: tokens int64 [n, length], document starts bool."""
         tokens = np.empty((len(starts), length), dtype=np.int64)
         document_starts = np.zeros((len(starts), length), dtype=np.bool_)
-        for row, start in enumerate(starts.tolist()):
-            filled = 0
-            number = int(np.searchsorted(self._token_offsets, start, side="right")) - 1
-            while filled < length:
-                shard = self._shards[number]
-                first = start + filled - int(self._token_offsets[number])
-                last = min(first + length - filled, len(shard.tokens))
-                tokens[row, filled : filled + last - first] = shard.tokens[first:last]
-                ends = shard.document_ends
-                low, high = np.searchsorted(ends, (first, last))
-                document_starts[row, ends[low:high] - (first - filled)] = True
-                if first == 0:
-                    document_starts[row, filled] = True
-                filled += last - first
-                number += 1
+        documents = zip(self.documents_before(starts), self.documents_before(starts + length), strict=True)
+        for row, (start, (first, last)) in enumerate(zip(starts.tolist(), documents, strict=True)):
+            self.read(start, tokens[row])
+            document_starts[row, self.document_starts(int(first), int(last)) - start] = True
         return tokens, document_starts
 
     def documents_before(self, positions: Int64Array) -> Int64Array:
@@ -86,15 +118,15 @@ def _open_shard(folder: Path, file: ShardFile, dtype: np.dtype[Any]) -> _Shard:
     index_path = path.with_name(path.name + ".index")
     _check_size(path, file.size)
     _check_size(index_path, file.documents * INDEX_ENTRY_BYTES)
-    tokens = _map(path, dtype.newbyteorder("<"))
+    tokens = file.size // dtype.itemsize
     # Read as signed: searchsorted would otherwise convert the whole index to floating point.
     ends = _map(index_path, np.dtype("<i8"))
-    if len(tokens) != file.tokens or int(ends[-1]) != file.tokens:
+    if tokens != file.tokens or int(ends[-1]) != file.tokens:
         raise UserError(
             f"{index_path}: the last document ends at token {int(ends[-1])}, "
-            f"but {path.name} has {len(tokens)} tokens of {dtype.name}; expected {file.tokens}"
+            f"but {path.name} has {tokens} tokens of {dtype.name}; expected {file.tokens}"
         )
-    return _Shard(tokens, ends)
+    return _Shard(path.open("rb", buffering=0), path, tokens, dtype.newbyteorder("<"), ends)
 
 
 def _check_size(path: Path, expected: int) -> None:

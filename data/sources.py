@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.manifest import MANIFEST_NAME, Manifest, read_manifest
-from data.order import Permutation, derive_key
-from data.shards import Int64Array, ShardReader
+from data.shards import ShardReader
 from data.tokenizer import read_tokenizer, tokenizer_folder
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.schema.data import Dataset
+from nanotron_recipes.sequences import block_length
 
 
 @dataclass(frozen=True)
@@ -25,28 +25,13 @@ class Source:
     validation: ShardReader
     seed: int
     """Seed of the order; the seed of the first stage that reads the source, so that later stages go on in it."""
-    sequence_length: int
-    """Stride of the windows, S; a window has S + 1 tokens, the last of which is the next window's first."""
+    block_length: int
+    """Tokens of a block. A window of S tokens has S + 1, the last of which is the next window's first."""
 
     @property
-    def windows_per_epoch(self) -> int:
-        """Training windows; together every token but the first, and up to S − 1 at the very end, is a target once."""
-        return max(0, (self.train.num_tokens - 1) // self.sequence_length)
-
-    def window_starts(self, ranks: Int64Array) -> Int64Array:
-        """Of the samples `ranks` (int64, counted over the whole run) the first token of their windows.
-
-        Every epoch has an order of its own. It follows from the shards' content, not from where they lie.
-        """
-        epochs, places = divmod(ranks, self.windows_per_epoch)
-        starts = places.copy()
-        for epoch in set(epochs.tolist()):
-            order = Permutation(
-                self.windows_per_epoch, derive_key(self.seed, "windows", self.manifest.fingerprint, epoch)
-            )
-            mine = epochs == epoch
-            starts[mine] = order.of(places[mine])
-        return starts * self.sequence_length
+    def blocks_per_epoch(self) -> int:
+        """Training blocks; together every token but the first, and up to a block less one at the end, is a target."""
+        return max(0, (self.train.num_tokens - 1) // self.block_length)
 
 
 def open_sources(recipe: Recipe) -> dict[str, Source]:
@@ -92,12 +77,13 @@ def _open(recipe: Recipe, name: str, seed: int) -> Source:
         train=ShardReader(folder, manifest.train, manifest.dtype),
         validation=ShardReader(folder, manifest.validation, manifest.dtype),
         seed=seed,
-        sequence_length=recipe.tokens.sequence_length,
+        block_length=block_length(recipe),
     )
-    if source.windows_per_epoch == 0:
+    if source.blocks_per_epoch == 0:
+        key = "sequence_length" if recipe.tokens.block_length is None else "block_length"
         raise UserError(
-            f"tokens.sequence_length: {recipe.tokens.sequence_length}: {folder} has only {source.train.num_tokens} "
-            "training tokens, less than one sequence and its last target"
+            f"tokens.{key}: {source.block_length}: {folder} has only {source.train.num_tokens} "
+            f"training tokens, less than one {'sequence' if key == 'sequence_length' else 'block'} and its last target"
         )
     return source
 

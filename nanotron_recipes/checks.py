@@ -10,6 +10,7 @@ from typing import Any
 
 from nanotron_recipes.parameters import parameter_names
 from nanotron_recipes.recipe import Recipe
+from nanotron_recipes.sequences import block_length, stage_sequence_length
 from nanotron_recipes.topology import divisors, next_multiple, padded_vocab_size
 
 
@@ -68,9 +69,13 @@ def _tensor_parallel(recipe: Recipe) -> Iterator[Problem]:
             f"does not divide the padded vocabulary {rows}; set model.make_vocab_size_divisible_by to {multiple} "
             f"(rows: {next_multiple(architecture.vocab_size, multiple)})",
         )
-    if recipe.parallelism.tp_mode == "REDUCE_SCATTER" and recipe.tokens.sequence_length % tp:
-        length = recipe.tokens.sequence_length
-        yield Problem("tokens.sequence_length", length, f"expected a multiple of tp {tp} in tp_mode REDUCE_SCATTER")
+    if recipe.parallelism.tp_mode == "REDUCE_SCATTER":
+        lengths = {"tokens.sequence_length": recipe.tokens.sequence_length}
+        for index, stage in enumerate(recipe.data_stages):
+            lengths[f"data_stages.{index}.sequence_length"] = stage_sequence_length(recipe, stage)
+        for key, length in lengths.items():
+            if length % tp:
+                yield Problem(key, length, f"expected a multiple of tp {tp} in tp_mode REDUCE_SCATTER")
 
 
 def _pipeline(recipe: Recipe) -> Iterator[Problem]:
@@ -88,6 +93,7 @@ def _recomputation(recipe: Recipe) -> Iterator[Problem]:
 
 def _stages(recipe: Recipe) -> Iterator[Problem]:
     previous = 0
+    yield from _blocks(recipe)
     for index, stage in enumerate(recipe.data_stages):
         key, start = f"data_stages.{index}", stage.start_training_step
         if index == 0 and start != 1:
@@ -96,6 +102,17 @@ def _stages(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(f"{key}.start_training_step", start, f"expected more than the stage before it, {previous}")
         previous = start
         yield from _mixture(recipe, f"{key}.data.dataset", index)
+
+
+def _blocks(recipe: Recipe) -> Iterator[Problem]:
+    block, together = block_length(recipe), recipe.tokens.contiguous_length
+    if together is not None and together % block:
+        yield Problem("tokens.contiguous_length", together, f"expected a multiple of the block_length {block}")
+    for index, stage in enumerate(recipe.data_stages):
+        length = stage_sequence_length(recipe, stage)
+        if length % block:
+            key = "tokens" if stage.sequence_length is None else f"data_stages.{index}"
+            yield Problem(f"{key}.sequence_length", length, f"expected a multiple of tokens.block_length {block}")
 
 
 def _mixture(recipe: Recipe, key: str, index: int) -> Iterator[Problem]:

@@ -19,11 +19,13 @@ from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.schedule import same_learning_rates
 from nanotron_recipes.schema.data import DataStage
 from nanotron_recipes.schema.section import Section
+from nanotron_recipes.sequences import block_length, contiguous_length
 from nanotron_recipes.topology import global_batch_size
 
 _SCHEDULE = "optimizer.learning_rate_scheduler"
 _STEPS = "tokens.train_steps"
 _BATCH = "tokens.global_batch_size"
+_BLOCK, _CONTIGUOUS = "tokens.block_length", "tokens.contiguous_length"
 _STAGES = "data_stages"
 
 _FREE = (
@@ -48,6 +50,9 @@ _FREE = (
     "tokens.micro_batch_size",
     "tokens.batch_accumulation_per_replica",
     _BATCH,
+    # Null stands for a value that is compared as such.
+    _BLOCK,
+    _CONTIGUOUS,
     # What the shards' fingerprint covers, and what only an export states.
     "corpus",
     "tokenizer",
@@ -86,6 +91,10 @@ def changes_of_the_past(old: Recipe, new: Recipe, step: int) -> list[Change]:
     ]
     if global_batch_size(old) != global_batch_size(new):
         changes.append(Change(_BATCH, global_batch_size(old), global_batch_size(new)))
+    if step and old.tokens.sequence_length == new.tokens.sequence_length:  # otherwise that is what changed
+        for key, value in ((_BLOCK, block_length), (_CONTIGUOUS, contiguous_length)):
+            if value(old) != value(new):
+                changes.append(Change(key, value(old), value(new)))
     past_stages = [change for change, first in _stage_changes(old, new) if first <= step]
     return [*changes, *_past_schedule_changes(old, new, step), *past_stages]
 
@@ -128,14 +137,16 @@ def _stage_changes(old: Recipe, new: Recipe) -> Iterator[tuple[Change, int]]:
             yield Change(key, _summary(before), _summary(after)), there.start_training_step
             continue
         first = min(before.start_training_step, after.start_training_step)
-        for name, was, now in _differences(_stage_values(before), _stage_values(after)):
+        for name, was, now in _differences(_stage_values(old, before), _stage_values(new, after)):
             yield Change(f"{key}.{name}", was, now), first
 
 
-def _stage_values(stage: DataStage) -> dict[str, Any]:
+def _stage_values(recipe: Recipe, stage: DataStage) -> dict[str, Any]:
     values = {key: value for key, value in _flatten(stage, "") if not _is_under(key, _STAGE_FREE)}
     if stage.data.dataset.dataset_weights is None:
         values["data.dataset.dataset_weights"] = [1.0] * len(stage.data.dataset.dataset_folder)
+    if stage.sequence_length == recipe.tokens.sequence_length:
+        values["sequence_length"] = None
     return values
 
 

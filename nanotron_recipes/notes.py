@@ -24,7 +24,7 @@ def notes_on(mapping: Mapping[str, Any], recipe: Recipe) -> list[str]:
 
 
 def _model(recipe: Recipe) -> Iterator[str]:
-    architecture, length = recipe.model.architecture, recipe.tokens.sequence_length
+    architecture = recipe.model.architecture
     stated = architecture.max_position_embeddings
     if architecture.use_qk_norm and not all(architecture.rope_layers):
         yield (
@@ -33,8 +33,13 @@ def _model(recipe: Recipe) -> Iterator[str]:
         )
     if not recipe.optimizer.accumulate_grad_in_fp32:
         yield "optimizer.accumulate_grad_in_fp32: false: no effect: gradients are summed in float32 in any case"
-    if length > stated:
-        yield f"tokens.sequence_length: {length} is more than max_position_embeddings {stated}"
+    lengths = {"tokens.sequence_length": recipe.tokens.sequence_length}
+    for index, stage in enumerate(recipe.data_stages):
+        if stage.sequence_length is not None:
+            lengths[f"data_stages.{index}.sequence_length"] = stage.sequence_length
+    for key, length in lengths.items():
+        if length > stated:
+            yield f"{key}: {length} is more than max_position_embeddings {stated}"
 
 
 def _schedule(recipe: Recipe) -> Iterator[str]:

@@ -8,8 +8,7 @@ from rich.table import Table
 from model.arithmetic import num_parameters
 from nanotron_recipes.loading import load_recipe, shipped_recipes
 from nanotron_recipes.numbers import short_number
-from nanotron_recipes.recipe import Recipe
-from nanotron_recipes.topology import global_batch_size
+from nanotron_recipes.sequences import tokens_through
 
 
 def list_recipes() -> None:
@@ -24,10 +23,6 @@ def list_recipes() -> None:
     table.add_column("purpose", overflow="fold")
     for name in shipped_recipes():
         recipe = load_recipe(name).recipe
-        tokens = _training_tokens(recipe)
+        tokens = tokens_through(recipe, recipe.tokens.train_steps)
         table.add_row(name, short_number(num_parameters(recipe)), short_number(tokens), recipe.general.purpose)
     Console().print(table)
-
-
-def _training_tokens(recipe: Recipe) -> int:
-    return recipe.tokens.train_steps * global_batch_size(recipe) * recipe.tokens.sequence_length

@@ -24,6 +24,7 @@ from launch.train.watchdog import Watchdog
 from model.arithmetic import FlopsFormula, mfu
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.schedule import learning_rate_at
+from nanotron_recipes.sequences import sequence_length_at, tokens_through
 
 MFU_FORMULA: FlopsFormula = "causal"
 """Which FLOPs `mfu` counts; see `model.arithmetic.flops_per_token`."""
@@ -70,7 +71,6 @@ class TrainingLoop:
             ReplicaCheck(engine.built.buckets, engine.context) if launch.recipe.general.replica_check_interval else None
         )
         self._saver = RunSaver(launch.folder, engine, launch.files, launch.damaged)
-        self._tokens_per_step = engine.topology.global_batch_size * launch.recipe.tokens.sequence_length
 
     def run(self, stop: StopRequest) -> int:
         """Train until the recipe's last step, `stop_after`, or a signal; returns the last step taken.
@@ -157,11 +157,12 @@ class TrainingLoop:
     def _record(self, step: int, result: StepResult, stage: str, seconds: float, waited: float) -> None:
         if not self._callbacks:
             return
-        tokens_per_second = self._tokens_per_step / seconds
+        length = sequence_length_at(self._recipe, step)
+        tokens_per_second = self._engine.topology.global_batch_size * length / seconds
         peak = self._launch.peak_flops
         record = StepRecord(
             step=step,
-            tokens=step * self._tokens_per_step,
+            tokens=tokens_through(self._recipe, step),
             loss=result.loss if math.isfinite(result.loss) else None,
             lr=learning_rate_at(self._recipe, step),
             grad_norm=result.grad_norm if math.isfinite(result.grad_norm) else None,
@@ -169,7 +170,7 @@ class TrainingLoop:
             step_seconds=seconds,
             data_wait_seconds=waited,
             memory_peak_bytes=peak_memory_bytes(self._engine.context.device),
-            mfu=None if peak is None else mfu(self._recipe, tokens_per_second, peak, MFU_FORMULA),
+            mfu=None if peak is None else mfu(self._recipe, tokens_per_second, peak, MFU_FORMULA, length),
             stage=stage,
         )
         self._tell(lambda callback: callback.on_step(record))

@@ -30,6 +30,7 @@ from model.build import initialize_weights
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.loading import load_recipe
 from nanotron_recipes.recipe import Recipe
+from nanotron_recipes.sequences import sequence_length_at
 from nanotron_recipes.topology import resolve_topology
 from parallel.checkpoint import load_checkpoint
 from parallel.checkpoint_writer import SaveFailed
@@ -194,8 +195,8 @@ def _say_start(callbacks: list[Callback], engine: TrainingEngine, launch: Launch
         line.print(
             f"{launch.folder.path}: dp {topology.dp} · pp {topology.pp} · tp {topology.tp} on "
             f"{engine.context.device.type}, {launch.recipe.model.dtype}; a step is {topology.global_batch_size} × "
-            f"{launch.recipe.tokens.sequence_length} tokens = {topology.dp} replica(s) × {topology.num_micro_batches} "
-            f"micro-batch(es) of {topology.micro_batch_size}"
+            f"{sequence_length_at(launch.recipe, launch.first_step)} tokens = {topology.dp} replica(s) × "
+            f"{topology.num_micro_batches} micro-batch(es) of {topology.micro_batch_size}"
         )
         line.print(f"attention: {attention.name} ({attention.reason})")
         for said in start.lines():

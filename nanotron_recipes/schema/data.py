@@ -80,6 +80,10 @@ class DataStage(Section):
     data: StageData
     """The mixture."""
 
+    sequence_length: PositiveInt | None = None
+    """Tokens of a sequence in this stage, as in later nanotron; the batch stays the same number of sequences. Null:
+    tokens.sequence_length."""
+
 
 class TrainTokenizer(Section):
     """Section `tokenizer.train`: make a byte-level BPE from the corpus."""
