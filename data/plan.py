@@ -88,6 +88,10 @@ class DataPlan:
         """The number of the stage that step `step` (from 1) belongs to."""
         return max(i for i, stage in enumerate(self._stages) if i == 0 or stage.first_step <= step)
 
+    def sequence_length_at(self, step: int) -> int:
+        """Tokens of a sequence in step `step` (from 1)."""
+        return self._stages[self.stage_of(step)].sequence_length
+
     def planned(self, step: int) -> PlannedStep:
         """The global batch of step `step` (from 1) in its final order, whatever the number of ranks."""
         number = self.stage_of(step)

@@ -63,13 +63,14 @@ _FREE = (
 )
 _STAGE_FREE = (
     "name",
+    "data.num_loading_workers",
     "data.dataset.dataset_folder",
     "data.dataset.vocab_size",
     "data.dataset.token_size_in_bytes",
     "data.dataset.tokenizer_name",
 )
-"""Of a stage: its name is a label, its folders may have moved (their number shows in the weights), and the rest is only
-compared with the shards."""
+"""Of a stage: its name is a label, workers only read ahead, its folders may have moved (their number shows in the
+weights), and the rest is only compared with the shards."""
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch.distributed as torch_dist
 
-from data.batch import StepBatch
-from data.loader import Prefetcher
+from data.loader import Prefetcher, RankBatches
 from data.plan import DataPlan
+from launch.train.buffers import allocator
 from launch.train.engine import StepResult, TrainingEngine
 from launch.train.guards import RunFailed, SkippedSteps, SpikeDetector
 from launch.train.hardware import peak_memory_bytes
@@ -140,19 +140,17 @@ class TrainingLoop:
         return _is_due(step, self._recipe.checkpoints.checkpoint_interval)
 
     def _prefetcher(self) -> Prefetcher:
-        topology, plan = self._engine.topology, self._launch.plan
-        dp_rank = self._engine.context.dp_rank
-
-        def batch_of(step: int) -> StepBatch:
-            return plan.step(
-                step,
-                dp=topology.dp,
-                dp_rank=dp_rank,
-                num_micro_batches=topology.num_micro_batches,
-                micro_batch_size=topology.micro_batch_size,
-            )
-
-        return Prefetcher(batch_of, self._launch.first_step, self._recipe.tokens.train_steps)
+        topology, context = self._engine.topology, self._engine.context
+        batches = RankBatches(
+            self._launch.plan,
+            dp=topology.dp,
+            dp_rank=context.dp_rank,
+            num_micro_batches=topology.num_micro_batches,
+            micro_batch_size=topology.micro_batch_size,
+            allocate=allocator(context.device),
+        )
+        workers = max(stage.data.num_loading_workers for stage in self._recipe.data_stages)
+        return Prefetcher(batches, self._launch.first_step, self._recipe.tokens.train_steps, workers)
 
     def _record(self, step: int, result: StepResult, stage: str, seconds: float, waited: float) -> None:
         if not self._callbacks:
