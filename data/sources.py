@@ -10,6 +10,7 @@ from nanotron_recipes.errors import UserError
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.schema.data import Dataset
 from nanotron_recipes.sequences import block_length
+from nanotron_recipes.variables import require_variables
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ def open_sources(recipe: Recipe) -> dict[str, Source]:
 
     Checks that manifests and shards are there and whole, have one tokenizer, and fit the recipe. Raises UserError.
     """
+    require_variables(recipe)
     sources: dict[str, Source] = {}
     for stage in recipe.data_stages:
         for name in stage.data.dataset.dataset_folder:

@@ -36,6 +36,7 @@ _FREE = (
     "logging",
     "profiler",
     "slurm",
+    "variables",
     "general.project",
     "general.purpose",
     "general.cpu_ranks_per_node",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from nanotron_recipes.overrides import apply_overrides, keep_batch
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.schema.section import Section
 from nanotron_recipes.topology import resolve_topology
+from nanotron_recipes.variables import fill_variables
 from nanotron_recipes.yaml_text import parse_yaml, to_yaml
 
 
@@ -94,8 +96,10 @@ def recipe_from_mapping(
     raw, batch_notes = keep_batch(raw, overrides)
     raw, overridden = apply_overrides(raw, overrides)
     raw, override_notes = modernise(raw)
+    raw, variable_notes = fill_variables(raw, os.environ)
     recipe = _validate(_with_corpus_path(raw, name), Origin(source, text, tuple(overridden)))
-    return LoadedRecipe(recipe, [*spelling_notes, *override_notes, *batch_notes, *notes_on(raw, recipe)], name, path)
+    notes = [*spelling_notes, *override_notes, *batch_notes, *notes_on(raw, recipe), *variable_notes]
+    return LoadedRecipe(recipe, notes, name, path)
 
 
 def dump_yaml(recipe: Recipe) -> str:

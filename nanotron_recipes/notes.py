@@ -10,17 +10,24 @@ from nanotron_recipes.fields import keys_without_effect
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.schedule import decay_length, decay_start
 from nanotron_recipes.unsupported import unsupported_features
+from nanotron_recipes.variables import how_to_set, unset_variables
 
 
 def notes_on(mapping: Mapping[str, Any], recipe: Recipe) -> list[str]:
     """Return the notes on a valid recipe, the weightiest first; `mapping` is what the user wrote."""
     return [
         *unsupported_features(recipe),
+        *_variables(recipe),
         *_model(recipe),
         *_schedule(recipe),
         *_mixtures(recipe),
         *(f"{key}: no effect: {reason}" for key, reason in keys_without_effect(mapping)),
     ]
+
+
+def _variables(recipe: Recipe) -> Iterator[str]:
+    for name, key in unset_variables(recipe).items():
+        yield f"variables.{name}: not set, and {key} needs it before anything is read; {how_to_set(name)}"
 
 
 def _model(recipe: Recipe) -> Iterator[str]:
