@@ -22,8 +22,9 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from nanotron_recipes.errors import UserError
 from parallel.buckets import Bucket
 from parallel.checkpoint_files import STATE_FILE, verify_checkpoint_files
+from parallel.checkpoint_fit import require_same_model, whole_model
 from parallel.checkpoint_reader import CheckpointReader
-from parallel.checkpoint_tensors import MASTER, MODEL, OPTIMIZER, Tensors, readable_tensors, writable_tensors
+from parallel.checkpoint_tensors import MASTER, MODEL, MOMENTS, OPTIMIZER, Tensors, readable_tensors, writable_tensors
 from parallel.checkpoint_writer import CheckpointInfo, tensor_bytes, write_checkpoint
 from parallel.optimizer import FlatAdamW
 
@@ -68,9 +69,13 @@ def load_checkpoint(
         UserError: the folder holds no complete checkpoint, or one of another model.
     """
     state = read_state(folder)
-    has_optimizer, has_master = _parts(folder)
-    if optimizer is not None and load_optimizer and not has_optimizer:
+    there = _shapes(folder)
+    has_master = any(name.startswith(MASTER) for name in there)
+    moments = [f"{OPTIMIZER}{kind}/" for kind in MOMENTS] if optimizer is not None and load_optimizer else []
+    if moments and not any(name.startswith(tuple(moments)) for name in there):
         raise UserError(f"{folder}: it holds a model without an optimizer; load_optimizer: false begins a fresh one")
+    prefixes = [MODEL, *([MASTER] if has_master else []), *moments]
+    require_same_model(folder, there, whole_model(buckets), prefixes)
     is_float32 = all(bucket.parameters.dtype == torch.float32 for bucket in buckets)
     try:
         _load(readable_tensors(buckets, optimizer, master=has_master, moments=load_optimizer), folder)
@@ -135,12 +140,10 @@ def _write(folder: Path, tensors: Tensors, state: Mapping[str, Any], files: Mapp
     write_checkpoint(CheckpointInfo(folder, state, files or {}, world), tensors, tensor_bytes(tensors))
 
 
-def _parts(folder: Path) -> tuple[bool, bool]:
-    """Whether a checkpoint has an optimizer, and a float32 copy of its weights."""
-    names = CheckpointReader(folder).read_metadata().state_dict_metadata
-    return any(name.startswith(f"{OPTIMIZER}exp_avg/") for name in names), any(
-        name.startswith(MASTER) for name in names
-    )
+def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The tensors of a checkpoint."""
+    entries = CheckpointReader(folder).read_metadata().state_dict_metadata
+    return {name: tuple(entry.size) for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
 
 
 def _load(tensors: Tensors, folder: Path, one_process: bool = False) -> None:
