@@ -40,6 +40,7 @@ def raw(name: str) -> dict[str, Any]:
         ("1e5x", "1e5x"),
         (".*norm.*", ".*norm.*"),
         ("'2e-4'", "2e-4"),
+        (r'"\ud83d\ude00"', "\U0001f600"),
         ("yes", True),
         ("null", None),
         ("~", None),
@@ -50,7 +51,9 @@ def test_a_scalar_means_what_it_looks_like(text: str, value: object) -> None:
     assert parsed == value and type(parsed) is type(value)
 
 
-scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20)
+scalars = (
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.text(max_size=20)
+)
 strings_like_numbers = st.from_regex(r"[-+0-9.eE_:x]{1,8}", fullmatch=True)
 values = st.recursive(
     scalars | strings_like_numbers,
