@@ -241,7 +241,7 @@ def test_values_are_shown_on_one_short_line() -> None:
     [
         ('"a\\nb": 1\n', r": a\nb: 1: unknown key"),
         ('"\\e[31m": 1\n', r": \x1b[31m: 1"),
-        (f"{'k' * 5000}: 1\n", "kkk…: 1:"),
+        (f"{'k' * 1000}: 1\n", "kkk…: 1:"),
     ],
 )
 def test_a_strange_key_is_shown_on_one_short_line(tmp_path: Path, text: str, shown: str) -> None:
