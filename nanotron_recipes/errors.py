@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+NO_VALUE = object()
+"""For `user_error`: the message is not about a value."""
+
 _LONGEST_KEY = 120
 _LONGEST_SOURCE = 300
 
@@ -20,12 +23,17 @@ class UserError(ValueError):
 
 
 def user_error(
-    expected: str, *, source: str | None = None, key: str | None = None, value: object = "", nearest: str | None = None
+    expected: str,
+    *,
+    source: str | None = None,
+    key: str | None = None,
+    value: object = NO_VALUE,
+    nearest: str | None = None,
 ) -> UserError:
-    """Build `source: key: value: expected; did you mean nearest?` from the parts that are known ("" is no value)."""
+    """Build `source: key: value: expected; did you mean nearest?` from the parts that are known."""
     limited = ((source, _LONGEST_SOURCE), (key, _LONGEST_KEY))
     parts = [shorten(visible(part), limit) for part, limit in limited if part]
-    if value != "":
+    if value is not NO_VALUE:
         parts.append(show_value(value))
     message = ": ".join([*parts, expected])
     error = UserError(f"{message}; did you mean {nearest}?" if nearest else message)
