@@ -81,7 +81,10 @@ def test_a_minimal_file_is_a_recipe(tmp_path: Path) -> None:
         ("data_stages.2.start_training_step=551", "551: expected more than the stage before it, 551"),
         ("data_stages.0.data.dataset.dataset_weights=[1]", "expected 3 weights, one for each dataset_folder"),
         ("data_stages.0.data.dataset.dataset_weights=[1,1,-1]", "dataset_weights.2: -1: expected at least 0"),
-        ("data_stages.0.data.dataset.dataset_weights=[0,0,0]", "expected at least one weight above 0"),
+        (
+            "data_stages.0.data.dataset.dataset_weights=[0,0,0]",
+            "expected at least one weight above 0, and a finite sum",
+        ),
         ("data_stages.0.data.dataset.dataset_folder=[code,code,maths]", "'code': expected each folder once"),
         ("data_stages.0.data.dataset.vocab_size=2048", "2048: expected at most the model's vocab_size 1024"),
         ("optimizer.weight_decay_exclude_named_params=['.*embeding.*']", "'.*embeding.*': matches no parameter"),
@@ -110,6 +113,17 @@ def test_a_minimal_file_is_a_recipe(tmp_path: Path) -> None:
         ),
         ('checkpoints.checkpoints_path="a\\0b"', "no file's name holds a NUL"),
         ("profiler={profiler_export_path: ''}", "profiler.profiler_export_path: '': expected a path"),
+        ("model.model_config.num_hidden_layers=1000000000", "1000000000: expected at most 10,000"),
+        ("model.model_config.hidden_size=1000000001", "1000000001: expected at most 1,000,000,000"),
+        ("model.model_config.num_attention_heads=4611686018427387904", "expected at most 1,000,000,000"),
+        (
+            "tokens.global_batch_size=4611686018427387904",
+            "tokens.global_batch_size: 4611686018427387904: expected at most",
+        ),
+        ("parallelism.dp=4611686018427387904", "parallelism.dp: 4611686018427387904: expected at most"),
+        ("data_stages.0.data.dataset.dataset_weights=[1e308,1e308,1e308]", "and a finite sum"),
+        (f"optimizer.weight_decay_exclude_named_params=['{'(' * 5000}']", "expected a regular expression"),
+        ("optimizer.weight_decay_exclude_named_params=['a{99999999999999}']", "expected a regular expression"),
         ("nonsense", "--set nonsense: expected key.sub=value"),
         ("=3", "--set =3: expected key.sub=value"),
         ("data_stages.9.name=x", "'9': expected an index from 0 to 2"),
@@ -124,6 +138,12 @@ def test_a_minimal_file_is_a_recipe(tmp_path: Path) -> None:
 )
 def test_a_bad_override_is_named(override: str, expected: str) -> None:
     assert expected in message("tiny", override)
+
+
+def test_a_batch_that_is_only_a_product_has_a_limit_too() -> None:
+    batch = ["tokens.global_batch_size=null", "tokens.micro_batch_size=1000000", "parallelism.dp=1000000"]
+    line = message("tiny", *batch, "tokens.batch_accumulation_per_replica=1000000")
+    assert "tokens.global_batch_size: 1000000000000000000: expected at most 1,000,000,000 sequences" in line
 
 
 def test_the_file_the_line_and_the_nearest_key_are_named(tmp_path: Path) -> None:
