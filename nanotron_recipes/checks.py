@@ -180,9 +180,8 @@ def _corpus(recipe: Recipe) -> Iterator[Problem]:
     names: set[str] = set()
     for index, source in enumerate(recipe.corpus.sources if recipe.corpus else []):
         key = f"corpus.sources.{index}"
-        if source.name in names or not re.fullmatch(r"[\w.-]+", source.name) or source.name in (".", "..", "tokenizer"):
-            expected = "expected a name of its own of letters, digits, '.', '-' and '_', other than 'tokenizer'"
-            yield Problem(f"{key}.name", source.name, expected)
+        if source.name in names or source.name in ("tokenizer", "tokenizer.settings"):
+            yield Problem(f"{key}.name", source.name, "expected a name of its own, other than 'tokenizer'")
         names.add(source.name)
         if source.reader in ("jsonl", "parquet", "text") and source.path is None:
             yield Problem(f"{key}.path", None, f"expected the file or folder that reader {source.reader} reads")
