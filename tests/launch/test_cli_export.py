@@ -29,6 +29,7 @@ def begun_run(runs: Path, name: str, steps: tuple[int, ...], overrides: tuple[st
     for step in steps:
         (run.checkpoints / str(step)).mkdir(parents=True)
         (run.checkpoints / str(step) / "recipe.yaml").write_text(dump_yaml(recipe))
+        (run.checkpoints / str(step) / "manifest.json").write_text("{}")
     return run
 
 
