@@ -24,7 +24,7 @@ from data.corpora import documents, files_of
 from data.finish import finish_source
 from data.manifest import MANIFEST_NAME, Manifest, read_manifest
 from data.rejected import NO_TEXT, NOT_JSON, Rejected
-from data.tokenization_job import Job, source_folder, tasks_of
+from data.tokenization_job import Job, source_folder, tasks_of, with_absolute_paths
 from data.tokenization_process import run_job
 from data.tokenizer import TokenizerInfo, read_tokenizer, tokenizer_folder, train_tokenizer
 from nanotron_recipes.errors import UserError, nearest_name, user_error
@@ -198,11 +198,12 @@ def _make(
     folder = Path(corpus.path, _UNFINISHED + name)
     _remove_unfinished(corpus, keep=folder)
     job = Job(
-        corpus=corpus,
+        corpus=with_absolute_paths(corpus),
         tasks=tasks,
-        tokenizer_file=str(tokenizer.file),
+        tokenizer_file=str(tokenizer.file.absolute()),
         eos_token=tokenizer.eos_token,
-        folder=folder,
+        token_bytes=tokenizer.token_bytes,
+        folder=folder.absolute(),
         workers=workers,
     )
     run_job(job, console)

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from data.corpora import documents, num_shards
 from nanotron_recipes.errors import UserError
@@ -51,6 +51,11 @@ class TokenizerInfo:
     """The token at the end of every document."""
     eos_token_id: int
     """Its id."""
+
+    @property
+    def token_bytes(self) -> Literal[2, 4]:
+        """Bytes of a token in shards."""
+        return 2 if self.vocab_size <= 1 << 16 else 4
 
     @property
     def file(self) -> Path:
