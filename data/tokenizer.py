@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from data.corpora import documents, num_shards
 from nanotron_recipes.errors import UserError
@@ -51,6 +51,11 @@ class TokenizerInfo:
     """The token at the end of every document."""
     eos_token_id: int
     """Its id."""
+
+    @property
+    def token_bytes(self) -> Literal[2, 4]:
+        """Bytes of a token in shards."""
+        return 2 if self.vocab_size <= 1 << 16 else 4
 
     @property
     def file(self) -> Path:
@@ -120,8 +125,9 @@ def train_tokenizer(corpus: Corpus, vocab_size: int, folder: Path) -> TokenizerI
         show_progress=False,
     )
     tokenizer.train_from_iterator((text for source in corpus.sources for text in _sample(source, corpus)), trainer)
-    for number in range(vocab_size - tokenizer.get_vocab_size()):
-        tokenizer.add_special_tokens([AddedToken(f"<|reserved_{number}|>", special=True, normalized=False)])
+    missing = vocab_size - tokenizer.get_vocab_size()
+    reserved = [AddedToken(f"<|reserved_{number}|>", special=True, normalized=False) for number in range(missing)]
+    tokenizer.add_special_tokens(reserved)
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": END_OF_TEXT,

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from nanotron_recipes.errors import nearest_name
 from nanotron_recipes.parameters import parameter_names
+from nanotron_recipes.paths import LOCAL_PATHS, REMOTE_IN_NANOTRON, is_url, path_mistake, paths_of
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.sequences import block_length, stage_sequence_length
-from nanotron_recipes.topology import divisors, next_multiple, padded_vocab_size
+from nanotron_recipes.topology import MAX_SIZE, divisors, next_multiple, padded_vocab_size
+
+MAX_LAYERS = 10_000
+"""Decoder layers that a recipe may ask for."""
+_SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"),
+    *("make_vocab_size_divisible_by", "sequence_length", "global_batch_size", "micro_batch_size"),
+    *("block_length", "contiguous_length"),
+    *("batch_accumulation_per_replica", "dp", "pp", "tp", "context_parallel_size", "expert_parallel_size"),
+)
 
 
 @dataclass(frozen=True)
@@ -21,10 +33,13 @@ class Problem:
     key: str
     value: Any
     expected: str
+    nearest: str | None = None
+    """A name that was probably meant."""
 
 
 def problems(recipe: Recipe) -> Iterator[Problem]:
     """Yield everything in a recipe that cannot be, most basic first; how the batch is cut is `resolve_topology`'s."""
+    yield from _sizes(recipe)
     yield from _shape(recipe)
     yield from _tensor_parallel(recipe)
     yield from _pipeline(recipe)
@@ -33,6 +48,26 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _weight_decay(recipe)
     yield from _tokenizer(recipe)
     yield from _corpus(recipe)
+    yield from _paths(recipe)
+    yield from _misspelt_sources(recipe)
+
+
+def _sizes(recipe: Recipe) -> Iterator[Problem]:
+    """What no machine trains, and would take for ever to count or to divide up."""
+    layers = recipe.model.architecture.num_hidden_layers
+    if layers > MAX_LAYERS:
+        yield Problem("model.model_config.num_hidden_layers", layers, f"expected at most {MAX_LAYERS:,}")
+    for prefix, section in (
+        ("model.model_config", recipe.model.architecture),
+        ("model", recipe.model),
+        ("tokens", recipe.tokens),
+        ("parallelism", recipe.parallelism),
+        *((f"data_stages.{index}", stage) for index, stage in enumerate(recipe.data_stages)),
+    ):
+        for name in _SIZES:
+            size = getattr(section, name, None)
+            if isinstance(size, int) and size > MAX_SIZE:
+                yield Problem(f"{prefix}.{name}", size, f"expected at most {MAX_SIZE:,}")
 
 
 def _shape(recipe: Recipe) -> Iterator[Problem]:
@@ -124,8 +159,8 @@ def _mixture(recipe: Recipe, key: str, index: int) -> Iterator[Problem]:
     if weights is not None and len(weights) != len(folders):
         expected = f"expected {len(folders)} weights, one for each dataset_folder"
         yield Problem(f"{key}.dataset_weights", len(weights), expected)
-    if weights is not None and sum(weights) <= 0:
-        yield Problem(f"{key}.dataset_weights", weights, "expected at least one weight above 0")
+    if weights is not None and not 0 < sum(weights) < math.inf:
+        yield Problem(f"{key}.dataset_weights", weights, "expected at least one weight above 0, and a finite sum")
     vocabulary = recipe.model.architecture.vocab_size
     if dataset.token_size_in_bytes == 2 and vocabulary > 2**16:
         yield Problem(f"{key}.token_size_in_bytes", 2, f"expected 4 for a vocab_size of {vocabulary}")
@@ -139,7 +174,7 @@ def _weight_decay(recipe: Recipe) -> Iterator[Problem]:
         key = f"optimizer.weight_decay_exclude_named_params.{index}"
         try:
             matched = any(re.match(pattern, name) for name in names)
-        except re.error as error:
+        except (re.error, RecursionError, OverflowError) as error:
             yield Problem(key, pattern, f"expected a regular expression: {error}")
             continue
         if not matched:
@@ -164,9 +199,26 @@ def _corpus(recipe: Recipe) -> Iterator[Problem]:
     names: set[str] = set()
     for index, source in enumerate(recipe.corpus.sources if recipe.corpus else []):
         key = f"corpus.sources.{index}"
-        if source.name in names or not re.fullmatch(r"[\w.-]+", source.name) or source.name in (".", "..", "tokenizer"):
-            expected = "expected a name of its own of letters, digits, '.', '-' and '_', other than 'tokenizer'"
-            yield Problem(f"{key}.name", source.name, expected)
+        if source.name in names or source.name in ("tokenizer", "tokenizer.settings"):
+            yield Problem(f"{key}.name", source.name, "expected a name of its own, other than 'tokenizer'")
         names.add(source.name)
         if source.reader in ("jsonl", "parquet", "text") and source.path is None:
             yield Problem(f"{key}.path", None, f"expected the file or folder that reader {source.reader} reads")
+
+
+def _misspelt_sources(recipe: Recipe) -> Iterator[Problem]:
+    """A name in dataset_folder that is no source and no folder, and nearly the name of a source."""
+    sources = [source.name for source in recipe.corpus.sources] if recipe.corpus else []
+    for key, name in paths_of(recipe, "data_stages.data.dataset.dataset_folder"):
+        nearest = None if name in sources or "/" in name else nearest_name(name, sources)
+        if nearest is not None and not os.path.isdir(name):
+            yield Problem(key, name, "expected the name of a source in corpus, or a folder of shards", nearest)
+
+
+def _paths(recipe: Recipe) -> Iterator[Problem]:
+    for name in LOCAL_PATHS:
+        may_be_remote = name in REMOTE_IN_NANOTRON and recipe.s3_upload is not None
+        for key, path in paths_of(recipe, name):
+            mistake = path_mistake(path)
+            if mistake is not None and not (may_be_remote and is_url(path)):
+                yield Problem(key, path, mistake)

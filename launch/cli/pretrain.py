@@ -12,7 +12,7 @@ import typer
 
 from launch.cli.options import OverrideOption, RecipeArgument
 from nanotron_recipes.errors import UserError
-from nanotron_recipes.machine import usable_cpus
+from nanotron_recipes.machine import check_local_ranks, usable_cpus
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -80,6 +80,7 @@ def _num_ranks(loaded: LoadedRecipe, asked: int | None) -> int:
             f"--gpus-per-node {asked}: expected dp × pp × tp ranks, and with parallelism.dp {parallelism.dp}, "
             f"pp {parallelism.pp} and tp {parallelism.tp} that is {num_ranks}"
         )
+    check_local_ranks(num_ranks)
     resolve_topology(recipe, num_ranks)
     return num_ranks
 
@@ -145,6 +146,7 @@ def _train(loaded: LoadedRecipe, run: str | None, num_ranks: int, stop_after: in
 def _finish(prepared: PreparedRun, console: Console) -> int:
     """What follows the last step; a run that was stopped before it only says how to go on."""
     from data.plan import DataPlan
+    from launch.evaluate.best_effort import best_effort
     from launch.train.loss_plot import plot_losses
     from launch.train.metrics import read_metrics
 
@@ -156,15 +158,17 @@ def _finish(prepared: PreparedRun, console: Console) -> int:
             highlight=False,
         )
         return 0
-    metrics = read_metrics(folder.metrics_file)
     if recipe.checkpoints.export_at_end:
         from launch.evaluate.finish import finish_run
 
         finish_run(folder, recipe, DataPlan.from_recipe(recipe), console)
-    plot_losses(metrics, folder.path / "loss.png")
+    with best_effort("the picture of the losses"):
+        plot_losses(read_metrics(folder.metrics_file), folder.path / "loss.png")
     folder.mark_completed(recipe.tokens.train_steps)
     console.print(f"run:         {folder.path}", highlight=False)
-    console.print(f"losses:      {folder.path / 'loss.png'} (a picture of {folder.metrics_file.name})", highlight=False)
+    picture = folder.path / "loss.png"
+    if picture.is_file():
+        console.print(f"losses:      {picture} (a picture of {folder.metrics_file.name})", highlight=False)
     console.print(f"tensorboard: {_tool('tensorboard')} --logdir {folder.tensorboard}", highlight=False)
     if recipe.checkpoints.export_at_end:
         console.print(f"export:      {folder.export} (a Hugging Face folder; see its README.md)", highlight=False)

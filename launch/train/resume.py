@@ -44,7 +44,8 @@ def newest_sound_step(folder: RunFolder, *, checksums: bool = False) -> int:
     """
     steps, reason = folder.steps(), ""
     for step in reversed(steps):
-        reason = _reason(verify_checkpoint_files(folder.checkpoints / str(step), checksums=checksums))
+        path = folder.checkpoints / str(step)
+        reason = _reason(verify_checkpoint_files(path, checksums=checksums, step=step))
         if not reason:
             return step
     if steps:
@@ -52,13 +53,18 @@ def newest_sound_step(folder: RunFolder, *, checksums: bool = False) -> int:
     return 0
 
 
-def find_start(folder: RunFolder, recipe: Recipe) -> Start:
-    """Where this launch goes on; every rank calls this, each reads its share of the files, and all agree."""
+def find_start(folder: RunFolder, recipe: Recipe, data: str) -> Start:
+    """Where this launch goes on; every rank calls this, each reads its share of the files, and all agree.
+
+    Raises:
+        UserError: no checkpoint can be used, or it is of a run on other data than those with the fingerprint `data`.
+    """
     refused: dict[int, str] = {}
     for step in reversed(folder.steps()):
         path = folder.checkpoints / str(step)
-        reason = _agree_on(path)
+        reason = _agree_on(path, step)
         if not reason:
+            require_data(path, data)
             return Start(path, step + 1, True, refused)
         refused[step] = reason
     if refused:
@@ -73,6 +79,15 @@ def find_start(folder: RunFolder, recipe: Recipe) -> Start:
         raise UserError(f"checkpoints.resume_checkpoint_path: {parent}: {reason}")
     step = read_manifest(parent).step if wanted.load_lr_scheduler else 0
     return Start(parent, step + 1, wanted.load_optimizer, refused, is_branch=True)
+
+
+def require_data(checkpoint: Path, data: str) -> None:
+    """Raise UserError where a run's checkpoint was not trained on the data with this fingerprint."""
+    found = read_manifest(checkpoint).data
+    if found != data:
+        raise UserError(
+            f"{checkpoint}: it was trained on other data: fingerprint {found[:12] or 'none'}, not {data[:12]}"
+        )
 
 
 def parent_manifest(recipe: Recipe) -> Manifest | None:
@@ -91,12 +106,12 @@ def parent_manifest(recipe: Recipe) -> Manifest | None:
     return read_manifest(Path(path))
 
 
-def _agree_on(path: Path) -> str:
-    """Why a checkpoint is refused, the same on all ranks; empty for a sound one."""
+def _agree_on(path: Path, step: int | None = None) -> str:
+    """Why a checkpoint is refused, the same on all ranks; empty for a sound one. `step`: of a run's own, its name."""
     import torch.distributed as torch_dist
 
     count = torch_dist.get_world_size()
-    found = _reason(verify_checkpoint_files(path, share=(torch_dist.get_rank(), count)))
+    found = _reason(verify_checkpoint_files(path, share=(torch_dist.get_rank(), count), step=step))
     reasons = [found] * count
     torch_dist.all_gather_object(reasons, found)
     return next((reason for reason in reasons if reason), "")

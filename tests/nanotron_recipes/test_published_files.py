@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from nanotron_recipes.errors import UserError
 from nanotron_recipes.fields import all_keys
 from nanotron_recipes.loading import LoadedRecipe, dump_yaml, load_recipe, recipe_from_mapping
 from nanotron_recipes.parameters import parameter_names
@@ -120,12 +121,25 @@ def test_the_shipped_recipe_is_the_published_model_and_optimizer() -> None:
 
 def test_the_shipped_recipe_reads_the_published_mixtures() -> None:
     """Every source and weight of all three stages, from the published steps on."""
-    ours = load_recipe("smollm3-3b", ["variables.SMOLLM3_DATA=s3://bucket/tokenized"]).recipe
+    ours = load_recipe("smollm3-3b", ["variables.SMOLLM3_DATA=/nvme"]).recipe
     published = load("stage3").recipe
     for mine, theirs in zip(ours.data_stages, published.data_stages, strict=True):
         assert (mine.name, mine.start_training_step, mine.data.seed) == (theirs.name, theirs.start_training_step, 6)
-        assert mine.data.dataset.dataset_folder == theirs.data.dataset.dataset_folder
+        folders = [folder.replace("s3://bucket/tokenized", "/nvme") for folder in theirs.data.dataset.dataset_folder]
+        assert mine.data.dataset.dataset_folder == folders
         assert mine.data.dataset.dataset_weights == theirs.data.dataset.dataset_weights
     assert [stage.start_training_step for stage in ours.data_stages] == [1, 3_450_001, 4_198_001]
     assert [len(stage.data.dataset.dataset_folder) for stage in ours.data_stages] == [41, 46, 56]
     assert ours.tokens.train_steps == published.tokens.train_steps
+
+
+def test_urls_pass_with_a_note_where_a_file_has_an_s3_upload_and_only_for_what_is_read() -> None:
+    notes = load("stage2").notes
+    assert any(
+        note.startswith("checkpoints.resume_checkpoint_path: 's3://bucket/checkpoints/stage2': ") for note in notes
+    )
+    assert sum("(and 86 more): nothing is read from a URL so far" in note for note in notes) == 1
+    with pytest.raises(UserError, match=r"checkpoints\.checkpoints_path: 's3://b': expected a path of this machine"):
+        load("stage2", "checkpoints.checkpoints_path=s3://b")
+    with pytest.raises(UserError, match=r"dataset_folder\.0: 's3://.*expected a path of this machine"):
+        load("stage2", "s3_upload=null", "checkpoints.resume_checkpoint_path=null")
