@@ -30,19 +30,6 @@ CHUNKS_KEPT = 3
 
 
 @dataclass(frozen=True)
-class Coverage:
-    """What a run reads of one source in one stage."""
-
-    stage: str
-    source: str
-    samples: int
-    tokens: int
-    """samples × sequence length of the stage."""
-    epochs: float
-    """How often the whole source has been read by the end of the stage, earlier stages included."""
-
-
-@dataclass(frozen=True)
 class ValidationBatches:
     """The held-out windows of one source that one data-parallel rank evaluates."""
 
@@ -175,16 +162,3 @@ class DataPlan:
             )
             micro_batches.append(fill_rows(batch, micro_batch_size))
         return ValidationBatches(micro_batches, valid)
-
-    def coverage(self) -> list[Coverage]:
-        """What the run reads of every source in every stage, up to its last step."""
-        lines = []
-        for stage in self._stages:
-            last = self.train_steps if stage.last_step is None else min(stage.last_step, self.train_steps)
-            steps = max(0, last + 1 - stage.first_step)
-            counts = stage.mixture.counts(steps * self.global_batch_size)
-            for source, samples, before in zip(stage.sources, counts, stage.read_before, strict=True):
-                blocks = samples * (stage.sequence_length // source.block_length)
-                epochs = (before + blocks) / source.blocks_per_epoch if steps else 0.0
-                lines.append(Coverage(stage.name, source.name, samples, samples * stage.sequence_length, epochs))
-        return lines

@@ -58,14 +58,24 @@ def source_path(recipe: Recipe, name: str) -> Path:
     return Path(name)
 
 
-def _open(recipe: Recipe, name: str, seed: int) -> Source:
-    folder = source_path(recipe, name)
+def read_source_manifests(recipe: Recipe) -> dict[str, Manifest]:
+    """The manifest of every source that a stage reads, by name. UserError where one is missing or cannot be read."""
+    names = [name for stage in recipe.data_stages for name in stage.data.dataset.dataset_folder]
+    return {name: _manifest_in(name, source_path(recipe, name)) for name in dict.fromkeys(names)}
+
+
+def _manifest_in(name: str, folder: Path) -> Manifest:
     if not (folder / MANIFEST_NAME).is_file():
         what = "no such folder" if not folder.is_dir() else f"no {MANIFEST_NAME} in it"
         raise UserError(
             f"data_stages dataset_folder: {name}: {folder}: {what}; run `nanotron-recipes tokenize RECIPE` first"
         )
-    manifest = read_manifest(folder)
+    return read_manifest(folder)
+
+
+def _open(recipe: Recipe, name: str, seed: int) -> Source:
+    folder = source_path(recipe, name)
+    manifest = _manifest_in(name, folder)
     vocab_size = recipe.model.architecture.vocab_size
     if manifest.vocab_size != vocab_size:
         raise UserError(

@@ -36,7 +36,7 @@ def plan_stages(recipe: Recipe, sources: dict[str, Source]) -> tuple[list[Stage]
     readings: dict[str, list[Reading]] = {name: [] for name in sources}
     for number, entry in enumerate(recipe.data_stages):
         following = recipe.data_stages[number + 1] if number + 1 < len(recipe.data_stages) else None
-        names, mixture = entry.data.dataset.dataset_folder, _mixture(entry)
+        names, mixture = entry.data.dataset.dataset_folder, mixture_of(entry)
         stage = Stage(
             name=entry.name,
             seed=entry.data.seed,
@@ -65,7 +65,8 @@ def plan_stages(recipe: Recipe, sources: dict[str, Source]) -> tuple[list[Stage]
     return stages, orders
 
 
-def _mixture(stage: DataStage) -> Mixture:
+def mixture_of(stage: DataStage) -> Mixture:
+    """The mixture of a stage's weights. UserError where it makes no sense."""
     names = stage.data.dataset.dataset_folder
     weights = stage.data.dataset.dataset_weights or [1.0] * len(names)
     if len(set(names)) < len(names) or len(weights) != len(names) or sum(weights) <= 0:

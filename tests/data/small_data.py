@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from data.manifest import Manifest, ShardFile, Split, write_manifest
+from data.plan import DataPlan
 from nanotron_recipes.loading import recipe_from_mapping
 from nanotron_recipes.recipe import Recipe
 
@@ -107,6 +108,11 @@ def recipe_with(
         **sections,
     }
     return recipe_from_mapping(mapping, source="test").recipe
+
+
+def train_tokens(plan: DataPlan) -> dict[str, int]:
+    """By source, the tokens that its manifest says it has."""
+    return {name: source.manifest.train.tokens for name, source in plan.sources.items()}
 
 
 def write_jsonl(path: Path, count: int, key: str = "text", seed: int = 0) -> None:

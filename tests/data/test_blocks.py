@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_data import recipe_with, write_source
+from small_data import recipe_with, train_tokens, write_source
 
 import data.blocks
 from data.blocks import BlockOrder, Reading
+from data.coverage import coverage
 from data.order import Permutation, derive_key, permutations
 from data.plan import DataPlan
 from nanotron_recipes.errors import UserError
@@ -204,7 +205,7 @@ def test_tokens_are_counted_over_changes_of_length(folders: list[str]) -> None:
     assert tokens_through(recipe, 12) == (10 + 2 * 2) * BATCH * L
     assert tokens_through(recipe, 20) == (10 + 7 * 2 + 3 * 4) * BATCH * L
     plan = DataPlan.from_recipe(recipe)
-    assert sum(line.tokens for line in plan.coverage()) == tokens_through(recipe, 1000)
+    assert sum(line.tokens for line in coverage(recipe, train_tokens(plan))) == tokens_through(recipe, 1000)
 
 
 def test_a_length_that_is_not_made_of_blocks_is_refused(folders: list[str]) -> None:

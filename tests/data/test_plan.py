@@ -3,9 +3,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_data import random_documents, recipe_with, write_source
+from small_data import random_documents, recipe_with, train_tokens, write_source
 
 from data.batch import StepBatch
+from data.coverage import coverage
 from data.plan import DataPlan
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.recipe import Recipe
@@ -130,9 +131,10 @@ def test_a_stage_has_the_shares_of_its_weights(folders: list[str]) -> None:
 
 
 def test_coverage_counts_what_is_read(folders: list[str]) -> None:
-    plan = DataPlan.from_recipe(three_stages(folders, train_steps=25))
+    recipe = three_stages(folders, train_steps=25)
+    plan = DataPlan.from_recipe(recipe)
     read = windows_read(plan, range(1, 26))
-    lines = plan.coverage()
+    lines = coverage(recipe, train_tokens(plan))
     for name in folders:
         mine = [line for line in lines if line.source == name]
         assert sum(line.samples for line in mine) == len(read[name])

@@ -175,7 +175,7 @@ def test_a_name_that_no_file_can_have_is_refused(called: Called) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_help_of_every_command_has_an_example(command: str) -> None:
-    result = run(command, "--help")
+    result = run(*command.split(), "--help")
     assert result.returncode == 0 and f"nanotron-recipes {command}" in result.stdout.replace(
         "Usage: nanotron-recipes", ""
     )
