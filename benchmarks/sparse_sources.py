@@ -78,6 +78,7 @@ def make_sources(recipe: Recipe, step: int) -> tuple[int, PlannedStep]:
         },
     )
     planned = plan.planned(step)
+    assert planned.num_valid_targets, "looks every document up"
     apparent = 0
     for name, manifest in manifests.items():
         folder = Path(name)

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.batch import StepBuffers
-from data.samples import PlannedStep
+from data.samples import Piece, PlannedStep
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -15,24 +15,36 @@ def fill(buffers: StepBuffers, planned: PlannedStep, samples: slice, *, restart_
     A document's first token is no valid target; with `restart_positions` (document masking) positions count from 0 at
     it. The same holds where a sample goes on in another place of its source.
     """
+    pieces = planned.pieces(samples)
+    read_tokens(buffers.tokens, planned, pieces, samples.start)
+    mark(buffers, _begins(planned, pieces, samples), restart_positions=restart_positions)
+
+
+def read_tokens(tokens: Int64Array, planned: PlannedStep, pieces: list[Piece], first_sample: int) -> None:
+    """Reads the pieces of samples `first_sample` … into `tokens`, int64 [samples, S + 1]."""
+    readers = [source.train for source in planned.stage.sources]
+    length, rows = tokens.shape[1] - 1, list(tokens)
+    for sample, source, offset, start, size in pieces:
+        row = rows[sample - first_sample]
+        if size < length:
+            end = offset + size
+            row = row[offset : end + 1 if end == length else end]
+        readers[source].read(start, row)
+
+
+def _begins(planned: PlannedStep, pieces: list[Piece], samples: slice) -> Int64Array:
+    """The places where a document, or a later piece of a sample, begins, as `mark` wants them."""
     length = planned.stage.sequence_length
     readers = [source.train for source in planned.stage.sources]
-    begins: list[Int64Array] = []
     joints: list[int] = []
-    for piece in planned.pieces(samples):
-        row = piece.sample - samples.start
-        end = piece.offset + piece.length
-        out = buffers.tokens[row, piece.offset : end + 1 if end == length else end]
-        reader = readers[piece.source]
-        reader.read(piece.start, out)
-        place = row * length + piece.offset
+    begins: list[Int64Array] = []
+    for piece, (first, last) in zip(pieces, planned.documents(samples), strict=True):
+        place = (piece.sample - samples.start) * length + piece.offset
         if piece.offset:
             joints.append(place)
-        if piece.last_document > piece.first_document:
-            starts = reader.document_starts(piece.first_document, piece.last_document)
-            begins.append(starts + (place - piece.start))
-    inner = np.concatenate([*begins, np.array(joints, dtype=np.int64)])
-    mark(buffers, inner, restart_positions=restart_positions)
+        if last > first:
+            begins.append(readers[piece.source].document_starts(first, last) + (place - piece.start))
+    return np.concatenate([*begins, np.array(joints, dtype=np.int64)])
 
 
 def mark(buffers: StepBuffers, begins: Int64Array, *, restart_positions: bool) -> None:
@@ -48,5 +60,5 @@ def mark(buffers: StepBuffers, begins: Int64Array, *, restart_positions: bool) -
     starts = np.concatenate([np.arange(0, rows * length, length, dtype=np.int64), begins])
     starts.sort()
     lengths = np.diff(starts, append=rows * length)
-    places = np.arange(rows * length, dtype=np.int64)
-    np.subtract(places, np.repeat(starts, lengths), out=buffers.position_ids.reshape(-1))
+    begun_at = np.repeat(starts % length, lengths).reshape(rows, length)
+    np.subtract(np.arange(length, dtype=np.int64), begun_at, out=buffers.position_ids)

@@ -36,17 +36,18 @@ def document_parts(plan: DataPlan, step: int, samples: range) -> Iterator[Docume
     planned = plan.planned(step)
     batch = plan.step(step, dp=1, dp_rank=0, num_micro_batches=1, micro_batch_size=plan.global_batch_size)
     arrays = batch.micro_batches[0]
-    for piece in planned.pieces(slice(samples.start, samples.stop)):
+    rows = slice(samples.start, samples.stop)
+    for piece, (first_document, last_document) in zip(planned.pieces(rows), planned.documents(rows), strict=True):
         reader = planned.stage.sources[piece.source].train
         end = piece.offset + piece.length
-        starts = reader.document_starts(piece.first_document, piece.last_document) - piece.start + piece.offset
+        starts = reader.document_starts(first_document, last_document) - piece.start + piece.offset
         borders = [piece.offset, *starts[starts < end].tolist(), end]
         begins_here = reader.documents_before(np.array([piece.start, piece.start + 1], dtype=np.int64))
         for number, (first, last) in enumerate(pairwise(borders)):
             yield DocumentPart(
                 sample=piece.sample,
                 source=batch.sources[piece.sample],
-                document=piece.first_document - 1 + number,
+                document=first_document - 1 + number,
                 first=first,
                 tokens=arrays.input_ids[piece.sample, first:last],
                 begins=number > 0 or bool(begins_here[1] > begins_here[0]),

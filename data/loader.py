@@ -1,5 +1,6 @@
 """Reads batches ahead in threads, so that a training step finds its batch ready."""
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -11,6 +12,8 @@ from data.plan import DataPlan
 
 DEPTH = 4
 """Batches that are read ahead."""
+STEPS_ANNOUNCED = 4
+"""Steps beyond the one that is read whose tokens the system is asked for."""
 
 
 class RankBatches:
@@ -25,16 +28,28 @@ class RankBatches:
         num_micro_batches: int,
         micro_batch_size: int,
         allocate: Allocate = np.empty,
+        announce: bool = False,
     ) -> None:
-        """Micro-batches as `DataPlan.step` makes them; `allocate` gives the memory, such as pinned memory for CUDA."""
+        """Micro-batches as `DataPlan.step` makes them; `allocate` gives the memory, such as pinned memory for CUDA.
+
+        With `announce` the system is asked to read the tokens of the next steps while those of this one are copied:
+        a thread that waits for a disk in the middle of a mapped file stops all others.
+        """
         self._plan = plan
         self._dp, self._dp_rank = dp, dp_rank
         self._num_micro_batches, self._micro_batch_size = num_micro_batches, micro_batch_size
         self._allocate = allocate
         self._ring: dict[int, StepBuffers] = {}
+        self._announce = announce and hasattr(os, "posix_fadvise")
+        self._announced = 0
 
     def __call__(self, step: int, slot: int) -> StepBatch:
         """The batch of a step, in the buffers of place `slot` of the ring; what was in them before is lost."""
+        if self._announce:
+            ahead = range(max(step, self._announced + 1), min(step + STEPS_ANNOUNCED, self._plan.train_steps) + 1)
+            for later in ahead:
+                self._plan.announce(later, dp=self._dp, dp_rank=self._dp_rank)
+            self._announced = max(self._announced, step + STEPS_ANNOUNCED)
         shape = self._num_micro_batches * self._micro_batch_size, self._plan.sequence_length_at(step)
         buffers = self._ring.get(slot)
         if buffers is None or buffers.shape != shape:

@@ -8,7 +8,7 @@ The scalar and the vectorised form agree bit for bit on every platform: 64-bit i
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,6 +40,17 @@ def derive_key(*parts: int | str) -> int:
     """A 64-bit key from numbers and names; any change of a part, or of their order, gives an unrelated key."""
     plain = tuple(part if isinstance(part, str) else int(part) for part in parts)
     return int.from_bytes(hashlib.sha256(repr(plain).encode()).digest()[:8], "little")
+
+
+def derive_keys(*parts: int | str, last: Iterable[int]) -> list[int]:
+    """derive_key(*parts, number) of each number, in less time."""
+    common = hashlib.sha256(repr(tuple(parts)).removesuffix(")").removesuffix(",").encode())
+    keys = []
+    for number in last:
+        whole = common.copy()
+        whole.update(f", {number})".encode())
+        keys.append(int.from_bytes(whole.digest()[:8], "little"))
+    return keys
 
 
 def _mix64_array(values: UInt64Array) -> UInt64Array:

@@ -6,6 +6,7 @@ on any number of ranks, in milliseconds.
 
 import hashlib
 import json
+from bisect import bisect_right
 from dataclasses import dataclass
 from threading import Lock
 
@@ -50,6 +51,7 @@ class DataPlan:
         self.sources = sources
         self._restart_positions = recipe.model.architecture.use_doc_masking
         self._stages, self._orders = plan_stages(recipe, sources)
+        self._first_steps = [stage.first_step for stage in self._stages]
         self._planned: dict[tuple[int, int], list[PlannedStep]] = {}
         self._planning = Lock()
 
@@ -73,7 +75,7 @@ class DataPlan:
 
     def stage_of(self, step: int) -> int:
         """The number of the stage that step `step` (from 1) belongs to."""
-        return max(i for i, stage in enumerate(self._stages) if i == 0 or stage.first_step <= step)
+        return max(bisect_right(self._first_steps, step) - 1, 0)
 
     def sequence_length_at(self, step: int) -> int:
         """Tokens of a sequence in step `step` (from 1)."""
@@ -93,6 +95,13 @@ class DataPlan:
                 count = steps if stage.last_step is None else min(steps, stage.last_step + 1 - first)
                 self._planned[number, chunk] = plan_steps(stage, self._orders, first, count, self.global_batch_size)
             return self._planned[number, chunk][place]
+
+    def announce(self, step: int, *, dp: int, dp_rank: int) -> None:
+        """Asks the system to read what a rank will train on in step `step`, where it is not in memory already."""
+        planned = self.planned(step)
+        size = self.global_batch_size // dp
+        for piece in planned.pieces(slice(dp_rank * size, (dp_rank + 1) * size)):
+            planned.stage.sources[piece.source].train.announce(piece.start, piece.length + 1)
 
     def source_names(self, step: int) -> list[str]:
         """The sources that the global batch of step `step` (from 1) has samples of."""

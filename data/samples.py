@@ -4,35 +4,67 @@ documents begin in them. Only the documents' index is looked at here; tokens are
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import count, repeat
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from data.blocks import BlockOrder
-from data.order import derive_key, permutations
+from data.order import derive_keys, permutations
 from data.stages import Stage
 
 Int64Array = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """A stretch of one source's text in a sample."""
 
     sample: int
     """Number of the sample in the global batch."""
-    offset: int
-    """Its first token's place in the sample."""
     source: int
     """Number of its source in the stage."""
+    offset: int
+    """Its first token's place in the sample."""
     start: int
     """Its first token in the source."""
     length: int
     """Its tokens, each of which is an input."""
-    first_document: int
-    """Of the documents that begin after its first token, up to the target of its last one, the number in the source."""
-    last_document: int
-    """The first document after them."""
+
+
+class Pieces:
+    """The pieces of the samples of some steps of one stage, with the documents in them."""
+
+    def __init__(self, stage: Stage, numbers: Int64Array, blocks: Int64Array) -> None:
+        """`numbers` (int64 [samples]) are the sources in the stage, `blocks` (int64 [samples, blocks of a sequence])
+        what each sample reads of its source: neighbouring blocks are one piece."""
+        width, block_length = blocks.shape[1], stage.sources[0].block_length
+        begins = np.ones(blocks.shape, dtype=np.bool_)
+        begins[:, 1:] = blocks[:, 1:] != blocks[:, :-1] + 1
+        places = np.flatnonzero(begins)
+        self._stage = stage
+        self._numbers = numbers
+        self.samples = places // width
+        """Of each piece the sample, rising."""
+        self.columns = np.empty((len(places), 3), dtype=np.int64)
+        """Of each piece offset, start, length."""
+        self.columns[:, 0] = places % width * block_length
+        self.columns[:, 1] = blocks.ravel()[places] * block_length
+        self.columns[:, 2] = np.diff(places, append=blocks.size) * block_length
+
+    @cached_property
+    def documents(self) -> Int64Array:
+        """Of each piece (int64 [pieces, 2]) the first document of its source that begins after its first token, and the
+        first one that begins after its last target. Looked up in the index, when it is first asked for."""
+        starts = self.columns[:, 1]
+        is_last = np.append(self.samples[1:] != self.samples[:-1], True)
+        positions = np.stack([starts + 1, starts + self.columns[:, 2] + is_last])
+        found = np.empty_like(positions)
+        for number, mine in _grouped(self._numbers[self.samples]):
+            asked = positions[:, mine]
+            found[:, mine] = self._stage.sources[number].train.documents_before(asked.ravel()).reshape(asked.shape)
+        return found.T
 
 
 @dataclass(frozen=True)
@@ -44,20 +76,44 @@ class PlannedStep:
     """Of each sample (int64 [global batch]) the number of its source in the stage."""
     blocks: Int64Array
     """Of each sample the blocks of that source, int64 [global batch, blocks of a sequence]."""
-    num_valid_targets: int
-    """Targets that are no document's first token."""
-    samples: Int64Array
-    """Of each piece the sample, rising; a sample is one piece where its blocks are neighbours in their source."""
-    columns: Int64Array
-    """Of each piece (int64 [pieces, 5]) offset, start, length, first_document, last_document."""
+    first_sample: int
+    """The number of its first sample in `all_pieces`."""
+    all_pieces: Pieces
 
-    def pieces(self, samples: slice) -> Iterator[Piece]:
+    @property
+    def num_valid_targets(self) -> int:
+        """Targets of the global batch that are no document's first token; a later piece of a sample follows something
+        else, so its first token is none either."""
+        size = len(self.numbers)
+        mine = self._pieces_of(slice(0, size))
+        documents = self.all_pieces.documents[mine]
+        masked = int((documents[:, 1] - documents[:, 0]).sum()) + len(documents) - size
+        return size * self.stage.sequence_length - masked
+
+    def pieces(self, samples: slice) -> list[Piece]:
         """The pieces of some samples in their order."""
-        low, high = np.searchsorted(self.samples, (samples.start, samples.stop)).tolist()
-        numbers = self.numbers.tolist()
-        for sample, columns in zip(self.samples[low:high].tolist(), self.columns[low:high].tolist(), strict=True):
-            offset, start, length, first, last = columns
-            yield Piece(sample, offset, numbers[sample], start, length, first, last)
+        mine = self._pieces_of(samples)
+        columns = self.all_pieces.columns[mine]
+        if self.blocks.shape[1] == 1:  # every sample is one piece
+            sources, starts = self.numbers[samples].tolist(), columns[:, 1].tolist()
+            fields = zip(
+                count(samples.start), sources, repeat(0), starts, repeat(self.stage.sequence_length), strict=False
+            )
+        else:
+            numbers = self.all_pieces.samples[mine] - self.first_sample
+            fields = zip(numbers.tolist(), self.numbers[numbers].tolist(), *columns.T.tolist(), strict=True)
+        return list(map(Piece._make, fields))
+
+    def documents(self, samples: slice) -> list[tuple[int, int]]:
+        """Of the same pieces, which documents of the source begin in them: the first one and the one after the last."""
+        first, last = self.all_pieces.documents[self._pieces_of(samples)].T.tolist()
+        return list(zip(first, last, strict=True))
+
+    def _pieces_of(self, samples: slice) -> slice:
+        bounds = (self.first_sample + samples.start, self.first_sample + samples.stop)
+        if self.blocks.shape[1] == 1:
+            return slice(*bounds)
+        return slice(*np.searchsorted(self.all_pieces.samples, bounds).tolist())
 
 
 def plan_steps(
@@ -65,58 +121,26 @@ def plan_steps(
 ) -> list[PlannedStep]:
     """Plans steps `first_step` … of one stage together: numpy works on many samples as fast as on few."""
     size = global_batch_size
-    steps = range(first_step, first_step + num_steps)
     # The mixture is even over any stretch of samples, so ranks would see their own repeating pattern of sources
     # without one more permutation inside the batch.
-    places = permutations(size, [derive_key(stage.seed, "batch", step) for step in steps])
+    keys = derive_keys(stage.seed, "batch", last=range(first_step, first_step + num_steps))
+    places = permutations(size, keys)
     firsts = (np.arange(num_steps, dtype=np.int64) + (first_step - stage.first_step)) * size
     numbers, before = stage.mixture.at((places + firsts[:, None]).ravel())
     width = stage.sequence_length // stage.sources[0].block_length
     positions = before[:, None] * width + np.arange(width, dtype=np.int64)
     blocks = np.empty_like(positions)
-    groups = [(number, np.flatnonzero(numbers == number)) for number in np.unique(numbers).tolist()]
-    for number, mine in groups:
+    for number, mine in _grouped(numbers):
         order = orders[stage.sources[number].name]
         blocks[mine] = order.blocks(positions[mine] + stage.read_before[number])
-    samples, columns = _pieces(blocks, stage.sources[0].block_length)
-    owners = numbers[samples]
-    is_last = np.append(samples[1:] != samples[:-1], True)
-    for number in np.unique(numbers).tolist():
-        mine = np.flatnonzero(owners == number)
-        starts, ends = columns[mine, 1] + 1, columns[mine, 1] + columns[mine, 2] + is_last[mine]
-        both = stage.sources[number].train.documents_before(np.concatenate([starts, ends]))
-        columns[mine, 3], columns[mine, 4] = both[: len(mine)], both[len(mine) :]
+    pieces = Pieces(stage, numbers, blocks)
     return [
-        _step_of(stage, numbers, blocks, samples, columns, slice(i * size, (i + 1) * size)) for i in range(num_steps)
+        PlannedStep(stage, numbers[first : first + size], blocks[first : first + size], first, pieces)
+        for first in range(0, num_steps * size, size)
     ]
 
 
-def _pieces(blocks: Int64Array, block_length: int) -> tuple[Int64Array, Int64Array]:
-    """The sample, and the columns still without documents, of each run of neighbouring blocks in a sample."""
-    count, width = blocks.shape
-    begins = np.ones((count, width), dtype=np.bool_)
-    begins[:, 1:] = blocks[:, 1:] != blocks[:, :-1] + 1
-    places = np.flatnonzero(begins)
-    columns = np.empty((len(places), 5), dtype=np.int64)
-    columns[:, 0] = places % width * block_length
-    columns[:, 1] = blocks.ravel()[places] * block_length
-    columns[:, 2] = np.diff(places, append=count * width) * block_length
-    return places // width, columns
-
-
-def _step_of(
-    stage: Stage, numbers: Int64Array, blocks: Int64Array, samples: Int64Array, columns: Int64Array, part: slice
-) -> PlannedStep:
-    low, high = np.searchsorted(samples, (part.start, part.stop)).tolist()
-    mine = columns[low:high]
-    batch = part.stop - part.start
-    # The first token of a later piece of a sample follows something else: it is no valid target either.
-    masked = int((mine[:, 4] - mine[:, 3]).sum()) + (high - low) - batch
-    return PlannedStep(
-        stage=stage,
-        numbers=numbers[part],
-        blocks=blocks[part],
-        num_valid_targets=batch * stage.sequence_length - masked,
-        samples=samples[low:high] - part.start,
-        columns=mine,
-    )
+def _grouped(numbers: Int64Array) -> Iterator[tuple[int, Int64Array]]:
+    """Each number that there is, and where."""
+    for number in np.unique(numbers).tolist():
+        yield number, np.flatnonzero(numbers == number)

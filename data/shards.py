@@ -1,8 +1,7 @@
 """Windows of tokens out of shards: datatrove's `.ds` (tokens) and `.ds.index` (document ends).
 
-The files of a split are read as one long sequence; a window may span documents and files. Tokens are read with one
-`pread` a window, the index is mapped into memory. Sizes are checked when the files are opened, because reading past
-the end of a truncated memory map kills the process.
+The files of a split are read as one long sequence; a window may span documents and files. Both are mapped into memory.
+Sizes are checked when the files are opened, because reading past the end of a truncated memory map kills the process.
 """
 
 import mmap
@@ -28,19 +27,9 @@ INDEX_ENTRY_BYTES = 8
 @dataclass(frozen=True)
 class _Shard:
     file: BinaryIO
-    """Its tokens; closed with the shard."""
-    path: Path
-    num_tokens: int
-    dtype: np.dtype[Any]
+    """The open file of its tokens, closed with the shard."""
+    tokens: npt.NDArray[Any]
     document_ends: Int64Array
-
-    def read(self, first: int, out: Int64Array) -> None:
-        """Tokens `first` … of the file, as many as `out` takes. A map would cost a page fault for every 4 KiB of a
-        window that is read once an epoch."""
-        raw = np.empty(len(out), dtype=self.dtype)
-        if os.preadv(self.file.fileno(), [raw.data], first * self.dtype.itemsize) != raw.nbytes:
-            raise OSError(f"{self.path}: cut short: no {len(out)} tokens from token {first} on")
-        out[...] = raw
 
 
 class ShardReader:
@@ -49,24 +38,35 @@ class ShardReader:
     def __init__(self, folder: Path, split: Split, dtype: str) -> None:
         """Opens and checks the split's files under `folder`; UserError where one is missing or not of its size."""
         self._shards = [_open_shard(folder, file, np.dtype(dtype)) for file in split.files if file.tokens > 0]
-        self._token_offsets = _offsets([shard.num_tokens for shard in self._shards])
+        self._token_offsets = _offsets([len(shard.tokens) for shard in self._shards])
         self._document_offsets = _offsets([len(shard.document_ends) for shard in self._shards])
         self._first_tokens: list[int] = self._token_offsets.tolist()
+        self._tokens = [shard.tokens for shard in self._shards]
         self._first_documents: list[int] = self._document_offsets.tolist()
         self.num_tokens = int(self._token_offsets[-1])
         self.num_documents = int(self._document_offsets[-1])
 
     def read(self, start: int, out: Int64Array) -> None:
         """Fills `out` (int64, one row) with the tokens from `start` on."""
-        filled, length = 0, len(out)
         number = bisect_right(self._first_tokens, start) - 1
-        while filled < length:
-            shard = self._shards[number]
-            first = start + filled - self._first_tokens[number]
-            end = min(length, filled + shard.num_tokens - first)
-            shard.read(first, out[filled:end])
-            filled = end
-            number += 1
+        first = start - self._first_tokens[number]
+        part = self._tokens[number][first : first + len(out)]
+        if len(part) == len(out):
+            out[...] = part
+        else:
+            out[: len(part)] = part
+            self.read(start + len(part), out[len(part) :])
+
+    def announce(self, start: int, length: int) -> None:
+        """Asks the system to have these tokens in memory soon; returns at once, without the interpreter's lock held."""
+        number = bisect_right(self._first_tokens, start) - 1
+        done = 0
+        while done < length:
+            shard, first = self._shards[number], start + done - self._first_tokens[number]
+            part = min(length - done, len(shard.tokens) - first)
+            size = shard.tokens.itemsize
+            os.posix_fadvise(shard.file.fileno(), first * size, part * size, os.POSIX_FADV_WILLNEED)
+            done, number = done + part, number + 1
 
     def document_starts(self, first: int, last: int) -> Int64Array:
         """The first tokens of documents `first` … `last` - 1 (counted over all files), int64."""
@@ -118,15 +118,18 @@ def _open_shard(folder: Path, file: ShardFile, dtype: np.dtype[Any]) -> _Shard:
     index_path = path.with_name(path.name + ".index")
     _check_size(path, file.size)
     _check_size(index_path, file.documents * INDEX_ENTRY_BYTES)
-    tokens = file.size // dtype.itemsize
+    opened = path.open("rb", buffering=0)
+    # Without MADV_RANDOM, under which every 4 KiB of a window cost a page fault of their own.
+    tokens = _map(opened, dtype.newbyteorder("<"))
     # Read as signed: searchsorted would otherwise convert the whole index to floating point.
-    ends = _map(index_path, np.dtype("<i8"))
-    if tokens != file.tokens or int(ends[-1]) != file.tokens:
+    with index_path.open("rb") as index:
+        ends = _map(index, np.dtype("<i8"), mmap.MADV_RANDOM if hasattr(mmap, "MADV_RANDOM") else None)
+    if len(tokens) != file.tokens or int(ends[-1]) != file.tokens:
         raise UserError(
             f"{index_path}: the last document ends at token {int(ends[-1])}, "
-            f"but {path.name} has {tokens} tokens of {dtype.name}; expected {file.tokens}"
+            f"but {path.name} has {len(tokens)} tokens of {dtype.name}; expected {file.tokens}"
         )
-    return _Shard(path.open("rb", buffering=0), path, tokens, dtype.newbyteorder("<"), ends)
+    return _Shard(opened, tokens, ends)
 
 
 def _check_size(path: Path, expected: int) -> None:
@@ -138,10 +141,9 @@ def _check_size(path: Path, expected: int) -> None:
         raise UserError(f"{path}: {found} bytes found, {expected} expected by its manifest")
 
 
-def _map(path: Path, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    with path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    if hasattr(mapped, "madvise"):
-        mapped.madvise(mmap.MADV_RANDOM)
+def _map(file: BinaryIO, dtype: np.dtype[Any], advice: int | None = None) -> npt.NDArray[Any]:
+    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if advice is not None:
+        mapped.madvise(advice)
     # A plain array: np.memmap costs over a microsecond more for each row that is cut out of it.
     return np.frombuffer(mapped, dtype=dtype)

@@ -141,6 +141,7 @@ class TrainingLoop:
 
     def _prefetcher(self) -> Prefetcher:
         topology, context = self._engine.topology, self._engine.context
+        workers = max(stage.data.num_loading_workers for stage in self._recipe.data_stages)
         batches = RankBatches(
             self._launch.plan,
             dp=topology.dp,
@@ -148,8 +149,8 @@ class TrainingLoop:
             num_micro_batches=topology.num_micro_batches,
             micro_batch_size=topology.micro_batch_size,
             allocate=allocator(context.device),
+            announce=workers > 0,
         )
-        workers = max(stage.data.num_loading_workers for stage in self._recipe.data_stages)
         return Prefetcher(batches, self._launch.first_step, self._recipe.tokens.train_steps, workers)
 
     def _record(self, step: int, result: StepResult, stage: str, seconds: float, waited: float) -> None:

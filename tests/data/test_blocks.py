@@ -12,7 +12,7 @@ from small_data import recipe_with, train_tokens, write_source
 import data.blocks
 from data.blocks import BlockOrder, Reading
 from data.coverage import coverage
-from data.order import Permutation, derive_key, permutations
+from data.order import Permutation, derive_key, derive_keys, permutations
 from data.plan import DataPlan
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.frozen import changes_of_the_past
@@ -92,6 +92,11 @@ def test_neighbours_in_a_stretch_are_read_far_apart() -> None:
 def test_permutations_made_together_are_those_made_one_by_one(size: int, keys: list[int]) -> None:
     together = permutations(size, keys)
     assert together.tolist() == [[Permutation(size, key).at(i) for i in range(size)] for key in keys]
+
+
+def test_keys_made_together_are_those_made_one_by_one() -> None:
+    for parts in ((7,), (3, "batch"), ("a", 2, "b")):
+        assert derive_keys(*parts, last=range(5, 9)) == [derive_key(*parts, number) for number in range(5, 9)]
 
 
 # The whole plan: three sources, three stages, two of them longer.
