@@ -140,7 +140,7 @@ def main() -> None:
     """Make the files, let all readers take turns, write the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--tokens", type=int, default=64_000_000)
-    parser.add_argument("--batches", type=int, default=200)
+    parser.add_argument("--batches", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dry", action="store_true", help="write no result")
     arguments = parser.parse_args()

@@ -236,7 +236,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("name", choices=CONTESTANTS)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--batches", type=int, default=200)
+    parser.add_argument("--batches", type=int, default=512)
     arguments = parser.parse_args()
     print(json.dumps(measure(arguments.name, arguments.folder, arguments.batches)))
 
