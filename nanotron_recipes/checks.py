@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanotron_recipes.parameters import parameter_names
+from nanotron_recipes.paths import LOCAL_PATHS, REMOTE_IN_NANOTRON, is_url, path_mistake, paths_of
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.topology import divisors, next_multiple, padded_vocab_size
 
@@ -32,6 +33,7 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _weight_decay(recipe)
     yield from _tokenizer(recipe)
     yield from _corpus(recipe)
+    yield from _paths(recipe)
 
 
 def _shape(recipe: Recipe) -> Iterator[Problem]:
@@ -153,3 +155,12 @@ def _corpus(recipe: Recipe) -> Iterator[Problem]:
         names.add(source.name)
         if source.reader in ("jsonl", "parquet", "text") and source.path is None:
             yield Problem(f"{key}.path", None, f"expected the file or folder that reader {source.reader} reads")
+
+
+def _paths(recipe: Recipe) -> Iterator[Problem]:
+    for name in LOCAL_PATHS:
+        may_be_remote = name in REMOTE_IN_NANOTRON and recipe.s3_upload is not None
+        for key, path in paths_of(recipe, name):
+            mistake = path_mistake(path)
+            if mistake is not None and not (may_be_remote and is_url(path)):
+                yield Problem(key, path, mistake)

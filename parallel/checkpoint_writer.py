@@ -8,6 +8,7 @@ removed.
 """
 
 import json
+import os
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
@@ -29,10 +30,12 @@ from parallel.checkpoint_files import (
     PARTIAL_SUFFIX,
     REPLACED_SUFFIX,
     STATE_FILE,
+    STEP_NAME,
     FileEntry,
     Manifest,
     describe_file,
     describe_files,
+    remove_folder,
     write_manifest,
 )
 from parallel.checkpoint_tensors import Tensors
@@ -84,27 +87,30 @@ def write_checkpoint(
     try:
         needed = together(lambda: num_bytes, group)
         together(lambda: _make_room(partial, needed, disks, info.copies) if disks.is_leader else None, group)
+    except FailedTogether as error:
+        _remove(partial, disks)
+        raise SaveFailed(str(error)) from error
+    try:
         _save(tensors, partial, group)
         parts = together(lambda: describe_files(partial.glob(f"__{disks.rank}_*")), group)
         placed = _place(parts, disks, info.copies)
         _spread_over_disks(partial, placed, disks, group)
-        manifests = together(lambda: _finish(info, partial, placed, disks), group)
+        sizes = together(lambda: _finish(info, partial, placed) if disks.is_leader else 0, group)
         together(lambda: take_name(info.folder, partial) if disks.is_leader else None, group)
-    except CheckpointException as error:
+    except (CheckpointException, FailedTogether) as error:
+        cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+        free, where = min(together(lambda: (shutil.disk_usage(partial.parent).free, str(partial.parent)), group))
         _remove(partial, disks)
-        raise SaveFailed(reason_of(next(iter(error.failures.values()))[0])) from error
-    except FailedTogether as error:
-        _remove(partial, disks)
-        raise SaveFailed(str(error)) from error
-    return max(manifests)
+        raise SaveFailed(f"{reason_of(cause)} ({free / 1e6:,.1f} MB are free in {where})") from error
+    return max(sizes)
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what interrupted saves left among the checkpoints in `folder`; nobody may be saving there."""
     for path in folder.iterdir() if folder.is_dir() else []:
         stem = path.name.removesuffix(PARTIAL_SUFFIX).removesuffix(REPLACED_SUFFIX)
-        if path.name != stem and stem.isdecimal():
-            shutil.rmtree(path)
+        if path.name != stem and STEP_NAME.fullmatch(stem) and path.is_dir():
+            remove_folder(path)
 
 
 class _Writer(FileSystemWriter):
@@ -128,8 +134,8 @@ def _save(tensors: Tensors, folder: Path, group: Group) -> None:
 
 def _make_room(partial: Path, sizes: Sequence[int], disks: Disks, copies: int) -> None:
     """Begin the folder of this disk, if there is room for what the ranks of `sizes` (bytes) will put into it."""
-    if partial.exists():
-        shutil.rmtree(partial)
+    if os.path.lexists(partial):
+        remove_folder(partial)
     partial.mkdir(parents=True)
     homes = [_homes(disk, disks, copies) for disk in disks.of_rank]
     needed = sum(size for size, disks_of_rank in zip(sizes, homes, strict=True) if disks.here in disks_of_rank)
@@ -169,10 +175,8 @@ def _spread_over_disks(partial: Path, placed: Placed, disks: Disks, group: Group
     transfer_files(spread([(table, [disks.of_rank[0]], rest), *copies]), partial, disks, group, into=partial)
 
 
-def _finish(info: CheckpointInfo, partial: Path, placed: Placed, disks: Disks) -> int:
-    """Write the small files and the manifest of this disk; the size of all files (0 from ranks that do not lead)."""
-    if not disks.is_leader:
-        return 0
+def _finish(info: CheckpointInfo, partial: Path, placed: Placed) -> int:
+    """Write the small files and the manifest of this disk; the size of all files."""
     for name, content in info.files.items():
         write_atomic(partial / name, content)
     write_atomic(partial / STATE_FILE, json.dumps(dict(info.state), indent=2) + "\n")
@@ -186,14 +190,14 @@ def _finish(info: CheckpointInfo, partial: Path, placed: Placed, disks: Disks) -
 def take_name(folder: Path, partial: Path) -> None:
     """Give a folder that is complete its name; what had the name before goes last."""
     replaced = folder.with_name(folder.name + REPLACED_SUFFIX)
-    if replaced.exists():
-        shutil.rmtree(replaced)
-    if folder.exists():
+    if os.path.lexists(replaced):
+        remove_folder(replaced)
+    if os.path.lexists(folder):
         folder.rename(replaced)
     partial.rename(folder)
     sync(folder.parent)
-    if replaced.exists():
-        shutil.rmtree(replaced)
+    if os.path.lexists(replaced):
+        remove_folder(replaced)
 
 
 def _remove(folder: Path, disks: Disks) -> None:

@@ -53,7 +53,8 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, FailedTogether):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror[0].lower() + error.strerror[1:]
+        where = f"{error.filename}: " if error.filename else ""
+        return where + error.strerror[0].lower() + error.strerror[1:]
     if "inline_container" in str(error):
         # torch's archive writer drops the system's reason.
         return "no space left on device, or another failure to write (torch does not say which)"

@@ -44,7 +44,8 @@ def newest_sound_step(folder: RunFolder, *, checksums: bool = False) -> int:
     """
     steps, reason = folder.steps(), ""
     for step in reversed(steps):
-        reason = _reason(verify_checkpoint_files(folder.checkpoints / str(step), checksums=checksums))
+        path = folder.checkpoints / str(step)
+        reason = _reason(verify_checkpoint_files(path, checksums=checksums, step=step))
         if not reason:
             return step
     if steps:
@@ -57,7 +58,7 @@ def find_start(folder: RunFolder, recipe: Recipe) -> Start:
     refused: dict[int, str] = {}
     for step in reversed(folder.steps()):
         path = folder.checkpoints / str(step)
-        reason = _agree_on(path)
+        reason = _agree_on(path, step)
         if not reason:
             return Start(path, step + 1, True, refused)
         refused[step] = reason
@@ -91,12 +92,12 @@ def parent_manifest(recipe: Recipe) -> Manifest | None:
     return read_manifest(Path(path))
 
 
-def _agree_on(path: Path) -> str:
-    """Why a checkpoint is refused, the same on all ranks; empty for a sound one."""
+def _agree_on(path: Path, step: int | None = None) -> str:
+    """Why a checkpoint is refused, the same on all ranks; empty for a sound one. `step`: of a run's own, its name."""
     import torch.distributed as torch_dist
 
     count = torch_dist.get_world_size()
-    found = _reason(verify_checkpoint_files(path, share=(torch_dist.get_rank(), count)))
+    found = _reason(verify_checkpoint_files(path, share=(torch_dist.get_rank(), count), step=step))
     reasons = [found] * count
     torch_dist.all_gather_object(reasons, found)
     return next((reason for reason in reasons if reason), "")
