@@ -67,6 +67,9 @@ def test_a_minimal_file_is_a_recipe(tmp_path: Path) -> None:
         ("optimizer.weight_decay=.nan", "expected a finite number"),
         ("model.model_config=3", "--set: model.model_config: 3: expected a section of keys"),
         ("data_stages.0.data.dataset.dataset_folder=[]", "expected at least one entry"),
+        ("optimizer.zero_stage=true", "--set: optimizer.zero_stage: true: expected 0 or 1"),
+        ("optimizer.zero_stage=1.0", "--set: optimizer.zero_stage: 1.0: expected 0 or 1"),
+        ("optimizer.zero_stage=2", "--set: optimizer.zero_stage: 2: expected 0 or 1"),
         ("checkpoints.export_at_end=1", "--set: checkpoints.export_at_end: 1: expected true or false"),
         ("parallelism.tp=3", "--set: parallelism.tp: 3: does not divide num_attention_heads 4; expected one of 1, 2"),
         ("parallelism.tp=4", "does not divide num_key_value_heads 2; expected one of 1, 2"),
@@ -81,7 +84,10 @@ def test_a_minimal_file_is_a_recipe(tmp_path: Path) -> None:
         ("data_stages.2.start_training_step=551", "551: expected more than the stage before it, 551"),
         ("data_stages.0.data.dataset.dataset_weights=[1]", "expected 3 weights, one for each dataset_folder"),
         ("data_stages.0.data.dataset.dataset_weights=[1,1,-1]", "dataset_weights.2: -1: expected at least 0"),
-        ("data_stages.0.data.dataset.dataset_weights=[0,0,0]", "expected at least one weight above 0"),
+        (
+            "data_stages.0.data.dataset.dataset_weights=[0,0,0]",
+            "expected at least one weight above 0, and a finite sum",
+        ),
         ("data_stages.0.data.dataset.dataset_folder=[code,code,maths]", "'code': expected each folder once"),
         ("data_stages.0.data.dataset.vocab_size=2048", "2048: expected at most the model's vocab_size 1024"),
         ("optimizer.weight_decay_exclude_named_params=['.*embeding.*']", "'.*embeding.*': matches no parameter"),
@@ -110,6 +116,17 @@ def test_a_minimal_file_is_a_recipe(tmp_path: Path) -> None:
         ),
         ('checkpoints.checkpoints_path="a\\0b"', "no file's name holds a NUL"),
         ("profiler={profiler_export_path: ''}", "profiler.profiler_export_path: '': expected a path"),
+        ("model.model_config.num_hidden_layers=1000000000", "1000000000: expected at most 10,000"),
+        ("model.model_config.hidden_size=1000000001", "1000000001: expected at most 1,000,000,000"),
+        ("model.model_config.num_attention_heads=4611686018427387904", "expected at most 1,000,000,000"),
+        (
+            "tokens.global_batch_size=4611686018427387904",
+            "tokens.global_batch_size: 4611686018427387904: expected at most",
+        ),
+        ("parallelism.dp=4611686018427387904", "parallelism.dp: 4611686018427387904: expected at most"),
+        ("data_stages.0.data.dataset.dataset_weights=[1e308,1e308,1e308]", "and a finite sum"),
+        (f"optimizer.weight_decay_exclude_named_params=['{'(' * 5000}']", "expected a regular expression"),
+        ("optimizer.weight_decay_exclude_named_params=['a{99999999999999}']", "expected a regular expression"),
         ("nonsense", "--set nonsense: expected key.sub=value"),
         ("=3", "--set =3: expected key.sub=value"),
         ("data_stages.9.name=x", "'9': expected an index from 0 to 2"),
@@ -124,6 +141,38 @@ def test_a_minimal_file_is_a_recipe(tmp_path: Path) -> None:
 )
 def test_a_bad_override_is_named(override: str, expected: str) -> None:
     assert expected in message("tiny", override)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "where"),
+    [
+        (["parallelism.dp=5"], "--set parallelism.dp=5: tokens.global_batch_size: 12: "),
+        (
+            ["parallelism.pp=6", "parallelism.dp=5", "general.seed=1"],
+            "--set parallelism.dp=5: tokens.global_batch_size: ",
+        ),
+        (["tokens.global_batch_size=24", "parallelism.dp=5"], "--set: tokens.global_batch_size: 24: "),
+        (["parallelism.tp=2", "model.model_config.vocab_size=1025"], "--set: parallelism.tp: 2: does not divide"),
+        (["tokens.batch_accumulation_per_replica=5", "parallelism.dp=5"], "--set: tokens.global_batch_size: 12: "),
+        (
+            ["model.model_config.vocab_size=512"],
+            "--set model.model_config.vocab_size=512: tokenizer.train.vocab_size: ",
+        ),
+    ],
+)
+def test_a_file_is_not_blamed_for_an_override(overrides: list[str], where: str) -> None:
+    assert message("tiny", *overrides).startswith(where)
+
+
+def test_a_file_that_is_wrong_by_itself_is_blamed_whatever_is_overridden(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL.replace("hidden_size: 16", "hidden_size: 15"))
+    assert message(path, "general.seed=3").startswith(f"{path}:5: model.model_config.hidden_size: 15: ")
+
+
+def test_a_batch_that_is_only_a_product_has_a_limit_too() -> None:
+    batch = ["tokens.global_batch_size=null", "tokens.micro_batch_size=1000000", "parallelism.dp=1000000"]
+    line = message("tiny", *batch, "tokens.batch_accumulation_per_replica=1000000")
+    assert "tokens.global_batch_size: 1000000000000000000: expected at most 1,000,000,000 sequences" in line
 
 
 def test_the_file_the_line_and_the_nearest_key_are_named(tmp_path: Path) -> None:
