@@ -4,6 +4,7 @@ It is found out, not believed: every rank leaves a file and looks whose files it
 """
 
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,7 +89,8 @@ def find_disks(folder: Path, node: str, *, is_shared: bool = False, group: Group
             raise UserError(f"{folder}: checkpoints cannot be written here: {failure}") from failure
         firsts = together(lambda: next(other for other in range(size) if probe(other).exists()), group)
     finally:
-        probe(rank).unlink(missing_ok=True)
+        with suppress(OSError):
+            probe(rank).unlink()
     disks = _number(firsts, node, group)
     if is_shared and len(disks.names) > 1:
         raise UserError(

@@ -85,7 +85,11 @@ class _Fetch:
         """Bring files to the disks that lack them; `wanted` has their names for each disk."""
         entries = [entry for entry in self._manifest.files if any(entry.name in names for names in wanted)]
         lacking = [
-            (entry, self._holders[entry.name], [disk for disk in range(len(wanted)) if self._lacks(entry, disk, wanted)])
+            (
+                entry,
+                self._holders[entry.name],
+                [disk for disk in range(len(wanted)) if self._lacks(entry, disk, wanted)],
+            )
             for entry in entries
         ]
         transfers = spread(lacking)

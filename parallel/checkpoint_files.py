@@ -74,12 +74,16 @@ class Manifest:
         return next((entry for entry in self.files if entry.name == name), None)
 
 
+ABSENT = ("missing", "elsewhere")
+"""Kinds of problems with a file that is not there."""
+
+
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with one file of a checkpoint."""
+    """What is wrong with one file of a checkpoint; `elsewhere`: it may lie on another node's disk."""
 
     file: str
-    kind: Literal["manifest", "missing", "size", "checksum", "extra"]
+    kind: Literal["manifest", "missing", "elsewhere", "size", "checksum", "extra"]
     detail: str
 
     @property
@@ -147,7 +151,7 @@ def verify_checkpoint_parts(
         found = [compare_file(folder, entry, read=checksums and index % count == first) for folder in folders]
         if None not in found:
             # A damaged copy says more than that there is none elsewhere.
-            problems.append(next((one for one in found if one and one.kind != "missing"), found[0]))  # type: ignore[arg-type]
+            problems.append(next((one for one in found if one and one.kind not in ABSENT), found[0]))  # type: ignore[arg-type]
     listed = {MANIFEST_FILE, *(entry.name for entry in manifest.files)}
     names = {path.name for folder in folders if folder.is_dir() for path in folder.iterdir()}
     return [*problems, *(Problem(name, "extra", "not in the manifest") for name in sorted(names - listed))]
@@ -176,8 +180,9 @@ def compare_file(folder: Path, entry: FileEntry, *, read: bool) -> Problem | Non
         if read and describe_file(path).sha256 != entry.sha256:
             return Problem(entry.name, "checksum", "its content is not what was written (SHA-256 differs)")
     except FileNotFoundError as error:
-        reason = f"it was written to node {' and '.join(entry.nodes)}" if entry.nodes else error.strerror
-        return Problem(entry.name, "missing", f"cannot be read ({reason})")
+        if entry.nodes:
+            return Problem(entry.name, "elsewhere", f"is not here: it was written to node {' and '.join(entry.nodes)}")
+        return Problem(entry.name, "missing", f"cannot be read ({error.strerror})")
     except OSError as error:
         return Problem(entry.name, "missing", f"cannot be read ({error.strerror})")
     return None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nanotron_recipes.errors import UserError
 from parallel.checkpoint_disks import Disks
-from parallel.checkpoint_files import MANIFEST_FILE, Manifest, Problem, read_manifest, verify_checkpoint_files
+from parallel.checkpoint_files import ABSENT, MANIFEST_FILE, Manifest, Problem, read_manifest, verify_checkpoint_files
 from parallel.together import Group, gather
 
 
@@ -106,7 +106,7 @@ def _reason(lost: Sequence[str], looks: Sequence[_Look], disks: Disks) -> str:
         for problem in look.problems
         if problem.file in lost
     ]
-    problem, disk = min(found, key=lambda pair: (pair[0].kind == "missing", lost.index(pair[0].file)))
-    where = f" on node {disks.names[disk]}" if len(disks.names) > 1 and problem.kind != "missing" else ""
+    problem, disk = min(found, key=lambda pair: (pair[0].kind in ABSENT, lost.index(pair[0].file)))
+    where = f" on node {disks.names[disk]}" if len(disks.names) > 1 and problem.kind not in ABSENT else ""
     more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
     return f"{problem}{where}{more}"

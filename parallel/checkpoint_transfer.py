@@ -5,11 +5,11 @@ takes its name when its size and checksum are those of the manifest.
 """
 
 import hashlib
+import io
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 import torch.distributed as torch_dist
@@ -76,7 +76,7 @@ def transfer_files(transfers: Sequence[Transfer], folder: Path, disks: Disks, gr
 def _send(path: Path, size: int, to: int, group: Group) -> None:
     """Send `size` bytes whatever happens: the receiver waits for them, and will find out what is wrong with them."""
     failure: OSError | None = None
-    file: BinaryIO | None = None
+    file: io.BufferedReader | None = None
     try:
         file = path.open("rb")
     except OSError as error:
@@ -85,7 +85,7 @@ def _send(path: Path, size: int, to: int, group: Group) -> None:
         piece = torch.zeros(length, dtype=torch.uint8)
         try:
             if file is not None:
-                file.readinto(memoryview(piece.numpy()))
+                file.readinto(_bytes_of(piece))
         except OSError as error:
             failure = error
         torch_dist.send(piece, group=group, group_dst=to)
@@ -99,7 +99,7 @@ def _receive(path: Path, entry: FileEntry, source: int, group: Group) -> None:
     """Receive all bytes even where they cannot be written: the sender sends them anyway."""
     incoming, digest = path.with_name(f".{path.name}{_INCOMING}"), hashlib.sha256()
     failure: OSError | None = None
-    file: BinaryIO | None = None
+    file: io.FileIO | None = None
     try:
         file = incoming.open("wb", buffering=0)
     except OSError as error:
@@ -107,7 +107,7 @@ def _receive(path: Path, entry: FileEntry, source: int, group: Group) -> None:
     for length in _pieces(entry.size):
         piece = torch.empty(length, dtype=torch.uint8)
         torch_dist.recv(piece, group=group, group_src=source)
-        values = memoryview(piece.numpy())
+        values = _bytes_of(piece)
         digest.update(values)
         try:
             if file is not None and failure is None:
@@ -127,9 +127,13 @@ def _receive(path: Path, entry: FileEntry, source: int, group: Group) -> None:
         incoming.unlink(missing_ok=True)
 
 
-def _write_all(file: BinaryIO, values: memoryview) -> None:
+def _write_all(file: io.FileIO, values: memoryview) -> None:
     while len(values):
         values = values[file.write(values) :]
+
+
+def _bytes_of(piece: torch.Tensor) -> memoryview:
+    return memoryview(piece.numpy())  # type: ignore[arg-type]  # an array is a buffer
 
 
 def _pieces(size: int) -> Iterable[int]:
