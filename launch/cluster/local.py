@@ -1,11 +1,13 @@
 """A run on this machine: its ranks under torchrun, in the foreground."""
 
+import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,6 +21,7 @@ from nanotron_recipes.machine import usable_cpus
 FAILURE_GRACE_SECONDS = 15
 """How long the other ranks may go on after one has failed. A stop that was asked for has no limit: saves take time."""
 _REPEATED_DELIVERY_SECONDS = 1.0
+_POLL_SECONDS = 0.05
 
 
 def launch_local(
@@ -29,8 +32,12 @@ def launch_local(
     threads_per_rank: int | None = None,
     launch_id: str = "launch",
     module: str = "launch.train",
+    nodes: Sequence[str] = (),
 ) -> int:
     """Run `python -m <module> <arguments>` in `nproc` ranks and wait; returns the exit code.
+
+    With `nodes` this machine plays several: each has its share of the ranks under a torchrun of its own, and the ranks
+    are told their node's name with `--node-name`. Raises UserError where the ranks cannot be shared out.
 
     Rank 0 has this terminal; what the others say goes to `logs`/<launch id>_…/attempt_0/<rank>/. `threads_per_rank` is
     what a rank computes with where the user has not set OMP_NUM_THREADS; None leaves it to the libraries. SIGTERM,
@@ -39,29 +46,50 @@ def launch_local(
     """
     if nproc < 1:
         raise UserError(f"{nproc} ranks: at least one is needed")
+    if nodes and nproc % len(nodes):
+        raise UserError(f"{nproc} ranks: expected a multiple of the {len(nodes)} nodes {', '.join(nodes)}")
     logs.mkdir(parents=True, exist_ok=True)
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "launch.cluster.agent",
-        *torchrun_arguments(module, arguments, nproc, logs, launch_id),
-    ]
+    if nodes:
+        port, share = _free_port(), nproc // len(nodes)
+        grids = [
+            torchrun_arguments(
+                module, [*arguments, "--node-name", name], share, logs / name, launch_id, (number, len(nodes), port)
+            )
+            for number, name in enumerate(nodes)
+        ]
+    else:
+        grids = [torchrun_arguments(module, arguments, nproc, logs, launch_id)]
     environment = rank_environment(os.environ, nproc, threads_per_rank)
     with _Forwarder() as forwarder:
         # A session of its own: Ctrl-C reaches the ranks once, through the forwarder, and never torchrun itself.
-        process = subprocess.Popen(command, env=environment, start_new_session=True)
-        return forwarder.wait(process)
+        agent = [sys.executable, "-P", "-m", "launch.cluster.agent"]
+        return forwarder.wait(
+            [subprocess.Popen([*agent, *grid], env=environment, start_new_session=True) for grid in grids]
+        )
 
 
-def torchrun_arguments(module: str, arguments: Sequence[str], nproc: int, logs: Path, launch_id: str) -> list[str]:
-    """The arguments with which torchrun starts `nproc` ranks of `module` on this machine."""
-    redirects = ",".join(f"{rank}:3" for rank in range(1, nproc))
+def torchrun_arguments(
+    module: str,
+    arguments: Sequence[str],
+    nproc: int,
+    logs: Path,
+    launch_id: str,
+    node: tuple[int, int, int] | None = None,
+) -> list[str]:
+    """The arguments with which torchrun starts `nproc` ranks of `module` on this machine.
+
+    `node` is its number, the number of nodes and the port where they meet, where this machine plays several.
+    """
+    meeting = ["--nnodes=1", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]  # any free port
+    if node is not None:
+        number, count, port = node
+        meeting = [f"--nnodes={count}", f"--node-rank={number}", "--rdzv-backend=static"]
+        meeting.append(f"--rdzv-endpoint=127.0.0.1:{port}")
+    speaks = 1 if node is None or node[0] == 0 else 0
+    redirects = ",".join(f"{rank}:3" for rank in range(speaks, nproc))
     return [
-        "--nnodes=1",
+        *meeting,
         f"--nproc-per-node={nproc}",
-        "--rdzv-backend=c10d",
-        "--rdzv-endpoint=127.0.0.1:0",  # any free port
         "--local-addr=127.0.0.1",
         f"--rdzv-id={launch_id}",
         f"--log-dir={logs}",
@@ -70,6 +98,12 @@ def torchrun_arguments(module: str, arguments: Sequence[str], nproc: int, logs: 
         module,
         *arguments,
     ]
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def rank_environment(environment: Mapping[str, str], nproc: int, threads_per_rank: int | None) -> dict[str, str]:
@@ -98,7 +132,7 @@ class _Forwarder:
     """Passes signals on to the ranks that torchrun started."""
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
+        self._processes: list[subprocess.Popen[bytes]] = []
         self._asked_at: float | None = None
         self._stopped_before_ranks = False
         self._previous: dict[signal.Signals, Any] = {}
@@ -113,11 +147,11 @@ class _Forwarder:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def wait(self, process: subprocess.Popen[bytes]) -> int:
-        self._process = process
+    def wait(self, processes: list[subprocess.Popen[bytes]]) -> int:
+        self._processes = processes
         if self._asked_at is not None:
             self._pass_on()
-        code = process.wait()
+        code = _worst([process.wait() for process in _as_they_end(processes)])
         if self._stopped_before_ranks or (code == TERMINATED and self._asked_at is not None):
             print("Stopped before training began.", file=sys.stderr)
             return 0
@@ -135,14 +169,15 @@ class _Forwarder:
 
     def _pass_on(self) -> None:
         """Ask every rank to stop. Before there are ranks nothing is trained, and torchrun may just end."""
-        if self._process is None:
+        if not self._processes:
             return
         ranks = self._ranks()
         for rank in ranks:
             _send(rank, signal.SIGTERM)
         if not ranks:
             self._stopped_before_ranks = True
-            self._process.terminate()
+            for process in self._processes:
+                process.terminate()
 
     def _kill(self) -> None:
         print("Ended at once, as asked: what was not saved is lost.", file=sys.stderr)
@@ -150,11 +185,36 @@ class _Forwarder:
             _send(rank, signal.SIGKILL)
 
     def _ranks(self) -> list[psutil.Process]:
-        assert self._process is not None
-        try:
-            return psutil.Process(self._process.pid).children()
-        except psutil.NoSuchProcess:
-            return []
+        return [rank for process in self._processes for rank in _children(process.pid)]
+
+
+def _as_they_end(processes: list[subprocess.Popen[bytes]]) -> Iterator[subprocess.Popen[bytes]]:
+    """The processes as they end. When one has failed, the others are given a while and then ended as well."""
+    left, failed_at = list(processes), math.inf
+    while left:
+        ended = [process for process in left if process.poll() is not None]
+        left = [process for process in left if process not in ended]
+        yield from ended
+        if any(process.returncode for process in ended):
+            failed_at = min(failed_at, time.monotonic())
+        if time.monotonic() - failed_at > FAILURE_GRACE_SECONDS:
+            failed_at = math.inf
+            for process in left:
+                process.terminate()
+        if left:
+            time.sleep(_POLL_SECONDS)
+
+
+def _worst(codes: Sequence[int]) -> int:
+    """The exit code that says most: a user's mistake, then any failure but an end by SIGTERM, then that."""
+    return min(codes, key=lambda code: (code != USER_ERROR, code in (0, TERMINATED), code == 0))
+
+
+def _children(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children()
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _send(process: psutil.Process, number: signal.Signals) -> None:
