@@ -45,9 +45,9 @@ def import_hf(hf_dir: Path, out: Path) -> ImportReport:
     UserError, naming file and key, for whatever our model does not compute: another class, biases, scaled RoPE, sliding
     windows, layers without RoPE that are not every n-th, …
     """
-    from parallel.checkpoint import save_tensors
-
     config = read_config(hf_dir)
+    from parallel.checkpoint import save_tensors  # and torch, which takes seconds
+
     with open_safetensors(hf_dir) as reader:
         recipe = recipe_of(config, hf_dir, stored_dtype(reader, hf_dir))
         check_tensors(reader, recipe, hf_dir)

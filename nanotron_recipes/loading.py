@@ -68,8 +68,11 @@ def find_recipe(name_or_path: str) -> Path:
     if name_or_path in shipped:
         return shipped[name_or_path]
     path = Path(name_or_path)
-    if path.is_file():
-        return path
+    try:
+        if path.is_file():
+            return path
+    except OSError as error:
+        raise user_error(f"cannot be looked up: {error.strerror}", source=name_or_path) from None
     if path.is_dir():
         raise UserError(f"{name_or_path}: expected a recipe file, found a folder")
     expected = f"no such recipe or file; shipped recipes: {', '.join(shipped)}"
@@ -104,17 +107,20 @@ def recipe_from_mapping(
     return LoadedRecipe(recipe, [*spelling_notes, *override_notes, *notes_on(changed, recipe)], name, path)
 
 
-def dump_yaml(recipe: Recipe) -> str:
+def dump_yaml(recipe: Recipe, encoding: str = "utf-8") -> str:
     """Write the resolved recipe: every key with an effect, and of those without one what the user wrote.
 
-    Reading it back gives an equal recipe.
+    Reading it back gives an equal recipe, also where `encoding` lacks some of its signs.
     """
-    return to_yaml(_plain(recipe))
+    return to_yaml(_plain(recipe), encoding)
 
 
 def _short(path: Path) -> str:
     """Return the path as a message shows it: from the working directory where it lies below it."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except (ValueError, FileNotFoundError):  # it lies elsewhere, or the working directory was deleted
+        return str(path)
 
 
 def _changed(raw: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str], list[str]]:
@@ -133,7 +139,7 @@ def _validate(raw: dict[str, Any], name: str) -> Recipe:
         raise complaint(error) from None
     problem = next(problems(recipe), None)
     if problem is not None:
-        raise user_error(problem.expected, key=problem.key, value=problem.value)
+        raise user_error(problem.expected, key=problem.key, value=problem.value, nearest=problem.nearest)
     resolve_topology(recipe)
     return recipe
 

@@ -1,11 +1,13 @@
 import gzip
 import json
+import re
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from pydantic import ValidationError
 from small_data import write_jsonl
 
 from data.corpora import documents, num_shards
@@ -111,3 +113,40 @@ def test_a_missing_path_and_a_folder_without_files_are_named(tmp_path: Path) -> 
         source, corpus = corpus_of(reader="jsonl", path=None if path is None else str(path))
         with pytest.raises(UserError, match=message):
             list(documents(source, corpus, "train"))
+
+
+@pytest.mark.parametrize("glob", ["/texts/*.jsonl", "**x", "a/***", "", "../*.jsonl"])
+def test_a_glob_that_is_none_is_refused_with_its_value(tmp_path: Path, glob: str) -> None:
+    write_jsonl(tmp_path / "a.jsonl", 1)
+    source, corpus = corpus_of(reader="jsonl", path=str(tmp_path), glob=glob)
+    with pytest.raises(UserError, match=rf"corpus\.sources mine: glob: '{re.escape(glob)}': expected a pattern such as"):
+        list(documents(source, corpus, "train"))
+
+
+def test_links_to_nothing_are_named_and_loops_and_folders_are_no_files(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "texts" / "a.jsonl", 3)
+    (tmp_path / "texts" / "folder.jsonl").mkdir()
+    (tmp_path / "texts" / "up").symlink_to(tmp_path / "texts")
+    source, corpus = corpus_of(reader="jsonl", path=str(tmp_path / "texts"))
+    assert len(texts(source, corpus)) == 3
+    (tmp_path / "texts" / "gone.jsonl").symlink_to(tmp_path / "absent.jsonl")
+    with pytest.raises(UserError, match=r"gone\.jsonl: a link to a file that is not there"):
+        texts(source, corpus)
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    source, corpus = corpus_of(reader="jsonl", path=str(loop))
+    with pytest.raises(UserError, match="loop: no such file or folder"):
+        texts(source, corpus)
+
+
+def test_a_path_that_no_file_system_takes_is_refused(tmp_path: Path) -> None:
+    source, corpus = corpus_of(reader="jsonl", path="x" * 5000)
+    with pytest.raises(UserError, match=r"path: 'x+…: cannot be looked through: File name too long"):
+        texts(source, corpus)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "größe", "a b", "a\n", "x" * 101, "a:b"])
+def test_a_source_has_a_name_that_every_file_system_takes(name: str) -> None:
+    with pytest.raises(ValidationError, match="at most 100 letters a to z"):
+        corpus_of(reader="arithmetic", name=name)
+    assert corpus_of(reader="arithmetic", name="Web-3.1_en")[0].name == "Web-3.1_en"

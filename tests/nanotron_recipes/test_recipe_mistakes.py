@@ -169,6 +169,20 @@ def test_a_file_that_is_wrong_by_itself_is_blamed_whatever_is_overridden(tmp_pat
     assert message(path, "general.seed=3").startswith(f"{path}:5: model.model_config.hidden_size: 15: ")
 
 
+def test_a_misspelt_source_is_named_unless_there_is_such_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    override = "data_stages.1.data.dataset.dataset_folder.0=prosee"
+    expected = (
+        "dataset_folder.0: 'prosee': expected the name of a source in corpus, or a folder of shards; did you mean"
+    )
+    assert message("tiny", override).endswith(f"--set: data_stages.1.data.dataset.{expected} prose?")
+    load_recipe("tiny", ["data_stages.1.data.dataset.dataset_folder.0=elsewhere"])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prosee").mkdir()
+    load_recipe("tiny", [override])
+
+
 def test_a_batch_that_is_only_a_product_has_a_limit_too() -> None:
     batch = ["tokens.global_batch_size=null", "tokens.micro_batch_size=1000000", "parallelism.dp=1000000"]
     line = message("tiny", *batch, "tokens.batch_accumulation_per_replica=1000000")
