@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -21,12 +22,19 @@ if TYPE_CHECKING:
     from nanotron_recipes.loading import LoadedRecipe
     from nanotron_recipes.recipe import Recipe
 
+_NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
 
 def pretrain(
     recipe: RecipeArgument,
     overrides: OverrideOption = None,
     run: Annotated[str | None, typer.Option(metavar="NAME", help="Start, resume or find complete this run.")] = None,
-    nodes: Annotated[int | None, typer.Option(min=1, help="Nodes of a Slurm cluster.")] = None,
+    nodes: Annotated[
+        int | None, typer.Option(min=1, help="Nodes of a Slurm cluster; with --launcher local, this machine plays them.")
+    ] = None,
+    node_names: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Names of the nodes that this machine plays; default: node1,node2.")
+    ] = None,
     gpus_per_node: Annotated[
         int | None, typer.Option(min=0, help="Ranks on a node; default: the GPUs here, or general.cpu_ranks_per_node.")
     ] = None,
@@ -56,25 +64,38 @@ def pretrain(
     if launcher == "slurm" or (launcher == "auto" and nodes is not None):
         require_sbatch()
         raise UserError("--nodes: submitting to Slurm is not available yet; start torchrun in a job of your own")
-    if nodes not in (None, 1):
-        raise UserError(f"--nodes {nodes}: --launcher local trains on this machine alone")
     check_trainable(loaded.recipe, loaded.path.name)
-    num_ranks = _num_ranks(loaded, gpus_per_node)
+    played = _played_nodes(nodes, node_names)
+    num_ranks = _num_ranks(loaded, gpus_per_node, max(1, len(played)))
     console = Console(soft_wrap=True)
     for note in loaded.notes:
         console.print(f"note: {note}", markup=False, highlight=False)
     if not _ensure_tokens(loaded, console):
         raise typer.Exit(1)
-    raise typer.Exit(_train(loaded, run, num_ranks, stop_after, console))
+    raise typer.Exit(_train(loaded, run, num_ranks, played, stop_after, console))
 
 
-def _num_ranks(loaded: LoadedRecipe, asked: int | None) -> int:
+def _played_nodes(nodes: int | None, names: str | None) -> list[str]:
+    """The nodes that this machine plays; none where it is just itself."""
+    if names is None:
+        return [f"node{number}" for number in range(1, nodes + 1)] if nodes is not None and nodes > 1 else []
+    found = names.split(",")
+    for name in found:
+        if not _NODE_NAME.fullmatch(name):
+            raise UserError(f"--node-names {names}: {name!r}: expected letters, digits, '.', '_' and '-'")
+    if len(set(found)) < len(found) or (nodes is not None and nodes != len(found)):
+        expected = "different names" if nodes is None else f"{nodes} different names, as many as --nodes"
+        raise UserError(f"--node-names {names}: expected {expected}")
+    return found
+
+
+def _num_ranks(loaded: LoadedRecipe, asked: int | None, nodes: int) -> int:
     """Ranks to start here, after checking that the recipe can be trained on so many."""
     from nanotron_recipes.topology import local_world_size, resolve_topology
 
     recipe = loaded.recipe
-    num_ranks = local_world_size(recipe, (_gpus_here() if asked is None else asked) or None)
-    if asked and asked > num_ranks:
+    num_ranks = local_world_size(recipe, (_gpus_here() if asked is None else asked) or None, nodes)
+    if asked and asked * nodes > num_ranks:
         parallelism = recipe.parallelism
         raise UserError(
             f"--gpus-per-node {asked}: expected dp × pp × tp ranks, and with parallelism.dp {parallelism.dp}, "
@@ -115,7 +136,9 @@ def _ensure_tokens(loaded: LoadedRecipe, console: Console) -> bool:
     return True
 
 
-def _train(loaded: LoadedRecipe, run: str | None, num_ranks: int, stop_after: int | None, console: Console) -> int:
+def _train(
+    loaded: LoadedRecipe, run: str | None, num_ranks: int, nodes: list[str], stop_after: int | None, console: Console
+) -> int:
     from launch.cluster.local import launch_local
     from launch.train.prepare import RunRequest, prepare_run, reason_not_to_train
 
@@ -139,6 +162,7 @@ def _train(loaded: LoadedRecipe, run: str | None, num_ranks: int, stop_after: in
             prepared.folder.logs,
             threads_per_rank=_threads_per_rank(prepared.recipe, num_ranks),
             launch_id=prepared.launch_id,
+            nodes=nodes,
         )
         return _finish(prepared, console) if code == 0 else code
 

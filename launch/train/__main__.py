@@ -23,6 +23,7 @@ def main() -> int:
     parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="change a key; may be repeated")
     parser.add_argument("--run", metavar="NAME", help="the run to start or go on with")
     parser.add_argument("--stop-after", type=int, metavar="STEP", help="save and end after this step")
+    parser.add_argument("--node-name", metavar="NAME", help="what this node is called; default: its host name")
     parser.add_argument("--launch-id", help=argparse.SUPPRESS)  # given by our launcher, which has prepared the run
     arguments = parser.parse_args()
     arguments.local_rank = os.environ.get("LOCAL_RANK", "0")
