@@ -36,15 +36,20 @@ class _Look:
     problems: tuple[Problem, ...]
 
 
-def search_checkpoint(folder: Path, disks: Disks, group: Group = None) -> tuple[SoundCheckpoint | None, str]:
+def search_checkpoint(
+    folder: Path, disks: Disks, group: Group = None, step: int | None = None
+) -> tuple[SoundCheckpoint | None, str]:
     """Look at the checkpoint in `folder` (of this rank's disk) and tell the others; every rank calls this.
 
     Each rank reads its share of the files on its disk.
 
+    Args:
+        step: what the folder is called, where it is one of a run's checkpoints: the state must be of that step.
+
     Returns:
         The checkpoint, the same on all ranks, or None and why it cannot be used.
     """
-    looks = gather(_look(folder, disks), group)
+    looks = gather(_look(folder, disks, step), group)
     identities = [identity for identity in dict.fromkeys(look.identity for look in looks) if identity]
     reasons = []
     for identity in identities:
@@ -73,15 +78,16 @@ def newest_sound_checkpoint(
     """
     refused: dict[int, str] = {}
     for step in sorted({step for found in gather(list(steps), group) for step in found}, reverse=True):
-        sound, reason = search_checkpoint(folder / str(step), disks, group)
+        sound, reason = search_checkpoint(folder / str(step), disks, group, step)
         if sound is not None:
             return step, sound, refused
         refused[step] = reason
     return 0, None, refused
 
 
-def _look(folder: Path, disks: Disks) -> _Look:
-    problems = tuple(problem for problem in verify_checkpoint_files(folder, share=disks.share) if problem.spoils)
+def _look(folder: Path, disks: Disks, step: int | None) -> _Look:
+    found = verify_checkpoint_files(folder, share=disks.share, step=step)
+    problems = tuple(problem for problem in found if problem.spoils)
     try:
         manifest = read_manifest(folder)
     except UserError:

@@ -34,12 +34,12 @@ def checkpoints(
     `nanotron-recipes checkpoints prune runs/latest --dry-run`
     """
     from launch.train.prepare import RUNS
-    from parallel.checkpoint_files import verify_checkpoint_files
+    from launch.train.seen_checkpoint import problems_of_step
 
     folder, recipe = _find(run, RUNS)
     if dry_run and action != "prune":
         raise UserError(f"--dry-run: checkpoints {action} deletes nothing; expected prune")
-    problems = {step: verify_checkpoint_files(folder.checkpoints / str(step), step=step) for step in folder.steps()}
+    problems = {step: problems_of_step(folder, step, checksums=True) for step in folder.steps()}
     steps = [step for step in folder.steps() if step in problems]  # a run that goes on may have deleted some meanwhile
     problems = {step: problems[step] for step in steps}
     damaged = {step for step in steps if any(problem.spoils for problem in problems[step])}
@@ -84,7 +84,7 @@ def _list(folder: RunFolder, recipe: Recipe, steps: list[int], damaged: set[int]
     for heading in ("when", "verified", "kept because"):
         table.add_column(heading)
     for step in steps:
-        files = list((folder.checkpoints / str(step)).iterdir())
+        files = [file for path in folder.step_folders(step) for file in path.iterdir()]
         newest = max((file.stat().st_mtime for file in files if file.name == MANIFEST_FILE), default=None)
         when = "unknown" if newest is None else f"{datetime.fromtimestamp(newest):%Y-%m-%d %H:%M}"
         size = format_bytes(sum(file.stat().st_size for file in files))

@@ -30,10 +30,12 @@ def pretrain(
     overrides: OverrideOption = None,
     run: Annotated[str | None, typer.Option(metavar="NAME", help="Start, resume or find complete this run.")] = None,
     nodes: Annotated[
-        int | None, typer.Option(min=1, help="Nodes of a Slurm cluster; with --launcher local, this machine plays them.")
+        int | None,
+        typer.Option(min=1, help="Nodes of a Slurm cluster; with --launcher local, played here."),
     ] = None,
     node_names: Annotated[
-        str | None, typer.Option(metavar="A,B", help="Names of the nodes that this machine plays; default: node1,node2.")
+        str | None,
+        typer.Option(metavar="A,B", help="Names of the nodes played here; default: node1,node2 …"),
     ] = None,
     gpus_per_node: Annotated[
         int | None, typer.Option(min=0, help="Ranks on a node; default: the GPUs here, or general.cpu_ranks_per_node.")
@@ -141,6 +143,7 @@ def _train(
 ) -> int:
     from launch.cluster.local import launch_local
     from launch.train.prepare import RunRequest, prepare_run, reason_not_to_train
+    from launch.train.run_folder import NODE
 
     prepared = prepare_run(RunRequest(loaded, run))
     with prepared.lock:
@@ -150,7 +153,9 @@ def _train(
         if reason is not None:
             console.print(reason, highlight=False)
             return 0 if prepared.state == "complete" else _finish(prepared, console)
-        how = f"goes on after step {prepared.step}" if prepared.step else "begins"
+        # Which step it will be is for the ranks to find out, where nodes have disks of their own.
+        after = "" if NODE in str(prepared.folder.checkpoints) else f" after step {prepared.step}"
+        how = f"goes on{after}" if prepared.step else "begins"
         ranks = "1 rank" if num_ranks == 1 else f"{num_ranks} ranks"
         console.print(f"{prepared.folder.path}: {how}; starting {ranks} …", highlight=False)
         arguments = [str(prepared.folder.recipe_file), "--launch-id", prepared.launch_id]

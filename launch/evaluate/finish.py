@@ -19,6 +19,7 @@ from launch.evaluate.generation import Generator, Sample, generate_samples
 from launch.evaluate.verification import LOGIT_TOLERANCE, verify_checkpoint
 from launch.train.metrics import MetricsWriter, read_metrics
 from launch.train.run_folder import LATEST_EXPORT, RunFolder, point_latest
+from launch.train.seen_checkpoint import whole_checkpoint
 from launch.train.step_line import ValidationRow, validation_table
 from model.hf_export import export_checkpoint
 from model.model_card import render_card
@@ -36,8 +37,7 @@ def finish_run(folder: RunFolder, recipe: Recipe, plan: DataPlan, console: Conso
         RuntimeError: the exported model does not compute what the trained one does.
     """
     step = recipe.tokens.train_steps
-    checkpoint = folder.checkpoints / str(step)
-    with _saying(console, "exporting and verifying"):
+    with _saying(console, "exporting and verifying"), whole_checkpoint(folder, step) as checkpoint:
         export_checkpoint(checkpoint, folder.export, tokenizer_dir=tokenizer_folder(recipe), card=None)
         difference = verify_checkpoint(checkpoint, recipe, folder.export)
     if not difference <= LOGIT_TOLERANCE:

@@ -24,6 +24,7 @@ from launch.train.watchdog import Watchdog
 from model.arithmetic import FlopsFormula, mfu
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.schedule import learning_rate_at
+from parallel.checkpoint_disks import Disks
 
 MFU_FORMULA: FlopsFormula = "causal"
 """Which FLOPs `mfu` counts; see `model.arithmetic.flops_per_token`."""
@@ -38,6 +39,7 @@ class Launch:
         stop_after: a step to save and end at, or None.
         peak_flops: of all ranks together, per second; None where it is not known.
         files: what is put beside the tensors of every checkpoint, name -> text.
+        disks: which ranks share a disk.
         damaged: steps whose checkpoints this launch refused.
     """
 
@@ -48,6 +50,7 @@ class Launch:
     stop_after: int | None
     peak_flops: float | None
     files: dict[str, str]
+    disks: Disks
     damaged: frozenset[int] = frozenset()
 
 
@@ -69,7 +72,7 @@ class TrainingLoop:
         self._replicas = (
             ReplicaCheck(engine.built.buckets, engine.context) if launch.recipe.general.replica_check_interval else None
         )
-        self._saver = RunSaver(launch.folder, engine, launch.files, launch.damaged)
+        self._saver = RunSaver(launch.folder, engine, launch.files, launch.damaged, launch.disks)
         self._tokens_per_step = engine.topology.global_batch_size * launch.recipe.tokens.sequence_length
 
     def run(self, stop: StopRequest) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from data.tokenizer import read_tokenizer, tokenizer_folder
-from launch.train.run_folder import RunFolder
+from launch.train.run_folder import NODE, RunFolder
 from model.hf_export import MARKER
 from model.hf_mapping import hf_class
 from nanotron_recipes.errors import UserError
@@ -34,7 +34,8 @@ def check_recipe_to_the_end(recipe: Recipe) -> None:
 
 def check_places(folder: RunFolder, recipe: Recipe) -> None:
     """Raise UserError where a run could not write its checkpoints or, where it has to, its export."""
-    _check_writable(folder.checkpoints)
+    if NODE not in str(folder.checkpoints):  # each node tries its own
+        _check_writable(folder.checkpoints)
     export = folder.export
     is_foreign = export.is_dir() and any(export.iterdir()) and not (export / MARKER).is_file()
     if recipe.checkpoints.export_at_end and is_foreign:

@@ -239,7 +239,7 @@ def _refuse_changes_of_the_past(folder: RunFolder, recipe: Recipe, data: str) ->
             f"{'; '.join(objections)}; take the change back, or start another run with --run"
         )
     if folder.steps():
-        require_data(folder.checkpoints / str(newest_sound_step(folder)), data)
+        require_data(folder.step_folders(newest_sound_step(folder))[0], data)
 
 
 def _write_changes(folder: RunFolder, recipe: Recipe) -> tuple[str, ...]:

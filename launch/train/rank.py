@@ -1,6 +1,7 @@
 """One rank of a run, from its start to its end."""
 
 import logging
+import socket
 import sys
 import warnings
 from argparse import Namespace
@@ -18,7 +19,7 @@ from launch.train.hardware import peak_flops
 from launch.train.loop import Launch, TrainingLoop, start_event
 from launch.train.metrics import Callback, MetricsWriter
 from launch.train.prepare import RunRequest, prepare_run, reason_not_to_train
-from launch.train.resume import Start, find_start
+from launch.train.resume import Start, find_start, load_start
 from launch.train.run_folder import RunFolder
 from launch.train.run_lock import RunLock
 from launch.train.signals import StopRequest
@@ -31,7 +32,7 @@ from nanotron_recipes.errors import UserError
 from nanotron_recipes.loading import load_recipe
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.topology import resolve_topology
-from parallel.checkpoint import load_checkpoint
+from parallel.checkpoint_disks import find_disks
 from parallel.checkpoint_writer import SaveFailed
 from parallel.process_groups import EngineContext, init_process_group, pick_device
 
@@ -58,13 +59,14 @@ def train(arguments: Namespace, stop: StopRequest) -> int:
         return 0
     recipe_file = Path(share.recipe_file)
     recipe = load_recipe(str(recipe_file)).recipe
-    folder = RunFolder.of(recipe_file.parent.parent, recipe_file.parent.name, recipe)
+    node = arguments.node_name or socket.gethostname()
+    folder = RunFolder.of(recipe_file.parent.parent, recipe_file.parent.name, recipe, node)
     try:
         with ExitStack() as stack:
             if torch_dist.get_rank() == 0:
                 stack.enter_context(RunLock.acquire(folder.path, share.launch_id))
                 folder.forget_failure()
-            _train_run(folder, recipe, device, arguments, stop)
+            _train_run(folder, recipe, device, arguments, stop, node)
     except UserError as error:
         # Found by all ranks alike (data and checkpoints are the same for all): all end with the same code.
         return _refuse(str(error))
@@ -120,7 +122,7 @@ def _prepare(arguments: Namespace) -> _Share:
 
 
 def _train_run(
-    folder: RunFolder, recipe: Recipe, device: torch.device, arguments: Namespace, stop: StopRequest
+    folder: RunFolder, recipe: Recipe, device: torch.device, arguments: Namespace, stop: StopRequest, node: str
 ) -> None:
     level = recipe.logging.log_level if torch_dist.get_rank() == 0 else recipe.logging.log_level_replica
     if level != "passive":
@@ -129,11 +131,12 @@ def _train_run(
     topology = resolve_topology(recipe, torch_dist.get_world_size())
     context = EngineContext(topology.dp, topology.pp, topology.tp, device)
     engine = TrainingEngine(recipe, topology, context)
-    start = find_start(folder, recipe, plan.fingerprint)
+    is_shared = recipe.checkpoints.checkpoints_path_is_shared_file_system
+    disks = find_disks(folder.checkpoints, node, is_shared=is_shared)
+    start = find_start(folder, recipe, plan.fingerprint, disks, node)
     first_step = start.first_step
     if start.checkpoint is not None:
-        buckets, optimizer = engine.built.buckets, engine.optimizer
-        load_checkpoint(start.checkpoint, buckets, optimizer, load_optimizer=start.load_optimizer)
+        load_start(start, engine.built.buckets, engine.optimizer)
     else:
         initialize_weights(engine.built)
     launch = Launch(
@@ -144,6 +147,7 @@ def _train_run(
         stop_after=arguments.stop_after,
         peak_flops=_peak_of_world(device, recipe.model.dtype),
         files={"recipe.yaml": folder.recipe_file.read_text()},
+        disks=disks,
         damaged=frozenset(start.refused),
     )
     callbacks = _callbacks(launch) if context.rank == 0 else []
@@ -198,10 +202,20 @@ def _say_start(callbacks: list[Callback], engine: TrainingEngine, launch: Launch
             f"micro-batch(es) of {topology.micro_batch_size}"
         )
         line.print(f"attention: {attention.name} ({attention.reason})")
-        for said in start.lines():
+        for said in (*_about_disks(launch), *start.lines()):
             line.print(said)
         if launch.first_step > 1:
             line.print(f"resumed after step {launch.first_step - 1}")
+
+
+def _about_disks(launch: Launch) -> list[str]:
+    """What a person should know about where checkpoints lie; nothing where one disk has them all."""
+    wanted, names = launch.recipe.checkpoints.copies, launch.disks.names
+    if len(names) == 1:
+        return [f"checkpoints.copies: {wanted}: all nodes share one disk, which gets one"] if wanted > 1 else []
+    copies = min(wanted, len(names))
+    said = f"checkpoints: {len(names)} nodes have disks of their own ({', '.join(names)})"
+    return [f"{said}; each part is written to {copies} of them" if copies > 1 else f"{said}, each keeps its parts"]
 
 
 def _say_end(callbacks: list[Callback], launch: Launch, last: int) -> None:

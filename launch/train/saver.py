@@ -10,6 +10,7 @@ from launch.train.engine import TrainingEngine
 from launch.train.metrics import Event
 from launch.train.retention import damaged_steps, delete_checkpoint, prunable_steps
 from launch.train.run_folder import RunFolder
+from parallel.checkpoint_disks import Disks
 from parallel.checkpoint_saver import CheckpointSaver, SaveOutcome
 from parallel.checkpoint_writer import CheckpointInfo, SaveFailed, remove_leftovers
 
@@ -29,6 +30,7 @@ class RunSaver:
         engine: TrainingEngine,
         files: Mapping[str, str],
         damaged: frozenset[int],
+        disks: Disks,
         clock: Clock = time.monotonic,
     ) -> None:
         self._folder = folder
@@ -38,9 +40,10 @@ class RunSaver:
         self._clock = clock
         self._policy = engine.recipe.checkpoints
         self._is_first = engine.context.rank == 0
-        if self._is_first:
+        self._prunes = disks.is_leader
+        if disks.is_leader:
             remove_leftovers(folder.checkpoints)
-        self._saver = CheckpointSaver(engine.built.buckets, engine.optimizer, engine.context)
+        self._saver = CheckpointSaver(engine.built.buckets, engine.optimizer, engine.context, disks)
         self._last_start = clock()
         self._last_outcome: SaveOutcome | None = None
 
@@ -56,8 +59,9 @@ class RunSaver:
             state={"step": step, **state},
             files=self._files,
             world=_world(self._engine),
+            copies=self._policy.copies,
         )
-        self._saver.start(info, (lambda: self._prune(step)) if self._is_first else None)
+        self._saver.start(info, (lambda: self._prune(step)) if self._prunes else None)
         self._last_start = self._clock()
 
     def reports(self) -> list[Event]:
@@ -79,7 +83,7 @@ class RunSaver:
             raise SaveFailed(f"the state after step {step} could not be saved: {outcome.error}")
 
     def _prune(self, step: int) -> None:
-        """Delete what the policy does not keep, of the steps up to the one just saved."""
+        """Delete from this rank's disk what the policy does not keep, of the steps up to the one just saved."""
         self.damaged.discard(step)
         try:
             steps = [other for other in self._folder.steps() if other <= step]

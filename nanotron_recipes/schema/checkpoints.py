@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from nanotron_recipes.schema.section import NoEffect, NonNegativeInt, PositiveFloat, PositiveInt, Section, null_means
+from nanotron_recipes.schema.section import NonNegativeInt, PositiveFloat, PositiveInt, Section, null_means
 
 
 class Checkpoints(Section):
