@@ -168,7 +168,7 @@ def _ensure_tokenizer(recipe: Recipe, corpus: Corpus, console: Console) -> Token
         _check_vocab_size(recipe, train.vocab_size, "tokenizer.train.vocab_size is")
         made_with = Path(corpus.path, "tokenizer.settings")
         settings = _settings(recipe, corpus).tokenizer
-        if not made_with.is_file() or made_with.read_text().strip() != settings:
+        if not folder.is_dir() or not made_with.is_file() or made_with.read_text().strip() != settings:
             _say(console, f"training a tokenizer of {train.vocab_size:,} entries")
             made_with.unlink(missing_ok=True)
             train_tokenizer(corpus, train.vocab_size, folder)
