@@ -11,6 +11,7 @@ from data.manifest import Manifest, ShardFile, Split, write_manifest
 from launch.cli.checkpoint_argument import choose_checkpoint
 from launch.cli.export import export
 from launch.cli.import_hf import import_folder
+from launch.cli.next_line import tool
 from launch.evaluate.card_facts import facts_of_run
 from launch.evaluate.verification import LOGIT_TOLERANCE, verification_tokens, verify_checkpoint
 from launch.train.run_folder import RunFolder, RunHeader, point_latest
@@ -173,7 +174,7 @@ def test_import_then_export_gives_the_folder_back(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("SmolLM3ForCausalLM of ")
     assert any(line.startswith("verified: logits differ by at most") for line in lines)
-    assert lines[-1].startswith("next: python -c")
+    assert lines[-1].startswith(f"next: {tool('python')} -c ")
     for name in ("model.safetensors", "tokenizer.json", "config.json"):
         before, after = (hf_dir / name), (tmp_path / "again" / name)
         if name == "model.safetensors":
