@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from nanotron_recipes.loading import LoadedRecipe
     from nanotron_recipes.recipe import Recipe
 
+_LONGEST_NAME = 100
+"""Characters of a recipe's name; a run's is that and a number."""
+
 
 def pretrain(
     recipe: RecipeArgument,
@@ -53,6 +56,11 @@ def pretrain(
     loaded = load_recipe(recipe, overrides or [])
     if run is not None:
         checked_name(run)
+    elif len(loaded.name) > _LONGEST_NAME:
+        raise UserError(
+            f"{loaded.path.name}: runs are named after their recipe; expected a name of at most {_LONGEST_NAME} "
+            "characters, or --run NAME"
+        )
     if launcher == "slurm" or (launcher == "auto" and nodes is not None):
         require_sbatch()
         raise UserError("--nodes: submitting to Slurm is not available yet; start torchrun in a job of your own")
