@@ -111,7 +111,9 @@ def files_of(source: CorpusSource) -> tuple[Path, list[str]]:
         found = [file.relative_to(path).as_posix() for file in matches if file.is_file()]
         broken = next((file for file in matches if not file.exists()), None)
     except OSError as error:
-        raise user_error(f"cannot be looked through: {error.strerror}", key=f"{where}: path", value=source.path) from None
+        raise user_error(
+            f"cannot be looked through: {error.strerror}", key=f"{where}: path", value=source.path
+        ) from None
     if broken is not None:
         raise UserError(f"{where}: {broken}: a link to a file that is not there")
     if not found:

@@ -21,7 +21,7 @@ _CHUNK = 1 << 22
 def finish_source(job: Job, source: str, tokenizer: TokenizerInfo, settings_sha256: str, console: Console) -> None:
     """Writes `manifest.json` for the shards that the job's complete tasks have made, and reports what was left out."""
     notes = _notes(job, source)
-    dtype: Literal["uint16", "uint32"] = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
+    dtype: Literal["uint16", "uint32"] = "uint16" if tokenizer.token_bytes == 2 else "uint32"
     rejected: Counter[str] = Counter()
     examples: dict[str, list[str]] = {}
     for split_name, note in notes:

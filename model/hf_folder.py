@@ -1,18 +1,13 @@
-"""A folder that appears whole or not at all, and the small files of a Hugging Face folder."""
+"""The small files of a Hugging Face folder, and what transformers makes of it."""
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanotron_recipes.errors import UserError
-from nanotron_recipes.files import sync
 
 if TYPE_CHECKING:
     import torch
@@ -27,49 +22,6 @@ TOKENIZER_FILES = (
     "merges.txt",
     "tokenizer.model",
 )
-
-
-@contextmanager
-def whole_folder(out: Path, *, marker: str | None) -> Iterator[Path]:
-    """Yield a folder beside `out` to fill; when the block ends it is made durable and takes the name `out`.
-
-    An `out` that is not empty is replaced in one step when it contains the file `marker`, otherwise refused
-    (UserError); nothing at `out` changes when the block raises or the process dies.
-    """
-    out = Path(os.path.abspath(out))
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise UserError(f"{out}: is not a folder; expected a new or empty one")
-    if out.is_dir() and any(out.iterdir()) and not (marker and (out / marker).is_file()):
-        raise UserError(f"{out}: is not empty and was not written by this command; expected a new or empty folder")
-    beside = out.with_name(f".{out.name}.partial")
-    if beside.exists():
-        shutil.rmtree(beside)
-    beside.mkdir(parents=True)
-    try:
-        yield beside
-        for path in sorted(beside.rglob("*")):
-            sync(path)
-        sync(beside)
-        if out.is_dir() and any(out.iterdir()):
-            _exchange(beside, out)
-        else:
-            beside.rename(out)
-        sync(out.parent)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def _exchange(new: Path, old: Path) -> None:
-    """Swap two folders: in one step where the system can (Linux renameat2), else with two renames."""
-    at_fdcwd, rename_exchange = -100, 2
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if renameat2 and renameat2(at_fdcwd, os.fsencode(new), at_fdcwd, os.fsencode(old), rename_exchange) == 0:
-        return
-    aside = old.with_name(f".{old.name}.replaced")
-    shutil.rmtree(aside, ignore_errors=True)
-    old.rename(aside)
-    new.rename(old)
-    shutil.rmtree(aside)
 
 
 def copy_tokenizer(tokenizer_dir: Path, out: Path) -> list[str]:

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def checkpoints(
-    action: Annotated[Literal["list", "verify", "prune"], typer.Argument(help="What to do.")],
+    action: Annotated[
+        Literal["list", "verify", "prune"], typer.Argument(metavar="ACTION", help="list, verify or prune.")
+    ],
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run: its name, its folder, or runs/latest.")],
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="prune: say what would be deleted, delete nothing.")
