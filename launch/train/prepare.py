@@ -13,6 +13,7 @@ from nanotron_recipes.errors import UserError
 from nanotron_recipes.frozen import Change, changes_of_the_past, later_changes
 from nanotron_recipes.loading import LoadedRecipe, dump_yaml, load_recipe
 from nanotron_recipes.recipe import Recipe
+from nanotron_recipes.skipped import keep_ranges
 from nanotron_recipes.unsupported import unsupported_features
 
 RUNS = Path("runs")
@@ -89,10 +90,11 @@ def prepare_run(request: RunRequest) -> PreparedRun:
     try:
         changes: tuple[str, ...] = ()
         if choice.state == "new":
-            parent = _check_parent(recipe, plan.fingerprint)
+            recipe, parent = _check_parent(recipe, plan.fingerprint)
             header = RunHeader(request.loaded.name, version("nanotron-recipes"), plan.fingerprint, parent=parent)
             folder.write_recipe(dump_yaml(recipe), header)
         else:
+            recipe = keep_ranges(load_recipe(str(folder.recipe_file)).recipe, recipe)
             _refuse_changes_of_the_past(folder, recipe, plan.fingerprint)
             if choice.state == "resumed":
                 changes = _write_changes(folder, recipe)
@@ -139,6 +141,7 @@ def _may_go_on(folder: RunFolder, recipe: Recipe, data: str) -> bool:
     past nor later. One whose recipe cannot be read any more does not fit."""
     try:
         old = load_recipe(str(folder.recipe_file)).recipe
+        recipe = keep_ranges(old, recipe)
         return not _objections(folder, recipe, data) and not later_changes(old, recipe, newest_step(folder, recipe))
     except UserError:
         return False
@@ -160,18 +163,20 @@ def _objections(folder: RunFolder, recipe: Recipe, data: str) -> list[str]:
     return objections
 
 
-def _check_parent(recipe: Recipe, data: str) -> str:
-    """What the run's recipe says about the checkpoint that a new run starts from; empty without one.
+def _check_parent(recipe: Recipe, data: str) -> tuple[Recipe, str]:
+    """The recipe, with the parent's skipped ranges where it goes on from its step, and what the run's recipe says about
+    the checkpoint that a new run starts from; empty without one.
 
     Raises:
         UserError: there is no such checkpoint, or the schedule that goes on describes other steps up to it.
     """
     manifest = parent_manifest(recipe)
     if manifest is None:
-        return ""
+        return recipe, ""
     path = Path(str(recipe.checkpoints.resume_checkpoint_path))
     if recipe.checkpoints.load_lr_scheduler:
         old = load_recipe(str(path / "recipe.yaml")).recipe
+        recipe = keep_ranges(old, recipe)
         objections = [str(change) for change in changes_of_the_past(old, recipe, manifest.step)]
         if manifest.data != data:
             objections.append(_other_data(manifest.data, data))
@@ -182,7 +187,7 @@ def _check_parent(recipe: Recipe, data: str) -> str:
                 f"checkpoints.resume_checkpoint_path: {path}: going on after step {manifest.step} would change steps "
                 f"already taken: {'; '.join(objections)}; checkpoints.load_lr_scheduler: false begins at step 1"
             )
-    return f"{path} (step {manifest.step}, data {manifest.data[:12] or 'none'})"
+    return recipe, f"{path} (step {manifest.step}, data {manifest.data[:12] or 'none'})"
 
 
 def _other_data(old: str, new: str) -> str:

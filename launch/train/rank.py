@@ -7,6 +7,7 @@ from argparse import Namespace
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as torch_dist
@@ -131,9 +132,10 @@ def _train_run(
     engine = TrainingEngine(recipe, topology, context)
     start = find_start(folder, recipe)
     first_step = start.first_step
+    state: dict[str, Any] = {}
     if start.checkpoint is not None:
         buckets, optimizer = engine.built.buckets, engine.optimizer
-        load_checkpoint(start.checkpoint, buckets, optimizer, load_optimizer=start.load_optimizer)
+        state = load_checkpoint(start.checkpoint, buckets, optimizer, load_optimizer=start.load_optimizer)
     else:
         initialize_weights(engine.built)
     launch = Launch(
@@ -145,6 +147,7 @@ def _train_run(
         peak_flops=_peak_of_world(device, recipe.model.dtype),
         files={"recipe.yaml": folder.recipe_file.read_text()},
         damaged=frozenset(start.refused),
+        spikes=state.get("spikes", {}) if first_step > 1 else {},
     )
     callbacks = _callbacks(launch) if context.rank == 0 else []
     tracer = None

@@ -57,7 +57,7 @@ def find_start(folder: RunFolder, recipe: Recipe) -> Start:
     refused: dict[int, str] = {}
     for step in reversed(folder.steps()):
         path = folder.checkpoints / str(step)
-        reason = _agree_on(path)
+        reason = agree_on(path)
         if not reason:
             return Start(path, step + 1, True, refused)
         refused[step] = reason
@@ -68,7 +68,7 @@ def find_start(folder: RunFolder, recipe: Recipe) -> Start:
     if wanted.resume_checkpoint_path is None:
         return Start(None, 1, True, refused)
     parent = Path(wanted.resume_checkpoint_path)
-    reason = _agree_on(parent)
+    reason = agree_on(parent)
     if reason:
         raise UserError(f"checkpoints.resume_checkpoint_path: {parent}: {reason}")
     step = read_manifest(parent).step if wanted.load_lr_scheduler else 0
@@ -91,8 +91,8 @@ def parent_manifest(recipe: Recipe) -> Manifest | None:
     return read_manifest(Path(path))
 
 
-def _agree_on(path: Path) -> str:
-    """Why a checkpoint is refused, the same on all ranks; empty for a sound one."""
+def agree_on(path: Path) -> str:
+    """Why a checkpoint is refused, the same on all ranks, which all call this; empty for a sound one."""
     import torch.distributed as torch_dist
 
     count = torch_dist.get_world_size()

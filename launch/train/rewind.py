@@ -1,0 +1,170 @@
+"""Going back after a loss spike, and on without the batches around it (PaLM, arXiv:2204.02311, section 5.1).
+
+Every rank knows the loss, so all of them come here at the same step. The order of what is changed on disk makes a
+kill -9 between any two changes harmless:
+
+1. checkpoints newer than the one to go back to lose their names, the newest first;
+2. the range is appended to the run's recipe: from here on it counts;
+3. what lost its name is deleted.
+
+A launch that was ended before 2 resumes from an older state of the run as it was, meets the same spike (the losses that
+a loss is compared with are in the checkpoint) and comes here again; one that was ended after 2 finds the range in the
+recipe, and no state that has read it. Nameless checkpoints are removed when a launch begins to save.
+"""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch.distributed as torch_dist
+
+from launch.train.engine import TrainingEngine
+from launch.train.metrics import Event
+from launch.train.resume import agree_on
+from launch.train.run_folder import RunFolder
+from nanotron_recipes.files import sync
+from nanotron_recipes.loading import dump_yaml
+from nanotron_recipes.recipe import Recipe
+from nanotron_recipes.schema.data import SkippedRange
+from nanotron_recipes.schema.guards import Guards
+from nanotron_recipes.skipped import SkippedBatches, with_ranges
+from parallel.checkpoint import load_checkpoint
+from parallel.checkpoint_files import REPLACED_SUFFIX
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Rewind:
+    """How a run goes on after a spike.
+
+    Attributes:
+        to: the step whose state the engine has now.
+        recipe: the run's recipe with the range appended.
+        recipe_text: the file that holds it.
+        state: what `load_checkpoint` returned.
+        refused: steps before the spike whose checkpoints are damaged -> what is wrong with them.
+    """
+
+    to: int
+    recipe: Recipe
+    recipe_text: str
+    state: dict[str, Any]
+    refused: dict[int, str]
+
+
+def rewind(folder: RunFolder, recipe: Recipe, engine: TrainingEngine, spike: int) -> tuple[Rewind | None, Event]:
+    """Go back to before the spike of step `spike`, where that can be done; a collective of the world.
+
+    No save may be going on.
+
+    Returns:
+        What to go on with, and None where the run goes on as it is; the record of it.
+    """
+    refused: dict[int, str] = {}
+    reason = _reason_to_stay(recipe)
+    to = None if reason else _sound_step_before(folder, recipe.guards, spike, refused)
+    if not reason and to is None:
+        reason = "no checkpoint before it"
+    if to is None:
+        return None, _event(spike, None, None, reason, refused)
+    skipped = range_to_skip(recipe, spike, to)
+    new = with_ranges(recipe, [skipped])
+    text, reason = _change_folder(folder, new, spike, to, skipped)
+    if reason:
+        return None, _event(spike, None, None, reason, refused)
+    state = load_checkpoint(folder.checkpoints / str(to), engine.built.buckets, engine.optimizer)
+    return Rewind(to, new, text, state, refused), _event(spike, to, skipped, None, refused)
+
+
+def range_to_skip(recipe: Recipe, spike: int, to: int) -> SkippedRange:
+    """The batches that are left out after the spike of step `spike`, by a run that goes back to the state of `to`."""
+    numbers, guards = SkippedBatches.of(recipe), recipe.guards
+    first = numbers.batch_of(max(to + 1, spike - guards.rewind_skip_before))
+    return SkippedRange(first=first, end=numbers.batch_of(spike) + guards.rewind_skip_after, spike_step=spike)
+
+
+def in_order_of_choice(steps: Sequence[int], guards: Guards, spike: int) -> list[int]:
+    """Checkpoints to go back to: those that have read nothing of what is to be skipped, then others before the spike,
+    each from the newest on."""
+    before = sorted((step for step in steps if step < spike), reverse=True)
+    border = spike - guards.rewind_skip_before
+    return [*(step for step in before if step < border), *(step for step in before if step >= border)]
+
+
+def _reason_to_stay(recipe: Recipe) -> str:
+    rewinds = sum(skipped.spike_step is not None for skipped in recipe.data_skipped_ranges)
+    limit = recipe.guards.max_rewinds
+    return f"the run went back {rewinds} times (guards.max_rewinds {limit})" if rewinds >= limit else ""
+
+
+def _sound_step_before(folder: RunFolder, guards: Guards, spike: int, refused: dict[int, str]) -> int | None:
+    # The first rank may still be deleting an old one.
+    for step in in_order_of_choice(_said_by_first(folder.steps), guards, spike):
+        reason = agree_on(folder.checkpoints / str(step))
+        if not reason:
+            return step
+        refused[step] = reason
+    return None
+
+
+def _change_folder(folder: RunFolder, recipe: Recipe, spike: int, to: int, skipped: SkippedRange) -> tuple[str, str]:
+    """Do what this file's docstring says, on the first rank; the recipe's text, or why nothing was changed."""
+
+    def change() -> tuple[str, str]:
+        nameless: list[Path] = []
+        line = (
+            f"after step {to}: batches {skipped.first} to {skipped.end - 1} are skipped, for the loss spike of step "
+            f"{spike}"
+        )
+        try:
+            _set_aside(folder, to, nameless)
+            header = folder.header()
+            folder.write_recipe(dump_yaml(recipe), replace(header, changes=(*header.changes, line)))
+        except OSError as error:
+            _give_names_back(nameless)
+            return "", f"{folder.recipe_file}: {error.strerror or error}"
+        for path in nameless:
+            shutil.rmtree(path, ignore_errors=True)  # the next launch removes what is left
+        return folder.recipe_file.read_text(), ""
+
+    return _said_by_first(change)
+
+
+def _set_aside(folder: RunFolder, to: int, nameless: list[Path]) -> None:
+    for step in reversed(folder.steps()):
+        if step > to:
+            path = folder.checkpoints / str(step)
+            aside = path.with_name(path.name + REPLACED_SUFFIX)
+            if aside.exists():
+                shutil.rmtree(aside)
+            path.rename(aside)
+            nameless.append(aside)
+    sync(folder.checkpoints)  # no loss of power brings them back beside the new recipe
+
+
+def _give_names_back(nameless: list[Path]) -> None:
+    for path in reversed(nameless):
+        path.rename(path.with_name(path.name.removesuffix(REPLACED_SUFFIX)))
+
+
+def _said_by_first(call: Callable[[], T]) -> T:
+    """Run `call` on the first rank alone; every rank gets what it returned."""
+    said = [call() if torch_dist.get_rank() == 0 else None]
+    torch_dist.broadcast_object_list(said, src=0)
+    return said[0]  # type: ignore[return-value]  # the first rank's
+
+
+def _event(
+    spike: int, to: int | None, skipped: SkippedRange | None, reason: str | None, refused: dict[int, str]
+) -> Event:
+    return {
+        "event": "rewind",
+        "step": spike,
+        "to": to,
+        "skipped": None if skipped is None else [skipped.first, skipped.end],
+        "reason": reason,
+        "refused": {str(step): why for step, why in refused.items()},
+    }
