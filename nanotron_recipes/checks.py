@@ -9,8 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanotron_recipes.parameters import parameter_names
+from nanotron_recipes.paths import LOCAL_PATHS, REMOTE_IN_NANOTRON, is_url, path_mistake, paths_of
 from nanotron_recipes.recipe import Recipe
-from nanotron_recipes.topology import divisors, next_multiple, padded_vocab_size
+from nanotron_recipes.topology import MAX_SIZE, divisors, next_multiple, padded_vocab_size
+
+MAX_LAYERS = 10_000
+"""Decoder layers that a recipe may ask for."""
+_SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"),
+    *("make_vocab_size_divisible_by", "sequence_length", "global_batch_size", "micro_batch_size"),
+    *("batch_accumulation_per_replica", "dp", "pp", "tp", "context_parallel_size", "expert_parallel_size"),
+)
 
 
 @dataclass(frozen=True)
@@ -24,6 +33,7 @@ class Problem:
 
 def problems(recipe: Recipe) -> Iterator[Problem]:
     """Yield everything in a recipe that cannot be, most basic first; how the batch is cut is `resolve_topology`'s."""
+    yield from _sizes(recipe)
     yield from _shape(recipe)
     yield from _tensor_parallel(recipe)
     yield from _pipeline(recipe)
@@ -33,6 +43,24 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _weight_decay(recipe)
     yield from _tokenizer(recipe)
     yield from _corpus(recipe)
+    yield from _paths(recipe)
+
+
+def _sizes(recipe: Recipe) -> Iterator[Problem]:
+    """What no machine trains, and would take for ever to count or to divide up."""
+    layers = recipe.model.architecture.num_hidden_layers
+    if layers > MAX_LAYERS:
+        yield Problem("model.model_config.num_hidden_layers", layers, f"expected at most {MAX_LAYERS:,}")
+    for prefix, section in (
+        ("model.model_config", recipe.model.architecture),
+        ("model", recipe.model),
+        ("tokens", recipe.tokens),
+        ("parallelism", recipe.parallelism),
+    ):
+        for name in _SIZES:
+            size = getattr(section, name, None)
+            if isinstance(size, int) and size > MAX_SIZE:
+                yield Problem(f"{prefix}.{name}", size, f"expected at most {MAX_SIZE:,}")
 
 
 def _shape(recipe: Recipe) -> Iterator[Problem]:
@@ -115,8 +143,8 @@ def _mixture(recipe: Recipe, key: str, index: int) -> Iterator[Problem]:
     if weights is not None and len(weights) != len(folders):
         expected = f"expected {len(folders)} weights, one for each dataset_folder"
         yield Problem(f"{key}.dataset_weights", len(weights), expected)
-    if weights is not None and sum(weights) <= 0:
-        yield Problem(f"{key}.dataset_weights", weights, "expected at least one weight above 0")
+    if weights is not None and not 0 < sum(weights) < math.inf:
+        yield Problem(f"{key}.dataset_weights", weights, "expected at least one weight above 0, and a finite sum")
     vocabulary = recipe.model.architecture.vocab_size
     if dataset.token_size_in_bytes == 2 and vocabulary > 2**16:
         yield Problem(f"{key}.token_size_in_bytes", 2, f"expected 4 for a vocab_size of {vocabulary}")
@@ -130,7 +158,7 @@ def _weight_decay(recipe: Recipe) -> Iterator[Problem]:
         key = f"optimizer.weight_decay_exclude_named_params.{index}"
         try:
             matched = any(re.match(pattern, name) for name in names)
-        except re.error as error:
+        except (re.error, RecursionError, OverflowError) as error:
             yield Problem(key, pattern, f"expected a regular expression: {error}")
             continue
         if not matched:
@@ -161,3 +189,12 @@ def _corpus(recipe: Recipe) -> Iterator[Problem]:
         names.add(source.name)
         if source.reader in ("jsonl", "parquet", "text") and source.path is None:
             yield Problem(f"{key}.path", None, f"expected the file or folder that reader {source.reader} reads")
+
+
+def _paths(recipe: Recipe) -> Iterator[Problem]:
+    for name in LOCAL_PATHS:
+        may_be_remote = name in REMOTE_IN_NANOTRON and recipe.s3_upload is not None
+        for key, path in paths_of(recipe, name):
+            mistake = path_mistake(path)
+            if mistake is not None and not (may_be_remote and is_url(path)):
+                yield Problem(key, path, mistake)

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from nanotron_recipes.errors import UserError, nearest_name, user_error
+from nanotron_recipes.errors import NO_VALUE, UserError, nearest_name, user_error
 from nanotron_recipes.fields import all_keys, keys_of, section_at
 from nanotron_recipes.origin import Origin
 
@@ -57,7 +57,7 @@ def _unknown_key(path: Path, value: Any, source: str) -> UserError:
     valid = list(keys_of(section)) if section else []
     nearest = nearest_name(str(name), valid) or _same_key_elsewhere(str(name))
     listing = "" if nearest else f"; expected one of {', '.join(valid)}"
-    scalar = value if isinstance(value, str | int | float | None) else ""
+    scalar = value if isinstance(value, str | int | float | None) else NO_VALUE
     key = ".".join(map(str, path))
     return user_error(f"unknown key{listing}", source=source, key=key, value=scalar, nearest=nearest)
 

@@ -17,6 +17,7 @@ from nanotron_recipes.fields import keys_of
 from nanotron_recipes.notes import notes_on
 from nanotron_recipes.origin import Origin
 from nanotron_recipes.overrides import apply_overrides, keep_batch
+from nanotron_recipes.paths import with_home
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.schema.section import Section
 from nanotron_recipes.topology import resolve_topology
@@ -113,7 +114,7 @@ def _short(path: Path) -> str:
 
 def _validate(raw: dict[str, Any], origin: Origin) -> Recipe:
     try:
-        recipe = Recipe.model_validate(raw)
+        recipe = with_home(Recipe.model_validate(raw))
     except ValidationError as error:
         raise complaint(error, origin) from None
     problem = next(problems(recipe), None)

@@ -4,9 +4,24 @@ from __future__ import annotations
 
 import os
 
+from nanotron_recipes.errors import UserError
+
+MAX_RANKS_PER_CPU = 8
+"""More processes than this on a CPU only wait for each other, and for memory."""
+
 
 def usable_cpus() -> int:
     """Return the number of CPUs that this process may run on (a container or taskset may leave it fewer)."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def check_local_ranks(num_ranks: int) -> None:
+    """Raise UserError for more ranks than this machine's CPUs can bear."""
+    cpus = usable_cpus()
+    if num_ranks > MAX_RANKS_PER_CPU * cpus:
+        raise UserError(
+            f"parallelism: dp × pp × tp is {num_ranks:,} ranks; expected at most {MAX_RANKS_PER_CPU * cpus} on this "
+            f"machine, {MAX_RANKS_PER_CPU} for each of its CPUs"
+        )

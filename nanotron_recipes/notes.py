@@ -6,7 +6,9 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from nanotron_recipes.errors import show_value
 from nanotron_recipes.fields import keys_without_effect
+from nanotron_recipes.paths import REMOTE_IN_NANOTRON, is_url, paths_of
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.schedule import decay_length, decay_start
 from nanotron_recipes.skipped import SkippedBatches
@@ -20,6 +22,7 @@ def notes_on(mapping: Mapping[str, Any], recipe: Recipe) -> list[str]:
         *_model(recipe),
         *_schedule(recipe),
         *_mixtures(recipe),
+        *_remote_paths(recipe),
         *(f"{key}: no effect: {reason}" for key, reason in keys_without_effect(mapping)),
     ]
 
@@ -63,3 +66,13 @@ def _mixtures(recipe: Recipe) -> Iterator[str]:
         total = math.fsum(stage.data.dataset.dataset_weights or [1.0])
         if not math.isclose(total, 1, abs_tol=1e-6):
             yield f"data_stages.{index}.data.dataset.dataset_weights: normalised; they sum to {total:.6g}, not 1"
+
+
+def _remote_paths(recipe: Recipe) -> Iterator[str]:
+    """One line for all URLs under a key; `checks` has let them pass."""
+    for name in REMOTE_IN_NANOTRON:
+        remote = [(key, path) for key, path in paths_of(recipe, name) if is_url(path)]
+        if remote:
+            more = f" (and {len(remote) - 1} more)" if len(remote) > 1 else ""
+            key, path = remote[0]
+            yield f"{key}: {show_value(path)}{more}: nothing is read from a URL so far; pretrain needs a folder here"

@@ -6,8 +6,8 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-from nanotron_recipes.errors import UserError, user_error
-from nanotron_recipes.yaml_text import parse_yaml
+from nanotron_recipes.errors import shorten, show_value, user_error, visible
+from nanotron_recipes.yaml_text import MAX_DEPTH, parse_yaml
 
 SOURCE = "--set"
 
@@ -23,10 +23,17 @@ def apply_overrides(mapping: dict[str, Any], overrides: Sequence[str]) -> tuple[
         key, equals, text = override.partition("=")
         key = key.strip()
         if not equals or not all(key.split(".")):
-            raise UserError(f"{SOURCE} {override}: expected key.sub=value")
-        _assign(result, key, parse_yaml(text, f"{SOURCE} {override}"))
+            raise user_error("expected key.sub=value", source=shown_override(override))
+        if key.count(".") >= MAX_DEPTH:
+            raise user_error(f"expected at most {MAX_DEPTH} levels", source=shown_override(override))
+        _assign(result, key, parse_yaml(text, shown_override(override)))
         keys.append(key)
     return result, keys
+
+
+def shown_override(override: str) -> str:
+    """Return `--set key.sub=value` as a message shows it."""
+    return f"{SOURCE} {shorten(visible(override), 80)}"
 
 
 def keep_batch(raw: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -62,7 +69,7 @@ def _assign(mapping: dict[str, Any], key: str, value: Any) -> None:
             place = place[part]
         if not isinstance(place, dict | list):
             where = ".".join(path[: position + 1])
-            raise user_error(f"expected a section, not {place!r}", source=SOURCE, key=f"{key} ({where})")
+            raise user_error(f"expected a section, not {show_value(place)}", source=SOURCE, key=f"{key} ({where})")
     if isinstance(place, list):
         index = _index(place, last, key, allow_next=True)
         place[index : index + 1] = [value]
@@ -72,7 +79,7 @@ def _assign(mapping: dict[str, Any], key: str, value: Any) -> None:
 
 def _index(entries: list[Any], part: str, key: str, *, allow_next: bool) -> int:
     limit = len(entries) + allow_next
-    if not part.isdecimal() or int(part) >= limit:
+    if part not in map(str, range(limit)):
         expected = f"expected an index from 0 to {limit - 1}" if limit else "the list is empty"
         raise user_error(expected, source=SOURCE, key=key, value=part)
     return int(part)

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from nanotron_recipes.errors import user_error
 from nanotron_recipes.recipe import Recipe
 
+MAX_SIZE = 1_000_000_000
+"""Largest batch, width, or number of ranks that is thought about."""
+
 
 @dataclass(frozen=True)
 class Topology:
@@ -81,6 +84,8 @@ def resolve_topology(recipe: Recipe, world_size: int | None = None) -> Topology:
     parallelism = recipe.parallelism
     dp = _data_parallel_size(recipe, world_size)
     batch = global_batch_size(recipe)
+    if batch > MAX_SIZE:
+        raise user_error(f"expected at most {MAX_SIZE:,} sequences", key="tokens.global_batch_size", value=batch)
     if batch % dp:
         raise user_error(
             f"expected a multiple of dp {dp} (dp may be {_listing(divisors(batch))})",

@@ -8,8 +8,11 @@ from typing import Any
 
 import yaml
 
-from nanotron_recipes.errors import UserError, user_error
+from nanotron_recipes.errors import UserError, one_line, shorten, user_error
 
+MAX_DEPTH = 50
+"""Levels of sections and lists that a recipe may have."""
+_MAX_VALUES = 100_000
 _INT = re.compile(r"^[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F]+)$")
 _FLOAT = re.compile(
     r"^[-+]?(?:(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.inf|\.Inf|\.INF)$"
@@ -32,16 +35,40 @@ def _resolvers(
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers = _resolvers(yaml.SafeLoader.yaml_implicit_resolvers)
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """What PyYAML raises for a value that its tag cannot be is of many kinds, and names no line."""
+        try:
+            value = super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError, ArithmeticError, TypeError):
+            raise _mistake(f"{_shown(node)} cannot be read as {node.tag.rpartition(':')[2]}", node) from None
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise _mistake(f"{_shown(node)} is beyond 64 bits", node)
+        return _joined(value, node) if isinstance(value, str) else value
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
             if key.tag != "tag:yaml.org,2002:merge" and isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key.value!r} stands twice in one place", key.start_mark
-                    )
+                    raise _mistake(f"the key {_shown(key)} stands twice in one place", key)
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+def _mistake(problem: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+def _joined(text: str, node: yaml.Node) -> str:
+    """Make one character of two escapes that JSON writes for it (a surrogate pair); half a pair is none."""
+    try:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        raise _mistake("half of a surrogate pair is no character", node) from None
+
+
+def _shown(node: yaml.Node) -> str:
+    return shorten(repr(node.value), 60) if isinstance(node, yaml.ScalarNode) else "this"
 
 
 class _Dumper(yaml.SafeDumper):
@@ -67,14 +94,44 @@ _Dumper.add_representer(str, _represent_text)
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """Read one YAML document. Raises UserError with the line where the text is not YAML or repeats a key."""
+    """Read one YAML document. Raises UserError with the line where the text is not YAML, repeats a key, or holds a
+    number beyond 64 bits; and where there are several documents, or more values or depth than a recipe can have."""
     try:
-        return yaml.load(text, Loader=_Loader)
+        value = yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
-        line = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
-        raise user_error(f"not valid YAML: {error.problem}{line}", source=source) from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+        if isinstance(error, yaml.composer.ComposerError) and "another document" in str(error.problem):
+            raise user_error(f"expected one YAML document; another begins{_line(error)}", source=source) from None
+        raise user_error(f"not valid YAML: {error.problem}{_line(error)}", source=source) from None
+    except RecursionError:
+        raise _too_deep(source) from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        raise user_error(f"not valid YAML: {one_line(str(error))}", source=source) from None
+    _check_extent(value, source)
+    return value
+
+
+def _line(error: yaml.MarkedYAMLError) -> str:
+    return f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
+
+
+def _too_deep(source: str) -> UserError:
+    return user_error(f"nested too deeply; expected at most {MAX_DEPTH} levels", source=source)
+
+
+def _check_extent(value: Any, source: str) -> None:
+    """Raise UserError for what would take for ever to show or to copy: an alias counts as what it stands for."""
+    pending, count = [(value, 1)], 0
+    while pending:
+        value, depth = pending.pop()
+        count += 1
+        if depth > MAX_DEPTH:
+            raise _too_deep(source)
+        if count > _MAX_VALUES:
+            raise user_error(f"expected at most {_MAX_VALUES:,} values, aliases written out", source=source)
+        if isinstance(value, dict):
+            pending.extend((entry, depth + 1) for entry in value.values())
+        elif isinstance(value, list):
+            pending.extend((entry, depth + 1) for entry in value)
 
 
 def line_of(text: str, key: str) -> int | None:
@@ -83,7 +140,7 @@ def line_of(text: str, key: str) -> int | None:
     for part in key.split("."):
         if isinstance(node, yaml.MappingNode):
             found = next(((name, value) for name, value in node.value if name.value == part), None)
-        elif isinstance(node, yaml.SequenceNode) and part.isdecimal() and int(part) < len(node.value):
+        elif isinstance(node, yaml.SequenceNode) and part in map(str, range(len(node.value))):
             found = (node.value[int(part)],) * 2
         else:
             found = None

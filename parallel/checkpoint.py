@@ -8,6 +8,7 @@ It is written beside its final name and renamed when everything is on disk: what
 """
 
 import json
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -19,11 +20,12 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from nanotron_recipes.errors import UserError
+from nanotron_recipes.errors import UserError, user_error
 from parallel.buckets import Bucket
-from parallel.checkpoint_files import STATE_FILE, verify_checkpoint_files
+from parallel.checkpoint_files import STATE_FILE, is_count, read_manifest, verify_checkpoint_files
+from parallel.checkpoint_fit import require_same_model, whole_model
 from parallel.checkpoint_reader import CheckpointReader
-from parallel.checkpoint_tensors import MASTER, MODEL, OPTIMIZER, Tensors, readable_tensors, writable_tensors
+from parallel.checkpoint_tensors import MASTER, MODEL, MOMENTS, OPTIMIZER, Tensors, readable_tensors, writable_tensors
 from parallel.checkpoint_writer import CheckpointInfo, tensor_bytes, write_checkpoint
 from parallel.optimizer import FlatAdamW
 
@@ -65,24 +67,26 @@ def load_checkpoint(
         The `state` it was saved with.
 
     Raises:
-        UserError: the folder holds no complete checkpoint, or one of another model.
+        UserError: the folder holds no complete checkpoint, one that was not written like this, or one of another model.
     """
-    state = read_state(folder)
-    has_optimizer, has_master = _parts(folder)
-    if optimizer is not None and load_optimizer and not has_optimizer:
+    _require_files(folder, checksums=False)
+    state, step = read_state(folder), read_manifest(folder).step
+    if state.get("step", 0) != step:
+        raise user_error(f"expected {step}", source=str(folder / STATE_FILE), key="step", value=state.get("step"))
+    there = _shapes(folder)
+    has_master = any(name.startswith(MASTER) for name in there)
+    moments = [f"{OPTIMIZER}{kind}/" for kind in MOMENTS] if optimizer is not None and load_optimizer else []
+    if moments and not any(name.startswith(tuple(moments)) for name in there):
         raise UserError(f"{folder}: it holds a model without an optimizer; load_optimizer: false begins a fresh one")
+    prefixes = [MODEL, *([MASTER] if has_master else []), *moments]
+    require_same_model(folder, there, whole_model(buckets), prefixes)
     is_float32 = all(bucket.parameters.dtype == torch.float32 for bucket in buckets)
-    try:
-        _load(readable_tensors(buckets, optimizer, master=has_master, moments=load_optimizer), folder)
-    except CheckpointException as error:
-        # Every rank fails with the reasons of all; one says it.
-        reason = next(iter(error.failures.values()))[0]
-        raise UserError(f"{folder}: the checkpoint cannot be read into the recipe's model: {reason}") from error
+    _load(readable_tensors(buckets, optimizer, master=has_master, moments=load_optimizer), folder)
     if optimizer is not None:
         if not (has_master or is_float32):
             optimizer.adopt_parameters()
         if load_optimizer:
-            optimizer.set_num_updates(int(state["optimizer_updates"]))
+            optimizer.set_num_updates(state["optimizer_updates"])
         optimizer.publish()
     return state
 
@@ -103,9 +107,7 @@ def read_tensors(folder: Path, prefix: str = MODEL) -> Iterator[tuple[str, torch
     Raises:
         UserError: a file of the checkpoint is not what was written; all are looked at first.
     """
-    spoiling = [problem for problem in verify_checkpoint_files(folder) if problem.spoils]
-    if spoiling:
-        raise UserError(f"{folder}: {spoiling[0]}")
+    _require_files(folder, checksums=True)
     metadata = CheckpointReader(folder).read_metadata()
     for key, entry in metadata.state_dict_metadata.items():
         if key.startswith(prefix) and isinstance(entry, TensorStorageMetadata):
@@ -115,19 +117,31 @@ def read_tensors(folder: Path, prefix: str = MODEL) -> Iterator[tuple[str, torch
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """The JSON facts of a checkpoint.
+    """The JSON facts of a checkpoint; `optimizer_updates` and, where it is there, `step` are whole numbers.
 
     Raises:
-        UserError: there is no complete checkpoint in this folder.
+        UserError: there is no complete checkpoint in this folder, or its facts are not of these types.
     """
     path = folder / STATE_FILE
     try:
-        state = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
         raise UserError(f"{folder}: expected a checkpoint (a folder with {STATE_FILE})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: damaged: not JSON") from error
     if not isinstance(state, dict):
-        raise UserError(f"{path}: expected a JSON object")
+        raise user_error("expected a JSON object", source=str(path), value=state)
+    for key, default in (("step", 0), ("optimizer_updates", None)):
+        value = state.get(key, default)
+        if not is_count(value):
+            raise user_error("expected a whole number", source=str(path), key=key, value=value)
     return state
+
+
+def _require_files(folder: Path, *, checksums: bool) -> None:
+    spoiling = [problem for problem in verify_checkpoint_files(folder, checksums=checksums) if problem.spoils]
+    if spoiling:
+        raise UserError(f"{folder}: {spoiling[0]}")
 
 
 def _write(folder: Path, tensors: Tensors, state: Mapping[str, Any], files: Mapping[str, str] | None) -> None:
@@ -135,16 +149,19 @@ def _write(folder: Path, tensors: Tensors, state: Mapping[str, Any], files: Mapp
     write_checkpoint(CheckpointInfo(folder, state, files or {}, world), tensors, tensor_bytes(tensors))
 
 
-def _parts(folder: Path) -> tuple[bool, bool]:
-    """Whether a checkpoint has an optimizer, and a float32 copy of its weights."""
-    names = CheckpointReader(folder).read_metadata().state_dict_metadata
-    return any(name.startswith(f"{OPTIMIZER}exp_avg/") for name in names), any(
-        name.startswith(MASTER) for name in names
-    )
+def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The tensors of a checkpoint."""
+    entries = CheckpointReader(folder).read_metadata().state_dict_metadata
+    return {name: tuple(entry.size) for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
 
 
 def _load(tensors: Tensors, folder: Path, one_process: bool = False) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*single process.*")
         alone = one_process or not torch_dist.is_initialized()
-        load(dict(tensors), storage_reader=CheckpointReader(folder), no_dist=alone)
+        try:
+            load(dict(tensors), storage_reader=CheckpointReader(folder), no_dist=alone)
+        except CheckpointException as error:
+            # Every rank fails with the reasons of all; the first sentence of one says it.
+            reason = re.split(r"\.\s|\n", str(next(iter(error.failures.values()))[0]), maxsplit=1)[0]
+            raise UserError(f"{folder}: the tensors cannot be read: {reason}") from error

@@ -6,6 +6,9 @@ and a checksum of itself, so that one flipped bit anywhere is found. Nothing her
 
 import hashlib
 import json
+import re
+import shutil
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +25,9 @@ FORMAT = 1
 
 PARTIAL_SUFFIX = ".partial"
 REPLACED_SUFFIX = ".replaced"
+
+STEP_NAME = re.compile("0|[1-9][0-9]*")
+"""What a checkpoint of a run is called: its step."""
 
 _PIECE = 1 << 20
 
@@ -96,19 +102,22 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(f"{folder}: expected a checkpoint (a folder with {MANIFEST_FILE})") from error
     try:
         manifest = _parse(json.loads(text))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: damaged: expected the manifest of a checkpoint, format {FORMAT}") from error
     if _render(manifest).encode() != text:
         raise UserError(f"{path}: damaged: it does not match its own checksum")
     return manifest
 
 
-def verify_checkpoint_files(folder: Path, *, checksums: bool = True, share: tuple[int, int] = (0, 1)) -> list[Problem]:
+def verify_checkpoint_files(
+    folder: Path, *, checksums: bool = True, share: tuple[int, int] = (0, 1), step: int | None = None
+) -> list[Problem]:
     """Compare a checkpoint's files with its manifest; no problem means that every byte is as it was written.
 
     Args:
         checksums: read all files; without, only the manifest itself and the sizes of the others are looked at.
         share: (k, n): read only every n-th file's content, from the k-th, when n ranks share the work.
+        step: what the folder is called, where it is one of a run's checkpoints: the state must be of that step.
     """
     try:
         manifest = read_manifest(folder)
@@ -116,14 +125,32 @@ def verify_checkpoint_files(folder: Path, *, checksums: bool = True, share: tupl
         where, _, detail = str(error).partition(": ")
         return [Problem(MANIFEST_FILE, "manifest", detail or where)]
     problems: list[Problem] = []
+    if step is not None and manifest.step != step:
+        problems.append(Problem(MANIFEST_FILE, "manifest", f"the state after step {manifest.step}, called {step}"))
     first, count = share
     for index, entry in enumerate(sorted(manifest.files, key=lambda entry: (-entry.size, entry.name))):
-        problem = _compare(folder, entry, checksums and index % count == first)
+        problem = compare_file(folder, entry, read=checksums and index % count == first)
         if problem is not None:
             problems.append(problem)
     listed = {MANIFEST_FILE, *(entry.name for entry in manifest.files)}
     extra = sorted(path.name for path in folder.iterdir() if path.name not in listed)
     return [*problems, *(Problem(name, "extra", "not in the manifest") for name in extra)]
+
+
+def compare_file(folder: Path, entry: FileEntry, *, read: bool) -> Problem | None:
+    """What is wrong with one file: that it is no file, its size and, with `read`, its content."""
+    path = folder / entry.name
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            return Problem(entry.name, "missing", "is no file")
+        if found.st_size != entry.size:
+            return Problem(entry.name, "size", f"{found.st_size:,} bytes instead of {entry.size:,}")
+        if read and describe_file(path).sha256 != entry.sha256:
+            return Problem(entry.name, "checksum", "its content is not what was written (SHA-256 differs)")
+    except OSError as error:
+        return Problem(entry.name, "missing", f"cannot be read ({error.strerror})")
+    return None
 
 
 def describe_file(path: Path) -> FileEntry:
@@ -141,17 +168,12 @@ def describe_files(paths: Iterable[Path]) -> tuple[FileEntry, ...]:
     return tuple(describe_file(path) for path in sorted(paths))
 
 
-def _compare(folder: Path, entry: FileEntry, read: bool) -> Problem | None:
-    path = folder / entry.name
-    try:
-        size = path.stat().st_size
-        if size != entry.size:
-            return Problem(entry.name, "size", f"{size:,} bytes instead of {entry.size:,}")
-        if read and describe_file(path).sha256 != entry.sha256:
-            return Problem(entry.name, "checksum", "its content is not what was written (SHA-256 differs)")
-    except OSError as error:
-        return Problem(entry.name, "missing", f"cannot be read ({error.strerror})")
-    return None
+def remove_folder(folder: Path) -> None:
+    """Remove a folder with all that is in it; of a link to one only the link. Raises OSError."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder)
 
 
 def _render(manifest: Manifest) -> str:
@@ -165,6 +187,13 @@ def _parse(content: Mapping[str, Any]) -> Manifest:
         raise ValueError("another format")
     files = tuple(FileEntry(**entry) for entry in content["files"])
     for entry in files:
-        if "/" in entry.name or entry.name in ("", ".", "..") or not isinstance(entry.size, int):
+        if set("/\0") & set(entry.name) or entry.name in ("", ".", "..") or not is_count(entry.size):
             raise ValueError("not a file of this folder")
-    return Manifest(int(content["step"]), str(content["data"]), dict(content["world"]), files)
+    if not is_count(content["step"]) or not isinstance(content["data"], str):
+        raise ValueError("not a step of a run")
+    return Manifest(content["step"], content["data"], dict(content["world"]), files)
+
+
+def is_count(value: object) -> bool:
+    """Whether a value of a JSON file is a whole number from 0 on that fits into 64 bits."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63

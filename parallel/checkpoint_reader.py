@@ -5,6 +5,7 @@ bytes as well. Here only the classes that a checkpoint of ours consists of are f
 torch itself reads the tensors with `weights_only`.
 """
 
+import math
 import pickle
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader, _StorageIn
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta, TensorStorageMetadata
 
 from nanotron_recipes.errors import UserError
-from parallel.checkpoint_files import METADATA_FILE, describe_file, read_manifest
+from parallel.checkpoint_files import METADATA_FILE, Manifest, compare_file, read_manifest
 
 _ADMITTED = {
     ("torch", "Size"),
@@ -62,27 +63,36 @@ class CheckpointReader(FileSystemReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """What lies where; see `FileSystemReader.read_metadata`."""
         path, manifest = self._folder / METADATA_FILE, read_manifest(self._folder)
+        entry = manifest.entry(METADATA_FILE)
+        if entry is None:
+            raise UserError(f"{path}: refused: the manifest does not list it")
+        problem = compare_file(self._folder, entry, read=True)
+        if problem is not None:
+            raise UserError(f"{self._folder}: {problem}")
         try:
-            if describe_file(path) != manifest.entry(METADATA_FILE):
-                raise UserError(f"{path}: damaged: it is not the file of the manifest")
             with path.open("rb") as file:
                 metadata = _CheckpointUnpickler(file).load()
+            _check(metadata, path, manifest)
         except UserError:
             raise
         except Exception as error:  # a damaged pickle can end in any exception
             raise UserError(f"{path}: refused: not the table of a checkpoint ({error})") from error
-        _check(metadata, path, {entry.name for entry in manifest.files})
+        assert isinstance(metadata, Metadata)
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
 
 
-def _check(metadata: object, path: Path, files: set[str]) -> None:
+def _check(metadata: object, path: Path, manifest: Manifest) -> None:
     if not isinstance(metadata, Metadata) or not isinstance(metadata.storage_data, dict):
         raise UserError(f"{path}: refused: not the table of a checkpoint")
     for name, entry in metadata.state_dict_metadata.items():
         if not isinstance(entry, TensorStorageMetadata):
             raise UserError(f"{path}: refused: {name} is no tensor")
+        # All of its bytes are in these files: nobody shall allocate more than that because a table says so.
+        if math.prod(entry.size) * entry.properties.dtype.itemsize > manifest.num_bytes:
+            raise UserError(f"{path}: refused: {name} is larger than all files together")
+    files = {entry.name for entry in manifest.files}
     for index, place in metadata.storage_data.items():
         is_plain = isinstance(index, MetadataIndex) and isinstance(place, _StorageInfo)
         if not is_plain or place.relative_path not in files or place.transform_descriptors:

@@ -6,6 +6,7 @@ begins, so nobody waits for somebody who has given up, and what was written is r
 """
 
 import json
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -26,10 +27,12 @@ from parallel.checkpoint_files import (
     PARTIAL_SUFFIX,
     REPLACED_SUFFIX,
     STATE_FILE,
+    STEP_NAME,
     FileEntry,
     Manifest,
     describe_file,
     describe_files,
+    remove_folder,
     write_manifest,
 )
 from parallel.checkpoint_tensors import Tensors
@@ -73,18 +76,17 @@ def write_checkpoint(info: CheckpointInfo, tensors: Tensors, num_bytes: int, gro
     """
     partial = info.folder.with_name(info.folder.name + PARTIAL_SUFFIX)
     is_first = not torch_dist.is_initialized() or torch_dist.get_rank(group) == 0
+    needed = sum(_together(lambda: num_bytes, group))
+    _together(lambda: _make_room(partial, needed) if is_first else None, group)
     try:
-        needed = sum(_together(lambda: num_bytes, group))
-        _together(lambda: _make_room(partial, needed) if is_first else None, group)
         _save(tensors, partial, group)
         written = _together(lambda: _own_files(partial, group), group)
         sizes = _together(lambda: _finish(info, partial, written) if is_first else 0, group)
-    except CheckpointException as error:
+    except (CheckpointException, SaveFailed) as error:
+        cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+        free = _together(lambda: _free_bytes(info.folder.parent) if is_first else 0, group)[0]
         _remove_if(is_first, partial)
-        raise SaveFailed(_reason(next(iter(error.failures.values()))[0])) from error
-    except SaveFailed:
-        _remove_if(is_first, partial)
-        raise
+        raise SaveFailed(f"{_reason(cause)} ({free / 1e6:,.1f} MB are free in {info.folder.parent})") from error
     return max(sizes)
 
 
@@ -92,8 +94,8 @@ def remove_leftovers(folder: Path) -> None:
     """Remove what interrupted saves left among the checkpoints in `folder`; nobody may be saving there."""
     for path in folder.iterdir() if folder.is_dir() else []:
         stem = path.name.removesuffix(PARTIAL_SUFFIX).removesuffix(REPLACED_SUFFIX)
-        if path.name != stem and stem.isdecimal():
-            shutil.rmtree(path)
+        if path.name != stem and STEP_NAME.fullmatch(stem) and path.is_dir():
+            remove_folder(path)
 
 
 class _Writer(FileSystemWriter):
@@ -136,7 +138,8 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, SaveFailed):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror[0].lower() + error.strerror[1:]
+        where = f"{error.filename}: " if error.filename else ""
+        return where + error.strerror[0].lower() + error.strerror[1:]
     if "inline_container" in str(error):
         # torch's archive writer drops the system's reason.
         return "no space left on device, or another failure to write (torch does not say which)"
@@ -144,12 +147,17 @@ def _reason(error: BaseException) -> str:
 
 
 def _make_room(partial: Path, needed: int) -> None:
-    if partial.exists():
-        shutil.rmtree(partial)
+    if os.path.lexists(partial):
+        remove_folder(partial)
     partial.mkdir(parents=True)
-    free = shutil.disk_usage(partial).free
+    free = _free_bytes(partial)
     if free < needed:
+        partial.rmdir()
         raise SaveFailed(f"{needed / 1e6:,.1f} MB are needed in {partial.parent} and {free / 1e6:,.1f} MB are free")
+
+
+def _free_bytes(folder: Path) -> int:
+    return shutil.disk_usage(folder).free
 
 
 def _own_files(partial: Path, group: Group) -> tuple[FileEntry, ...]:
@@ -167,14 +175,14 @@ def _finish(info: CheckpointInfo, partial: Path, written: Iterable[tuple[FileEnt
     manifest = Manifest(step, data, info.world, entries)
     write_manifest(partial, manifest)
     replaced = info.folder.with_name(info.folder.name + REPLACED_SUFFIX)
-    if replaced.exists():
-        shutil.rmtree(replaced)
-    if info.folder.exists():
+    if os.path.lexists(replaced):
+        remove_folder(replaced)
+    if os.path.lexists(info.folder):
         info.folder.rename(replaced)
     partial.rename(info.folder)
     sync(info.folder.parent)
-    if replaced.exists():
-        shutil.rmtree(replaced)
+    if os.path.lexists(replaced):
+        remove_folder(replaced)
     return manifest.num_bytes
 
 

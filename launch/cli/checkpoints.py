@@ -39,7 +39,7 @@ def checkpoints(
     folder, recipe = _find(run, RUNS)
     if dry_run and action != "prune":
         raise UserError(f"--dry-run: checkpoints {action} deletes nothing; expected prune")
-    problems = {step: verify_checkpoint_files(folder.checkpoints / str(step)) for step in folder.steps()}
+    problems = {step: verify_checkpoint_files(folder.checkpoints / str(step), step=step) for step in folder.steps()}
     steps = [step for step in folder.steps() if step in problems]  # a run that goes on may have deleted some meanwhile
     problems = {step: problems[step] for step in steps}
     damaged = {step for step in steps if any(problem.spoils for problem in problems[step])}

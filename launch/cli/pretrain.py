@@ -12,7 +12,7 @@ import typer
 
 from launch.cli.options import OverrideOption, RecipeArgument
 from nanotron_recipes.errors import UserError
-from nanotron_recipes.machine import usable_cpus
+from nanotron_recipes.machine import check_local_ranks, usable_cpus
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -80,6 +80,7 @@ def _num_ranks(loaded: LoadedRecipe, asked: int | None) -> int:
             f"--gpus-per-node {asked}: expected dp × pp × tp ranks, and with parallelism.dp {parallelism.dp}, "
             f"pp {parallelism.pp} and tp {parallelism.tp} that is {num_ranks}"
         )
+    check_local_ranks(num_ranks)
     resolve_topology(recipe, num_ranks)
     return num_ranks
 

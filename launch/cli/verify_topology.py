@@ -42,10 +42,12 @@ def verify_topology(
 
     from launch.train.verify_topology import check_comparable, choose_batches, choose_grids, compare_grids
     from nanotron_recipes.loading import load_recipe
+    from nanotron_recipes.machine import check_local_ranks
     from parallel.rank_pool import RankFailure
 
     loaded = load_recipe(recipe, overrides or [])
     grids = choose_grids(loaded.recipe, topology or [])
+    check_local_ranks(max(grid.num_ranks for grid in grids))
     check_comparable(loaded.recipe, grids, steps)
     batches, data = choose_batches(loaded.recipe)
     console = Console(soft_wrap=True, highlight=False)

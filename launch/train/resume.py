@@ -3,6 +3,7 @@
 Imports no torch at module level: what is said before a launch is said at once.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +45,8 @@ def newest_sound_step(folder: RunFolder, *, checksums: bool = False) -> int:
     """
     steps, reason = folder.steps(), ""
     for step in reversed(steps):
-        reason = _reason(verify_checkpoint_files(folder.checkpoints / str(step), checksums=checksums))
+        path = folder.checkpoints / str(step)
+        reason = _reason(verify_checkpoint_files(path, checksums=checksums, step=step))
         if not reason:
             return step
     if steps:
@@ -57,7 +59,7 @@ def find_start(folder: RunFolder, recipe: Recipe) -> Start:
     refused: dict[int, str] = {}
     for step in reversed(folder.steps()):
         path = folder.checkpoints / str(step)
-        reason = agree_on(path)
+        reason = _agree_on(path, step)
         if not reason:
             return Start(path, step + 1, True, refused)
         refused[step] = reason
@@ -68,11 +70,22 @@ def find_start(folder: RunFolder, recipe: Recipe) -> Start:
     if wanted.resume_checkpoint_path is None:
         return Start(None, 1, True, refused)
     parent = Path(wanted.resume_checkpoint_path)
-    reason = agree_on(parent)
+    reason = _agree_on(parent)
     if reason:
         raise UserError(f"checkpoints.resume_checkpoint_path: {parent}: {reason}")
     step = read_manifest(parent).step if wanted.load_lr_scheduler else 0
     return Start(parent, step + 1, wanted.load_optimizer, refused, is_branch=True)
+
+
+def first_sound(folder: RunFolder, steps: Iterable[int], refused: dict[int, str]) -> int | None:
+    """The first of `steps` whose checkpoint is sound; the others are added to `refused` with the reason. Every rank
+    calls this with the same steps, and all agree."""
+    for step in steps:
+        reason = _agree_on(folder.checkpoints / str(step), step)
+        if not reason:
+            return step
+        refused[step] = reason
+    return None
 
 
 def parent_manifest(recipe: Recipe) -> Manifest | None:
@@ -91,12 +104,12 @@ def parent_manifest(recipe: Recipe) -> Manifest | None:
     return read_manifest(Path(path))
 
 
-def agree_on(path: Path) -> str:
-    """Why a checkpoint is refused, the same on all ranks, which all call this; empty for a sound one."""
+def _agree_on(path: Path, step: int | None = None) -> str:
+    """Why a checkpoint is refused, the same on all ranks; empty for a sound one. `step`: of a run's own, its name."""
     import torch.distributed as torch_dist
 
     count = torch_dist.get_world_size()
-    found = _reason(verify_checkpoint_files(path, share=(torch_dist.get_rank(), count)))
+    found = _reason(verify_checkpoint_files(path, share=(torch_dist.get_rank(), count), step=step))
     reasons = [found] * count
     torch_dist.all_gather_object(reasons, found)
     return next((reason for reason in reasons if reason), "")

@@ -1,11 +1,10 @@
 """Which checkpoints of a run are kept, and why. Imports no torch."""
 
-import shutil
 from collections.abc import Collection, Sequence
 
 from launch.train.run_folder import RunFolder
 from nanotron_recipes.schema.checkpoints import Checkpoints
-from parallel.checkpoint_files import REPLACED_SUFFIX, verify_checkpoint_files
+from parallel.checkpoint_files import REPLACED_SUFFIX, remove_folder, verify_checkpoint_files
 
 
 def reasons_to_keep(good_steps: Sequence[int], policy: Checkpoints) -> dict[int, str]:
@@ -39,7 +38,8 @@ def damaged_steps(folder: RunFolder, steps: Sequence[int], *, checksums: bool) -
         step
         for step in steps
         if any(
-            problem.spoils for problem in verify_checkpoint_files(folder.checkpoints / str(step), checksums=checksums)
+            problem.spoils
+            for problem in verify_checkpoint_files(folder.checkpoints / str(step), checksums=checksums, step=step)
         )
     }
 
@@ -49,6 +49,6 @@ def delete_checkpoint(folder: RunFolder, step: int) -> None:
     path = folder.checkpoints / str(step)
     nameless = path.with_name(path.name + REPLACED_SUFFIX)
     if nameless.exists():
-        shutil.rmtree(nameless)
+        remove_folder(nameless)
     path.rename(nameless)
-    shutil.rmtree(nameless)
+    remove_folder(nameless)

@@ -22,7 +22,7 @@ import torch.distributed as torch_dist
 
 from launch.train.engine import TrainingEngine
 from launch.train.metrics import Event
-from launch.train.resume import agree_on
+from launch.train.resume import first_sound
 from launch.train.run_folder import RunFolder
 from nanotron_recipes.files import sync
 from nanotron_recipes.loading import dump_yaml
@@ -65,9 +65,11 @@ def rewind(folder: RunFolder, recipe: Recipe, engine: TrainingEngine, spike: int
     """
     refused: dict[int, str] = {}
     reason = _reason_to_stay(recipe)
-    to = None if reason else _sound_step_before(folder, recipe.guards, spike, refused)
-    if not reason and to is None:
-        reason = "no checkpoint before it"
+    to = None
+    if not reason:
+        steps = _said_by_first(folder.steps)  # it may still be deleting an old one
+        to = first_sound(folder, in_order_of_choice(steps, recipe.guards, spike), refused)
+        reason = "there is no checkpoint from before it"
     if to is None:
         return None, _event(spike, None, None, reason, refused)
     skipped = range_to_skip(recipe, spike, to)
@@ -98,16 +100,6 @@ def _reason_to_stay(recipe: Recipe) -> str:
     rewinds = sum(skipped.spike_step is not None for skipped in recipe.data_skipped_ranges)
     limit = recipe.guards.max_rewinds
     return f"the run went back {rewinds} times (guards.max_rewinds {limit})" if rewinds >= limit else ""
-
-
-def _sound_step_before(folder: RunFolder, guards: Guards, spike: int, refused: dict[int, str]) -> int | None:
-    # The first rank may still be deleting an old one.
-    for step in in_order_of_choice(_said_by_first(folder.steps), guards, spike):
-        reason = agree_on(folder.checkpoints / str(step))
-        if not reason:
-            return step
-        refused[step] = reason
-    return None
 
 
 def _change_folder(folder: RunFolder, recipe: Recipe, spike: int, to: int, skipped: SkippedRange) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from launch.train.run_lock import RunIsTrained, RunLock, holder_of
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.files import write_atomic
 from nanotron_recipes.recipe import Recipe
+from parallel.checkpoint_files import MANIFEST_FILE, STATE_FILE, STEP_NAME
 
 LATEST = "latest"
 LATEST_EXPORT = "latest-export"
@@ -120,7 +121,7 @@ class RunFolder:
         """The steps with a checkpoint, ascending. A checkpoint takes its name, the step, when it is whole."""
         if not self.checkpoints.is_dir():
             return []
-        return sorted(int(entry.name) for entry in self.checkpoints.iterdir() if entry.name.isdecimal())
+        return sorted(int(entry.name) for entry in self.checkpoints.iterdir() if is_checkpoint(entry))
 
     def completed_step(self) -> int | None:
         """The step that the run ended with, when it did everything it had to; None while it is unfinished."""
@@ -157,6 +158,11 @@ class RunChoice:
     """The run."""
     state: Literal["new", "resumed", "complete"]
     """`new`: nothing is there; `resumed`: unfinished, or asked to train longer; `complete`: nothing is left to do."""
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path is called like a step and was written as a checkpoint, damaged or not."""
+    return bool(STEP_NAME.fullmatch(path.name)) and any((path / name).exists() for name in (MANIFEST_FILE, STATE_FILE))
 
 
 Compatible = Callable[[RunFolder], bool]

@@ -183,6 +183,11 @@ def test_a_file_that_is_no_recipe_is_one_line(text: str, expected: list[str], re
         (["tiny", "--run", "latest"], ["--run", "latest"]),
         (["smollm3-3b", "--nodes", "8"], ["sbatch is missing", "login node", "NODES="]),
         (["tiny", "--nodes", "2", "--launcher", "local"], ["--nodes 2", "this machine"]),
+        (
+            ["tiny", "--set", "parallelism.dp=100000", "--set", "tokens.global_batch_size=100000"],
+            ["100,000 ranks", "for each of its CPUs"],
+        ),
+        (["tiny", "--set", "general.cpu_ranks_per_node=1000000"], ["1,000,000 ranks", "expected at most"]),
         (["tiny", "--gpus-per-node", "3", "--set", "parallelism.dp=2"], ["--gpus-per-node 3", "dp 2", "that is 2"]),
     ],
 )
@@ -266,6 +271,11 @@ def test_a_rank_without_torchrun_says_how_to_start_it(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ") and "torchrun --nproc-per-node 2 -m launch.train -- RECIPE" in line
+
+
+def test_topologies_of_more_ranks_than_the_machine_bears_are_not_compared(refused: Refuse) -> None:
+    line = refused("tiny", "--topology", "dp=1200", command="verify-topology")
+    assert "1,200 ranks" in line and "expected at most" in line
 
 
 def test_the_command_itself_ends_with_2_and_one_line(start_process: StartProcess, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from launch.train.run_lock import RunIsTrained, RunLock
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.loading import recipe_from_mapping
 from nanotron_recipes.recipe import Recipe
+from parallel.checkpoint_files import MANIFEST_FILE
 
 
 def make_recipe(train_steps: int = 100, checkpoints_path: str | None = None) -> Recipe:
@@ -134,9 +135,12 @@ def test_checkpoints_lie_elsewhere_where_the_recipe_says_so(tmp_path: Path) -> N
 def test_only_whole_checkpoints_count_as_steps(tmp_path: Path) -> None:
     folder = begin(tmp_path, "tiny-1")
     assert folder.steps() == []
-    for name in ("100", "20", "3.tmp", ".4", "latest"):
+    for name in ("0", "100", "20", "3.tmp", ".4", "007", "²", "٣", "+5", "latest"):
         (folder.checkpoints / name).mkdir(parents=True)
-    assert folder.steps() == [20, 100]
+        (folder.checkpoints / name / MANIFEST_FILE).touch()
+    (folder.checkpoints / "30").mkdir()
+    (folder.checkpoints / "40").touch()
+    assert folder.steps() == [0, 20, 100]
 
 
 def test_the_header_of_a_recipe_comes_back(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from nanotron_recipes.errors import UserError
 from nanotron_recipes.fields import all_keys
 from nanotron_recipes.loading import LoadedRecipe, dump_yaml, load_recipe, recipe_from_mapping
 from nanotron_recipes.parameters import parameter_names
@@ -116,3 +117,15 @@ def test_the_shipped_recipe_is_the_published_model_and_optimizer() -> None:
     assert ours.optimizer == published.optimizer
     assert resolve_topology(ours, 384) == resolve_topology(published, 384)
     assert len(parameter_names(ours)) == 1 + 36 * 6 + 1
+
+
+def test_urls_pass_with_a_note_where_a_file_has_an_s3_upload_and_only_for_what_is_read() -> None:
+    notes = load("stage2").notes
+    assert any(
+        note.startswith("checkpoints.resume_checkpoint_path: 's3://bucket/checkpoints/stage2': ") for note in notes
+    )
+    assert sum("(and 86 more): nothing is read from a URL so far" in note for note in notes) == 1
+    with pytest.raises(UserError, match=r"checkpoints\.checkpoints_path: 's3://b': expected a path of this machine"):
+        load("stage2", "checkpoints.checkpoints_path=s3://b")
+    with pytest.raises(UserError, match=r"dataset_folder\.0: 's3://.*expected a path of this machine"):
+        load("stage2", "s3_upload=null", "checkpoints.resume_checkpoint_path=null")

@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanotron_recipes.errors import UserError
+from nanotron_recipes.fields import all_keys
 from nanotron_recipes.loading import dump_yaml, load_recipe, recipe_from_mapping, shipped_recipes
 from nanotron_recipes.overrides import apply_overrides
+from nanotron_recipes.paths import LOCAL_PATHS, paths_of
 from nanotron_recipes.topology import global_batch_size
 from nanotron_recipes.yaml_text import line_of, parse_yaml, to_yaml
 
@@ -40,6 +42,7 @@ def raw(name: str) -> dict[str, Any]:
         ("1e5x", "1e5x"),
         (".*norm.*", ".*norm.*"),
         ("'2e-4'", "2e-4"),
+        (r'"\ud83d\ude00"', "\U0001f600"),
         ("yes", True),
         ("null", None),
         ("~", None),
@@ -50,7 +53,9 @@ def test_a_scalar_means_what_it_looks_like(text: str, value: object) -> None:
     assert parsed == value and type(parsed) is type(value)
 
 
-scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20)
+scalars = (
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.text(max_size=20)
+)
 strings_like_numbers = st.from_regex(r"[-+0-9.eE_:x]{1,8}", fullmatch=True)
 values = st.recursive(
     scalars | strings_like_numbers,
@@ -197,3 +202,44 @@ def test_a_changed_topology_does_not_change_the_batch_of_a_file_in_nanotrons_man
     assert [note.split(":")[0] for note in loaded.notes] == ["tokens.global_batch_size"]
     explicit = recipe_from_mapping(mapping, overrides=[*overrides[:1], "tokens.batch_accumulation_per_replica=5"])
     assert global_batch_size(explicit.recipe) != 24 and explicit.notes == []
+
+
+def test_a_home_folder_is_expanded_in_every_path_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home-of-a-test")
+    recipe = load_recipe(
+        "tiny",
+        [
+            "checkpoints.checkpoints_path=~/c",
+            "checkpoints.resume_checkpoint_path=~/r",
+            "corpus.path=~/t",
+            "corpus.sources.0={name: prose, reader: text, path: ~/texts}",
+            "data_stages.0.data.dataset.dataset_folder=[prose, ~/shards, a~b]",
+            "tokenizer={tokenizer_name_or_path: ~/tok}",
+            "profiler={profiler_export_path: ~/p}",
+            "general.purpose=~/c",
+        ],
+    ).recipe
+    assert [path for key in LOCAL_PATHS for _, path in paths_of(recipe, key)][:8] == [
+        "/home-of-a-test/c",
+        "/home-of-a-test/r",
+        "/home-of-a-test/t",
+        "/home-of-a-test/texts",
+        "prose",
+        "/home-of-a-test/shards",
+        "a~b",
+        "prose",
+    ]
+    assert recipe.tokenizer.tokenizer_name_or_path == "/home-of-a-test/tok"
+    assert recipe.profiler is not None and recipe.profiler.profiler_export_path == "/home-of-a-test/p"
+    assert recipe.general.purpose == "~/c"
+    assert recipe_from_mapping(parse_yaml(dump_yaml(recipe), "text")).recipe == recipe
+
+
+def test_every_key_that_names_a_path_is_known_as_one() -> None:
+    """`glob` is no path, and lighteval, dataset_read_path, s5cmd and benchmark_csv_path have no effect."""
+    named = {
+        path.replace("[]", "")
+        for path, key in all_keys()
+        if path.rpartition(".")[2].endswith(("path", "folder")) and not key.no_effect
+    }
+    assert {key for key in named if not key.startswith(("lighteval.", "s3_upload."))} == set(LOCAL_PATHS)

@@ -1,10 +1,13 @@
 """Every mistake in a recipe is one line: where, which key, what value, what was expected, the nearest name."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from nanotron_recipes.errors import UserError, nearest_name, show_value
+from nanotron_recipes.errors import UserError, nearest_name, show_value, user_error
 from nanotron_recipes.loading import load_recipe, recipe_from_mapping
 
 QK_NORM = "model.model_config.use_qk_norm=true"
@@ -78,7 +81,10 @@ def test_a_minimal_file_is_a_recipe(tmp_path: Path) -> None:
         ("data_stages.2.start_training_step=551", "551: expected more than the stage before it, 551"),
         ("data_stages.0.data.dataset.dataset_weights=[1]", "expected 3 weights, one for each dataset_folder"),
         ("data_stages.0.data.dataset.dataset_weights=[1,1,-1]", "dataset_weights.2: -1: expected at least 0"),
-        ("data_stages.0.data.dataset.dataset_weights=[0,0,0]", "expected at least one weight above 0"),
+        (
+            "data_stages.0.data.dataset.dataset_weights=[0,0,0]",
+            "expected at least one weight above 0, and a finite sum",
+        ),
         ("data_stages.0.data.dataset.dataset_folder=[code,code,maths]", "'code': expected each folder once"),
         ("data_stages.0.data.dataset.vocab_size=2048", "2048: expected at most the model's vocab_size 1024"),
         ("optimizer.weight_decay_exclude_named_params=['.*embeding.*']", "'.*embeding.*': matches no parameter"),
@@ -89,16 +95,55 @@ def test_a_minimal_file_is_a_recipe(tmp_path: Path) -> None:
         ("corpus.sources.1.name=prose", "'prose': expected a name of its own"),
         ("corpus.sources.1.reader=python", "did you mean python-"),
         ("model.model_config.eos_token_id=1024", "1024: expected less than vocab_size 1024"),
+        ("checkpoints.checkpoints_path=s3://b/c", "'s3://b/c': expected a path of this machine, not a URL"),
+        ("checkpoints.checkpoints_path=''", "--set: checkpoints.checkpoints_path: '': expected a path"),
+        (
+            "checkpoints.resume_checkpoint_path=gs://b",
+            "resume_checkpoint_path: 'gs://b': expected a path of this machine",
+        ),
+        ("corpus.path=''", "--set: corpus.path: '': expected a path"),
+        ("corpus.sources.0.path=https://x/y", "corpus.sources.0.path: 'https://x/y': expected a path of this machine"),
+        (
+            "data_stages.1.data.dataset.dataset_folder.2=s3://b/c",
+            "data_stages.1.data.dataset.dataset_folder.2: 's3://b/c'",
+        ),
+        (
+            "checkpoints.checkpoints_path=~nobody-of-that-name/x",
+            "this home folder is not known; ./~nobody-of-that-name/x",
+        ),
+        ('checkpoints.checkpoints_path="a\\0b"', "no file's name holds a NUL"),
+        ("profiler={profiler_export_path: ''}", "profiler.profiler_export_path: '': expected a path"),
+        ("model.model_config.num_hidden_layers=1000000000", "1000000000: expected at most 10,000"),
+        ("model.model_config.hidden_size=1000000001", "1000000001: expected at most 1,000,000,000"),
+        ("model.model_config.num_attention_heads=4611686018427387904", "expected at most 1,000,000,000"),
+        (
+            "tokens.global_batch_size=4611686018427387904",
+            "tokens.global_batch_size: 4611686018427387904: expected at most",
+        ),
+        ("parallelism.dp=4611686018427387904", "parallelism.dp: 4611686018427387904: expected at most"),
+        ("data_stages.0.data.dataset.dataset_weights=[1e308,1e308,1e308]", "and a finite sum"),
+        (f"optimizer.weight_decay_exclude_named_params=['{'(' * 5000}']", "expected a regular expression"),
+        ("optimizer.weight_decay_exclude_named_params=['a{99999999999999}']", "expected a regular expression"),
         ("nonsense", "--set nonsense: expected key.sub=value"),
         ("=3", "--set =3: expected key.sub=value"),
         ("data_stages.9.name=x", "'9': expected an index from 0 to 2"),
         ("data_stages.name=x", "'name': expected an index from 0 to 3"),
         ("tokens.train_steps.x=1", "expected a section, not 1100"),
         ("tokens.train_steps=[", "--set tokens.train_steps=[: not valid YAML"),
+        ("tokens.train_steps=5\nx: 3", r"--set tokens.train_steps=5\nx: 3: not valid YAML"),
+        (f"data_stages.{'9' * 5000}=5", "expected an index from 0 to 3"),
+        ("data_stages.\u0660=5", "expected an index from 0 to 3"),
+        (f"model.model_config.moe_config{'.a' * 2000}=5", "expected at most 50 levels"),
     ],
 )
 def test_a_bad_override_is_named(override: str, expected: str) -> None:
     assert expected in message("tiny", override)
+
+
+def test_a_batch_that_is_only_a_product_has_a_limit_too() -> None:
+    batch = ["tokens.global_batch_size=null", "tokens.micro_batch_size=1000000", "parallelism.dp=1000000"]
+    line = message("tiny", *batch, "tokens.batch_accumulation_per_replica=1000000")
+    assert "tokens.global_batch_size: 1000000000000000000: expected at most 1,000,000,000 sequences" in line
 
 
 def test_the_file_the_line_and_the_nearest_key_are_named(tmp_path: Path) -> None:
@@ -132,6 +177,28 @@ def test_a_key_that_stands_twice_is_an_error(tmp_path: Path) -> None:
         ("a: \t b: c\n", "not valid YAML"),
         ("a: \x07\n", "not valid YAML"),
         ("tokens: 3\n", "missing"),
+        ("a: !!int abc\n", "'abc' cannot be read as int (line 1)"),
+        ("a: 1\nb: !!int ''\n", "'' cannot be read as int (line 2)"),
+        ("a: !!int 0x\n", "'0x' cannot be read as int (line 1)"),
+        ("a: !!float abc\n", "'abc' cannot be read as float"),
+        ("a: !!bool maybe\n", "'maybe' cannot be read as bool"),
+        ("a: !!timestamp junk\n", "'junk' cannot be read as timestamp (line 1)"),
+        ("a: !!timestamp 2001-13-45\n", "cannot be read as timestamp"),
+        ("a: !!python/object/apply:os.getcwd []\n", "could not determine a constructor for the tag"),
+        ("a: 9223372036854775808\n", "'9223372036854775808' is beyond 64 bits (line 1)"),
+        (f"a: {'9' * 5000}\n", "9… cannot be read as int (line 1)"),
+        (f"a: 0x{'f' * 5000}\n", "f… is beyond 64 bits (line 1)"),
+        ('a: "\\ud800"\n', "half of a surrogate pair is no character (line 1)"),
+        ('a: "\\UFFFFFFFF"\n', "not valid YAML"),
+        ("a: 1\n---\nb: 2\n", "expected one YAML document; another begins (line 2)"),
+        ("a: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
+        ("a: " + "[" * 60 + "]" * 60, "nested too deeply; expected at most 50 levels"),
+        ("a: &a [*a]\n", "nested too deeply"),
+        (
+            "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n"
+            + "".join(f"{name}: &{name} [{', '.join([f'*{last}'] * 10)}]\n" for last, name in pairwise("abcdefghi")),
+            "expected at most 100,000 values",
+        ),
     ],
 )
 def test_a_file_that_is_no_recipe_is_an_error(tmp_path: Path, text: str, expected: str) -> None:
@@ -205,6 +272,25 @@ def test_a_mapping_with_keys_that_are_not_text_is_an_error() -> None:
 def test_values_are_shown_on_one_short_line() -> None:
     assert show_value("a\n" * 100) == repr("a\n" * 100)[:59] + "…"
     assert [show_value(value) for value in (None, True, "x", 1.5)] == ["null", "true", "'x'", "1.5"]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ('"a\\nb": 1\n', r": a\nb: 1: unknown key"),
+        ('"\\e[31m": 1\n', r": \x1b[31m: 1"),
+        (f"{'k' * 1000}: 1\n", "kkk…: 1:"),
+    ],
+)
+def test_a_strange_key_is_shown_on_one_short_line(tmp_path: Path, text: str, shown: str) -> None:
+    line = message(write(tmp_path, text))
+    assert shown in line and line.isprintable() and len(line) < 700
+
+
+@given(st.text())
+def test_a_message_is_one_line_that_can_be_shown(text: str) -> None:
+    for error in (UserError(text), user_error(text, source=text or "x", key=text, value=text, nearest=text)):
+        assert str(error).isprintable() and len(str(error).splitlines()) <= 1
 
 
 def test_the_nearest_name_is_only_a_near_one() -> None:

@@ -13,6 +13,7 @@ from nanotron_recipes.errors import UserError
 from nanotron_recipes.overrides import apply_overrides
 from nanotron_recipes.schedule import learning_rate_at
 from parallel.checkpoint import load_checkpoint, read_state, read_tensors, save_checkpoint
+from parallel.checkpoint_fit import require_same_model
 from parallel.rank_pool import RankFailure, RankPool
 
 SAVED_AT, LAST = 2, 4
@@ -122,13 +123,47 @@ def test_what_is_saved_can_be_read_by_one_process_tensor_by_tensor(
     assert [path.name for path in folder.parent.iterdir()] == [str(SAVED_AT)], "nothing half-written is left"
 
 
+def layers(recipe: dict[str, Any], count: int) -> dict[str, Any]:
+    mapping = at(recipe, 1, 2, 1, 1)[1]
+    mapping["model"]["model_config"]["num_hidden_layers"] = count
+    return mapping
+
+
 def test_a_checkpoint_of_another_model_is_refused(pool: RankPool, small_recipe: dict[str, Any], folder: Path) -> None:
     pool.run(1, save_on_rank, small_recipe, folder)
     small_recipe["model"]["model_config"]["intermediate_size"] = 96
-    with pytest.raises(
-        RankFailure, match=r"UserError.*the checkpoint cannot be read into the recipe.s model.*Size mismatch"
-    ):
+    with pytest.raises(RankFailure, match=r"UserError.*another model: model/\S+ is \(32, 64\), and \(32, 96\) in"):
         pool.run(1, resume_on_rank, small_recipe, folder)
+
+
+def test_a_checkpoint_with_more_or_fewer_layers_is_refused(
+    pool: RankPool, small_recipe: dict[str, Any], folder: Path
+) -> None:
+    pool.run(2, save_on_rank, layers(small_recipe, 4), folder)
+    # On two stages: each of them has a part of the layers alone, and both must find what is wrong.
+    with pytest.raises(
+        RankFailure, match=r"UserError.*another model: it has model/model\.decoder\.3\.\S+ \(and 5 more"
+    ):
+        pool.run(2, resume_on_rank, layers(small_recipe, 3), folder)
+    with pytest.raises(
+        RankFailure, match=r"UserError.*another model: it has no model/model\.decoder\.4\.\S+ \(and 5 m"
+    ):
+        pool.run(2, resume_on_rank, layers(small_recipe, 5), folder)
+
+
+def test_tensors_are_compared_by_name_and_shape_below_every_prefix(tmp_path: Path) -> None:
+    expected = {"a": (2, 3), "b": (4,)}
+    there = {f"{prefix}{name}": shape for prefix in ("model/", "moment/") for name, shape in expected.items()}
+    require_same_model(tmp_path, {**there, "other/c": (1,)}, expected, ["model/", "moment/"])
+    for change, expectation in (
+        ({"moment/c": (1,)}, "it has moment/c, and the recipe's model has not"),
+        ({"moment/a": (3, 2)}, r"moment/a is \(3, 2\), and \(2, 3\)"),
+    ):
+        with pytest.raises(UserError, match=expectation):
+            require_same_model(tmp_path, {**there, **change}, expected, ["model/", "moment/"])
+    del there["moment/b"]
+    with pytest.raises(UserError, match="it has no moment/b"):
+        require_same_model(tmp_path, there, expected, ["model/", "moment/"])
 
 
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
