@@ -9,13 +9,18 @@ RUN =
 ARGS =
 VENV =
 
+# One word of the shell, whatever is in it.
+quoted = '$(subst ','\'',$(1))'
+METRICS = runs/$(or $(RUN),latest-export)/metrics.jsonl
+PRETRAIN_OPTIONS = $(if $(NODES),--nodes $(call quoted,$(NODES))) $(if $(RUN),--run $(call quoted,$(RUN))) $(ARGS)
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
 ifneq ($(VENV),)
 BIN := $(abspath $(VENV))/bin
-PYTHON := env PYTHONPATH=$(CURDIR) $(BIN)/python
+PYTHON := env PYTHONPATH=$(call quoted,$(CURDIR)) $(BIN)/python
 CLI := $(PYTHON) -P -c 'from launch.cli.main import main; main()'
 READY :=
 READY_DEV :=
@@ -35,7 +40,7 @@ help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
 
 pretrain: $(READY)  ## text → tokens → training → a Hugging Face folder   [RECIPE=] [NODES=] [RUN=] [ARGS=]
-	@$(CLI) pretrain $(RECIPE) $(if $(NODES),--nodes $(NODES)) $(if $(RUN),--run $(RUN)) $(ARGS)
+	@$(CLI) pretrain $(call quoted,$(RECIPE)) $(PRETRAIN_OPTIONS)
 
 test: $(READY_DEV)  ## every unit and property test, one case of every distributed behaviour (under 15 minutes)
 	@$(PYTHON) -m pytest $(ARGS)
@@ -68,7 +73,7 @@ docs: $(READY)  ## write the pages that are made from the code again
 	@$(PYTHON) -m parallel.adaptations
 
 docs-images: $(READY)  ## draw the README's picture from a complete run   [RUN=]
-	@$(PYTHON) -m launch.train.loss_plot runs/$(or $(RUN),latest-export)/metrics.jsonl docs/images/tiny-loss.png
+	@$(PYTHON) -m launch.train.loss_plot $(call quoted,$(METRICS)) docs/images/tiny-loss.png
 
 .venv/.ready: setup.cfg pyproject.toml constraints.txt
 	@set -e; for python in python3 python3.13 python3.12 python3.11 python; do \

@@ -13,7 +13,7 @@ from typing import Literal
 
 from data import arithmetic, python_text
 from data.rejected import Rejected
-from nanotron_recipes.errors import UserError
+from nanotron_recipes.errors import UserError, user_error
 from nanotron_recipes.schema.data import Corpus, CorpusSource
 
 SplitName = Literal["train", "validation"]
@@ -101,12 +101,31 @@ def files_of(source: CorpusSource) -> tuple[Path, list[str]]:
     if source.path is None:
         raise UserError(f"{where}: path: expected a file or a folder for the reader {source.reader}")
     path = Path(source.path)
-    if path.is_file():
-        return path.parent, [path.name]
-    if not path.is_dir():
-        raise UserError(f"{where}: path: {path}: no such file or folder")
-    globs = (source.glob,) if source.glob else _GLOBS[source.reader]
-    found = {file.relative_to(path).as_posix() for glob in globs for file in path.glob(glob) if file.is_file()}
+    try:
+        if path.is_file():
+            return path.parent, [path.name]
+        if not path.is_dir():
+            raise UserError(f"{where}: path: {path}: no such file or folder")
+        globs = _GLOBS[source.reader] if source.glob is None else (source.glob,)
+        matches = sorted({file for glob in globs for file in _matches(path, glob, where)})
+        found = [file.relative_to(path).as_posix() for file in matches if file.is_file()]
+        broken = next((file for file in matches if not file.exists()), None)
+    except OSError as error:
+        raise user_error(
+            f"cannot be looked through: {error.strerror}", key=f"{where}: path", value=source.path
+        ) from None
+    if broken is not None:
+        raise UserError(f"{where}: {broken}: a link to a file that is not there")
     if not found:
         raise UserError(f"{where}: path: {path}: no file matches {' or '.join(globs)}")
     return path, sorted(found)
+
+
+def _matches(path: Path, glob: str, where: str) -> list[Path]:
+    try:
+        if ".." in Path(glob).parts:
+            raise ValueError("it leaves the folder")
+        return list(path.glob(glob))
+    except (ValueError, NotImplementedError) as error:
+        expected = f"expected a pattern such as **/*.jsonl, relative to path ({error})"
+        raise user_error(expected, key=f"{where}: glob", value=glob) from None

@@ -1,9 +1,15 @@
 """What a corpus holds but cannot be used: counted and named, never skipped in silence."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+NOT_JSON = "not a JSON object"
+NO_TEXT = "no text under the text_key"
+EMPTY = "empty text"
+NOT_UTF8 = "not UTF-8"
 MAX_EXAMPLES = 3
+_MAX_KEYS = 100
 
 
 @dataclass
@@ -15,11 +21,16 @@ class Rejected:
     examples: dict[str, list[str]] = field(default_factory=dict)
     """The first few places (`file:line`) by reason."""
     keys_seen: set[str] = field(default_factory=set)
-    """Keys of objects that had no text under the text_key."""
+    """Some keys of objects that lack the text_key."""
 
-    def add(self, reason: str, where: str) -> None:
-        """Notes one more."""
-        self.counts[reason] += 1
+    def add(self, reason: str, where: str, count: int = 1) -> None:
+        """Notes `count` more."""
+        self.counts[reason] += count
         examples = self.examples.setdefault(reason, [])
         if len(examples) < MAX_EXAMPLES:
             examples.append(where)
+
+    def see_keys(self, keys: Iterable[str]) -> None:
+        """Notes what stands where the text_key was looked for."""
+        if len(self.keys_seen) < _MAX_KEYS:
+            self.keys_seen.update(keys)

@@ -23,11 +23,11 @@ from rich.console import Console
 from data.corpora import documents, files_of
 from data.finish import finish_source
 from data.manifest import MANIFEST_NAME, Manifest, read_manifest
-from data.rejected import Rejected
+from data.rejected import NO_TEXT, NOT_JSON, Rejected
 from data.tokenization_job import Job, source_folder, tasks_of
 from data.tokenization_process import run_job
 from data.tokenizer import TokenizerInfo, read_tokenizer, tokenizer_folder, train_tokenizer
-from nanotron_recipes.errors import UserError, nearest_name
+from nanotron_recipes.errors import UserError, nearest_name, user_error
 from nanotron_recipes.files import sync, write_atomic
 from nanotron_recipes.machine import usable_cpus
 from nanotron_recipes.recipe import Recipe
@@ -36,6 +36,7 @@ from nanotron_recipes.schema.data import Corpus, CorpusSource
 SETTINGS_VERSION = 1
 """Part of every settings hash: raise it when the same settings shall make other shards than before."""
 _UNFINISHED = ".tokenizing-"
+_KEYS_SHOWN = 10
 
 
 def tokenize(
@@ -144,11 +145,15 @@ def _check_readable(corpus: Corpus, sources: list[CorpusSource]) -> None:
 
 def _empty(source: CorpusSource, rejected: Rejected) -> UserError:
     where = f"corpus.sources {source.name}"
-    if rejected.keys_seen:
-        names = ", ".join(sorted(rejected.keys_seen))
-        nearest = nearest_name(source.text_key, rejected.keys_seen)
-        hint = f"; did you mean {nearest}?" if nearest else ""
-        return UserError(f"{where}: text_key: {source.text_key!r}: no document has text there (keys: {names}){hint}")
+    if rejected.keys_seen and set(rejected.counts) <= {NOT_JSON, NO_TEXT}:
+        names = sorted(rejected.keys_seen)
+        shown = ", ".join([*names[:_KEYS_SHOWN], *["…"][: len(names) > _KEYS_SHOWN]])
+        return user_error(
+            f"no document has text there (keys: {shown})",
+            key=f"{where}: text_key",
+            value=source.text_key,
+            nearest=nearest_name(source.text_key, rejected.keys_seen),
+        )
     folder, files = files_of(source) if source.path else (Path(), [])
     reasons = ", ".join(f"{count} × {reason}" for reason, count in rejected.counts.items())
     looked = folder / files[0] if len(files) == 1 else f"{folder}: {len(files)} files"

@@ -120,8 +120,9 @@ def train_tokenizer(corpus: Corpus, vocab_size: int, folder: Path) -> TokenizerI
         show_progress=False,
     )
     tokenizer.train_from_iterator((text for source in corpus.sources for text in _sample(source, corpus)), trainer)
-    for number in range(vocab_size - tokenizer.get_vocab_size()):
-        tokenizer.add_special_tokens([AddedToken(f"<|reserved_{number}|>", special=True, normalized=False)])
+    missing = vocab_size - tokenizer.get_vocab_size()
+    reserved = [AddedToken(f"<|reserved_{number}|>", special=True, normalized=False) for number in range(missing)]
+    tokenizer.add_special_tokens(reserved)
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": END_OF_TEXT,

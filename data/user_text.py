@@ -4,26 +4,28 @@ Lines and documents that cannot be used are counted and named instead of being s
 import this module where a source is read, not before.
 """
 
+import io
+import lzma
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import orjson
 import pyarrow
-import zstandard
+import pyarrow.parquet
 from datatrove.data import Document
-from datatrove.pipeline.readers import JsonlReader, ParquetReader
+from datatrove.pipeline.readers import JsonlReader
 from datatrove.pipeline.readers.base import BaseDiskReader
 
-from data.rejected import Rejected
+from data.rejected import EMPTY, NO_TEXT, NOT_JSON, NOT_UTF8, Rejected
 from nanotron_recipes.errors import UserError
 
-NOT_JSON = "not a JSON object"
-NO_TEXT = "no text under the text_key"
-EMPTY = "empty text"
-NOT_UTF8 = "not UTF-8"
-_DAMAGED = (EOFError, OSError, zlib.error, zstandard.ZstdError, pyarrow.ArrowException)
+_DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError, pyarrow.ArrowException)
 """What reading a file raises that is cut off, or not what its name says."""
+_PARQUET_ROWS = 256
+"""Rows that are in memory at once."""
 
 
 class _Counting(BaseDiskReader):
@@ -33,25 +35,40 @@ class _Counting(BaseDiskReader):
 
     def get_document_from_dict(self, data: dict[str, Any], source_file: str, id_in_file: int) -> Document | None:
         text = data.get(self.text_key)
-        where = f"{self.data_folder.resolve_paths(source_file)}:{id_in_file + 1}"
+        where = self.place(source_file, id_in_file)
         if not isinstance(text, str):
-            self.rejected.add(NO_TEXT, where)
-            self.rejected.keys_seen.update(data)
+            self.rejected.add(NO_TEXT if text is None else f"{_kind(text)} under the text_key, not text", where)
+            if self.text_key not in data:
+                self.rejected.see_keys(data)
             return None
         if not text.strip():
             self.rejected.add(EMPTY, where)
             return None
         return Document(text=text, id=where)
 
+    def place(self, source_file: str, id_in_file: int) -> str:
+        """How a document is named, counted from 1."""
+        return f"{self.data_folder.resolve_paths(source_file)}:{id_in_file + 1}"
+
+
+def _kind(value: object) -> str:
+    match value:
+        case bool():
+            return "true or false"
+        case int() | float():
+            return "a number"
+        case list():
+            return "a list"
+        case dict():
+            return "an object"
+        case _:
+            return type(value).__name__
+
 
 class _Jsonl(_Counting, JsonlReader):
     def read_file(self, filepath: str) -> Iterator[Document]:
-        import orjson
-
-        # What is not UTF-8 becomes lone surrogates, which make a line that is not JSON instead of ending the file.
-        how = {"encoding": "utf-8", "errors": "surrogateescape", "newline": "\n", "compression": self.compression}
-        with self.data_folder.open(filepath, "r", **how) as file:
-            for number, line in enumerate(file):
+        with self._lines(filepath) as lines:
+            for number, line in enumerate(lines):
                 if not line.strip():
                     continue
                 try:
@@ -59,13 +76,50 @@ class _Jsonl(_Counting, JsonlReader):
                 except orjson.JSONDecodeError:
                     data = None
                 if not isinstance(data, dict):
-                    self.rejected.add(NOT_JSON, f"{self.data_folder.resolve_paths(filepath)}:{number + 1}")
+                    self.rejected.add(NOT_JSON, self.place(filepath, number))
                 elif document := self.get_document_from_dict(data, filepath, number):
                     yield document
 
+    @contextmanager
+    def _lines(self, filepath: str) -> Iterator[io.TextIOWrapper]:
+        packed_by_zstd = filepath.endswith(".zst")
+        compression = None if packed_by_zstd else self.compression
+        with self.data_folder.open(filepath, "rb", compression=compression) as file:
+            content = _unpacked(file) if packed_by_zstd else file
+            # What is not UTF-8 becomes lone surrogates: a line that is not JSON, instead of the end of the file.
+            yield io.TextIOWrapper(content, encoding="utf-8-sig", errors="surrogateescape", newline="\n")
 
-class _Parquet(_Counting, ParquetReader):
-    pass
+
+def _unpacked(packed: BinaryIO) -> pyarrow.CompressedInputStream:
+    # fsspec reads a zstd file that is cut off up to there and says nothing; this raises.
+    return pyarrow.CompressedInputStream(pyarrow.PythonFile(packed, mode="r"), "zstd")
+
+
+class _Parquet(_Counting):
+    name = "Parquet"
+
+    def read_file(self, filepath: str) -> Iterator[Document]:
+        with self.data_folder.open(filepath, "rb") as file, pyarrow.parquet.ParquetFile(file) as table:
+            columns = table.schema_arrow.names
+            if self.text_key not in columns:
+                if table.metadata.num_rows:
+                    self.rejected.add(NO_TEXT, self.data_folder.resolve_paths(filepath), table.metadata.num_rows)
+                    self.rejected.see_keys(columns)
+                return
+            number = 0
+            for batch in table.iter_batches(_PARQUET_ROWS, columns=[self.text_key]):
+                for cell in batch.column(0):
+                    if document := self._document(cell, filepath, number):
+                        yield document
+                    number += 1
+
+    def _document(self, cell: pyarrow.Scalar, filepath: str, number: int) -> Document | None:
+        try:
+            text = cell.as_py()
+        except UnicodeDecodeError:
+            self.rejected.add(NOT_UTF8, self.place(filepath, number))
+            return None
+        return self.get_document_from_dict({self.text_key: text}, filepath, number)
 
 
 class _TextFiles(_Counting):
@@ -75,7 +129,7 @@ class _TextFiles(_Counting):
         with self.data_folder.open(filepath, "rb") as file:
             content = file.read()
         try:
-            text = content.decode("utf-8")
+            text = content.decode("utf-8-sig")
         except UnicodeDecodeError:
             self.rejected.add(NOT_UTF8, self.data_folder.resolve_paths(filepath))
             return
@@ -86,14 +140,13 @@ class _TextFiles(_Counting):
 def read_texts(reader: str, folder: Path, files: Sequence[str], text_key: str, rejected: Rejected) -> Iterator[str]:
     """The texts of `files` (relative to `folder`), in order; what cannot be used goes to `rejected`.
 
-    Raises UserError where a file is damaged.
+    Raises UserError where a file is damaged or cannot be read.
     """
     step: Any
     if reader == "jsonl":
         step = _Jsonl(str(folder), text_key=text_key)
     elif reader == "parquet":
-        # The key twice, so that no other column is read.
-        step = _Parquet(str(folder), text_key=text_key, id_key=text_key, read_metadata=False)
+        step = _Parquet(str(folder), text_key=text_key)
     else:
         step = _TextFiles(str(folder))
     step.rejected = rejected
@@ -102,4 +155,6 @@ def read_texts(reader: str, folder: Path, files: Sequence[str], text_key: str, r
             for document in step.read_file(file):
                 yield document.text
         except _DAMAGED as error:
+            if isinstance(error, OSError) and error.strerror:
+                raise UserError(f"{folder / file}: cannot be read: {error.strerror}") from None
             raise UserError(f"{folder / file}: damaged or not a {reader} file ({error})") from None

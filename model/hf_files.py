@@ -189,6 +189,9 @@ def _shard_files(folder: Path) -> list[str]:
     if not index.is_file():
         raise UserError(f"{folder}: has neither {SINGLE_FILE} nor {INDEX_FILE}; expected a Hugging Face model folder")
     try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{index}: not a safetensors index with a weight_map") from error
+    if not files or not all(isinstance(file, str) and file and Path(file).name == file for file in files):
+        raise UserError(f"{index}: weight_map: expected the name of a file in this folder for each tensor")
+    return files

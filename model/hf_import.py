@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.arithmetic import num_parameters, parameter_shapes
+from model.hf_config_types import REQUIRED, check_types
 from model.hf_files import SafetensorsReader, open_safetensors
 from model.hf_folder import whole_folder
 from model.hf_mapping import LLAMA, QWEN3, SMOLLM3, fuse_from_hf, hf_shapes, no_rope_layer_of, parameter_map
-from nanotron_recipes.errors import UserError
+from nanotron_recipes.errors import UserError, shorten, user_error
 from nanotron_recipes.loading import dump_yaml, recipe_from_mapping
 from nanotron_recipes.recipe import Recipe
 
@@ -25,7 +26,6 @@ _CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     LLAMA: {"tie_word_embeddings": False, "rope_theta": 10_000.0, "max_position_embeddings": 2048},
     QWEN3: {"tie_word_embeddings": False, "rope_theta": 10_000.0, "max_position_embeddings": 32768},
 }
-_REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ def import_hf(hf_dir: Path, out: Path) -> ImportReport:
     UserError, naming file and key, for whatever our model does not compute: another class, biases, scaled RoPE, sliding
     windows, layers without RoPE that are not every n-th, …
     """
-    from parallel.checkpoint import save_tensors
-
     config = read_config(hf_dir)
+    from parallel.checkpoint import save_tensors  # and torch, which takes seconds
+
     with open_safetensors(hf_dir) as reader:
         recipe = recipe_of(config, hf_dir, stored_dtype(reader, hf_dir))
         check_tensors(reader, recipe, hf_dir)
@@ -71,16 +71,16 @@ def read_config(hf_dir: Path) -> dict[str, Any]:
         raise UserError(f"{path}: missing; expected a Hugging Face model folder")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise user_error("expected a JSON object, the configuration of a model", source=str(path), value=config)
+    check_types(config, str(path))
     architecture = (config.get("architectures") or [None])[0]
     if architecture not in _CLASS_DEFAULTS:
         raise UserError(f"{path}: architectures: {architecture}, expected one of {', '.join(_CLASS_DEFAULTS)}")
-    for key in _REQUIRED:
-        if not isinstance(config.get(key), int):
-            raise UserError(f"{path}: {key}: {config.get(key)}, expected a whole number")
-    rope = _rope_parameters(config, path)
-    config = _CLASS_DEFAULTS[architecture] | config | rope
+    config = _CLASS_DEFAULTS[architecture] | {key: value for key, value in config.items() if value is not None}
+    config |= _rope_parameters(config, path)
     _refuse_what_we_do_not_compute(config, path)
     return config
 
@@ -88,11 +88,11 @@ def read_config(hf_dir: Path) -> dict[str, Any]:
 def _rope_parameters(config: dict[str, Any], path: Path) -> dict[str, Any]:
     """{"rope_theta": …} from transformers 5's rope_parameters, or nothing where an older file has it at the top."""
     for key in ("rope_parameters", "rope_scaling"):
-        rope = config.get(key) or {}
+        rope = config.get(key, {})
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind != "default" or rope.get("partial_rotary_factor", 1) != 1:
-            raise UserError(f"{path}: {key}: {rope}, expected rope_type default without scaling")
-    theta = (config.get("rope_parameters") or {}).get("rope_theta")
+            raise UserError(f"{path}: {key}: {shorten(str(rope), 100)}, expected rope_type default without scaling")
+    theta = config.get("rope_parameters", {}).get("rope_theta")
     return {} if theta is None else {"rope_theta": theta}
 
 
@@ -112,9 +112,11 @@ def _refuse_what_we_do_not_compute(config: dict[str, Any], path: Path) -> None:
         config = config | {"head_dim": 128}
     for key, allowed in expected.items():
         if config.get(key) not in allowed:
-            raise UserError(f"{path}: {key}: {config[key]}, expected {json.dumps(allowed[-1])}; we have nothing else")
-    if any(kind != "full_attention" for kind in config.get("layer_types") or ()):
-        raise UserError(f"{path}: layer_types: {config['layer_types']}, expected full_attention in every layer")
+            shown = shorten(str(config[key]), 100)
+            raise UserError(f"{path}: {key}: {shown}, expected {json.dumps(allowed[-1])}; we have nothing else")
+    if any(kind != "full_attention" for kind in config.get("layer_types", ())):
+        shown = shorten(str(config["layer_types"]), 100)
+        raise UserError(f"{path}: layer_types: {shown}, expected full_attention in every layer")
 
 
 def stored_dtype(reader: SafetensorsReader, hf_dir: Path) -> str:
@@ -150,8 +152,8 @@ def recipe_of(config: dict[str, Any], hf_dir: Path, dtype: str) -> Recipe:
     name = config["architectures"][0]
     heads = config["num_attention_heads"]
     eos = config.get("eos_token_id")
-    architecture = {key: config[key] for key in _REQUIRED} | {
-        "num_key_value_heads": config.get("num_key_value_heads") or heads,
+    architecture = {key: config[key] for key in REQUIRED} | {
+        "num_key_value_heads": config.get("num_key_value_heads", heads),
         "hidden_act": "silu",
         "max_position_embeddings": config["max_position_embeddings"],
         "rms_norm_eps": config.get("rms_norm_eps", 1e-6),
@@ -188,4 +190,4 @@ def _no_rope_layer(config: dict[str, Any]) -> int | None:
     if listed is None:
         interval = config.get("no_rope_layer_interval", 4)
         listed = [int((layer + 1) % interval != 0) for layer in range(layers)]
-    return no_rope_layer_of(list(listed[:layers]))
+    return no_rope_layer_of(listed)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from nanotron_recipes.errors import nearest_name
 from nanotron_recipes.parameters import parameter_names
 from nanotron_recipes.paths import LOCAL_PATHS, REMOTE_IN_NANOTRON, is_url, path_mistake, paths_of
 from nanotron_recipes.recipe import Recipe
@@ -29,6 +31,8 @@ class Problem:
     key: str
     value: Any
     expected: str
+    nearest: str | None = None
+    """A name that was probably meant."""
 
 
 def problems(recipe: Recipe) -> Iterator[Problem]:
@@ -44,6 +48,7 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _tokenizer(recipe)
     yield from _corpus(recipe)
     yield from _paths(recipe)
+    yield from _misspelt_sources(recipe)
 
 
 def _sizes(recipe: Recipe) -> Iterator[Problem]:
@@ -183,12 +188,20 @@ def _corpus(recipe: Recipe) -> Iterator[Problem]:
     names: set[str] = set()
     for index, source in enumerate(recipe.corpus.sources if recipe.corpus else []):
         key = f"corpus.sources.{index}"
-        if source.name in names or not re.fullmatch(r"[\w.-]+", source.name) or source.name in (".", "..", "tokenizer"):
-            expected = "expected a name of its own of letters, digits, '.', '-' and '_', other than 'tokenizer'"
-            yield Problem(f"{key}.name", source.name, expected)
+        if source.name in names or source.name in ("tokenizer", "tokenizer.settings"):
+            yield Problem(f"{key}.name", source.name, "expected a name of its own, other than 'tokenizer'")
         names.add(source.name)
         if source.reader in ("jsonl", "parquet", "text") and source.path is None:
             yield Problem(f"{key}.path", None, f"expected the file or folder that reader {source.reader} reads")
+
+
+def _misspelt_sources(recipe: Recipe) -> Iterator[Problem]:
+    """A name in dataset_folder that is no source and no folder, and nearly the name of a source."""
+    sources = [source.name for source in recipe.corpus.sources] if recipe.corpus else []
+    for key, name in paths_of(recipe, "data_stages.data.dataset.dataset_folder"):
+        nearest = None if name in sources or "/" in name else nearest_name(name, sources)
+        if nearest is not None and not os.path.isdir(name):
+            yield Problem(key, name, "expected the name of a source in corpus, or a folder of shards", nearest)
 
 
 def _paths(recipe: Recipe) -> Iterator[Problem]:

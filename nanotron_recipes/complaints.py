@@ -10,7 +10,6 @@ from pydantic_core import ErrorDetails
 
 from nanotron_recipes.errors import NO_VALUE, UserError, nearest_name, user_error
 from nanotron_recipes.fields import all_keys, keys_of, section_at
-from nanotron_recipes.origin import Origin
 
 Path = tuple[str | int, ...]
 
@@ -34,24 +33,23 @@ _EXPECTED: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
-def complaint(error: ValidationError, origin: Origin) -> UserError:
-    """Turn the most telling finding into a UserError: file (or --set), key, value, what was expected, nearest name."""
+def complaint(error: ValidationError) -> UserError:
+    """Turn the most telling finding into a UserError: key, value, what was expected, nearest name."""
     findings = error.errors(include_url=False)
     # A misspelt key is often also a missing one; the misspelling is what the user can see.
     finding = next((each for each in findings if each["type"] in _UNKNOWN), findings[0])
     path = _path_in_file(finding["loc"])
     key = ".".join(map(str, path))
-    where = origin.of(key)
     if finding["type"] in _UNKNOWN:
-        return _unknown_key(path, finding["input"], where)
+        return _unknown_key(path, finding["input"])
     if finding["type"] == "missing":
-        return user_error("missing; this key has no default", source=where, key=key)
+        return user_error("missing; this key has no default", key=key)
     same_place = [each for each in findings if _path_in_file(each["loc"]) == path]
     expected = "expected " + " or ".join(dict.fromkeys(_expected(each) for each in same_place))
-    return user_error(expected, source=where, key=key, value=finding["input"], nearest=_nearest_value(same_place))
+    return user_error(expected, key=key, value=finding["input"], nearest=_nearest_value(same_place))
 
 
-def _unknown_key(path: Path, value: Any, source: str) -> UserError:
+def _unknown_key(path: Path, value: Any) -> UserError:
     *parents, name = path
     section = section_at(tuple(parents))
     valid = list(keys_of(section)) if section else []
@@ -59,7 +57,7 @@ def _unknown_key(path: Path, value: Any, source: str) -> UserError:
     listing = "" if nearest else f"; expected one of {', '.join(valid)}"
     scalar = value if isinstance(value, str | int | float | None) else NO_VALUE
     key = ".".join(map(str, path))
-    return user_error(f"unknown key{listing}", source=source, key=key, value=scalar, nearest=nearest)
+    return user_error(f"unknown key{listing}", key=key, value=scalar, nearest=nearest)
 
 
 def _same_key_elsewhere(name: str) -> str | None:

@@ -16,7 +16,8 @@ from nanotron_recipes.errors import UserError, nearest_name, user_error
 from nanotron_recipes.fields import keys_of
 from nanotron_recipes.notes import notes_on
 from nanotron_recipes.origin import Origin
-from nanotron_recipes.overrides import apply_overrides, keep_batch
+from nanotron_recipes.overrides import SOURCE as OVERRIDE
+from nanotron_recipes.overrides import apply_overrides, keep_batch, shown_override
 from nanotron_recipes.paths import with_home
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.schema.section import Section
@@ -67,8 +68,11 @@ def find_recipe(name_or_path: str) -> Path:
     if name_or_path in shipped:
         return shipped[name_or_path]
     path = Path(name_or_path)
-    if path.is_file():
-        return path
+    try:
+        if path.is_file():
+            return path
+    except OSError as error:
+        raise user_error(f"cannot be looked up: {error.strerror}", source=name_or_path) from None
     if path.is_dir():
         raise UserError(f"{name_or_path}: expected a recipe file, found a folder")
     expected = f"no such recipe or file; shipped recipes: {', '.join(shipped)}"
@@ -92,39 +96,69 @@ def recipe_from_mapping(
     if not isinstance(mapping, Mapping):
         raise user_error("expected a recipe (sections of keys)", source=source, value=mapping)
     raw, spelling_notes = modernise(dict(mapping))
-    raw, batch_notes = keep_batch(raw, overrides)
-    raw, overridden = apply_overrides(raw, overrides)
-    raw, override_notes = modernise(raw)
-    recipe = _validate(_with_corpus_path(raw, name), Origin(source, text, tuple(overridden)))
-    return LoadedRecipe(recipe, [*spelling_notes, *override_notes, *batch_notes, *notes_on(raw, recipe)], name, path)
+    changed, overridden, override_notes = _changed(raw, overrides)
+    try:
+        recipe = _validate(changed, name)
+    except UserError as error:
+        where = Origin(source, text, tuple(overridden)).of(error.key or "")
+        if where != OVERRIDE:
+            where = _culprit(raw, overrides, name) or where
+        raise user_error(str(error), source=where) from None
+    return LoadedRecipe(recipe, [*spelling_notes, *override_notes, *notes_on(changed, recipe)], name, path)
 
 
-def dump_yaml(recipe: Recipe) -> str:
+def dump_yaml(recipe: Recipe, encoding: str = "utf-8") -> str:
     """Write the resolved recipe: every key with an effect, and of those without one what the user wrote.
 
-    Reading it back gives an equal recipe.
+    Reading it back gives an equal recipe, also where `encoding` lacks some of its signs.
     """
-    return to_yaml(_plain(recipe))
+    return to_yaml(_plain(recipe), encoding)
 
 
 def _short(path: Path) -> str:
     """Return the path as a message shows it: from the working directory where it lies below it."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def _validate(raw: dict[str, Any], origin: Origin) -> Recipe:
     try:
-        recipe = with_home(Recipe.model_validate(raw))
+        return str(path.relative_to(Path.cwd()))
+    except (ValueError, FileNotFoundError):  # it lies elsewhere, or the working directory was deleted
+        return str(path)
+
+
+def _changed(raw: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str], list[str]]:
+    """Apply the overrides; return the mapping, the keys that they set, and notes."""
+    kept, batch_notes = keep_batch(raw, overrides)
+    changed, overridden = apply_overrides(kept, overrides)
+    changed, spelling_notes = modernise(changed)
+    return changed, overridden, [*spelling_notes, *batch_notes]
+
+
+def _validate(raw: dict[str, Any], name: str) -> Recipe:
+    """Return the recipe; raise UserError with the key that is wrong, and without where it stands."""
+    try:
+        recipe = with_home(Recipe.model_validate(_with_corpus_path(raw, name)))
     except ValidationError as error:
-        raise complaint(error, origin) from None
+        raise complaint(error) from None
     problem = next(problems(recipe), None)
     if problem is not None:
-        raise user_error(problem.expected, source=origin.of(problem.key), key=problem.key, value=problem.value)
-    try:
-        resolve_topology(recipe)
-    except UserError as error:
-        raise UserError(f"{origin.of(error.key or '')}: {error}") from None
+        raise user_error(problem.expected, key=problem.key, value=problem.value, nearest=problem.nearest)
+    resolve_topology(recipe)
     return recipe
+
+
+def _culprit(raw: dict[str, Any], overrides: Sequence[str], name: str) -> str | None:
+    """Return the override without which all is well, or only that it is one of them; None where the file is wrong."""
+
+    def is_well(some: Sequence[str]) -> bool:
+        try:
+            _validate(_changed(raw, some)[0], name)
+        except UserError:
+            return False
+        return True
+
+    if not overrides or not is_well(()):
+        return None
+    alone = (index for index in range(len(overrides)) if is_well([*overrides[:index], *overrides[index + 1 :]]))
+    index = next(alone, None)
+    return OVERRIDE if index is None else shown_override(overrides[index])
 
 
 def _with_corpus_path(raw: dict[str, Any], name: str) -> dict[str, Any]:

@@ -150,6 +150,15 @@ def line_of(text: str, key: str) -> int | None:
     return line
 
 
-def to_yaml(value: Any) -> str:
-    """Write plain data so that `parse_yaml` gives the same back."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+def to_yaml(value: Any, encoding: str = "utf-8") -> str:
+    """Write plain data so that `parse_yaml` gives the same back; escaped where `encoding` lacks a sign."""
+    text = _dump(value, allow_unicode=True)
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return _dump(value, allow_unicode=False)
+    return text
+
+
+def _dump(value: Any, *, allow_unicode: bool) -> str:
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=allow_unicode, width=120)

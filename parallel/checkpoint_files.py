@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.files import write_atomic
@@ -194,6 +194,6 @@ def _parse(content: Mapping[str, Any]) -> Manifest:
     return Manifest(content["step"], content["data"], dict(content["world"]), files)
 
 
-def is_count(value: object) -> bool:
+def is_count(value: object) -> TypeGuard[int]:
     """Whether a value of a JSON file is a whole number from 0 on that fits into 64 bits."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63

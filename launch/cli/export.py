@@ -34,6 +34,7 @@ def export(
     from model.hf_export import export_checkpoint
 
     chosen = choose_checkpoint(checkpoint, Path("runs"))
+    _refuse_among_checkpoints(out, chosen)
     tokenizer = tokenizer_at_hand(chosen.recipe)
     if tokenizer is None:
         print("note: the recipe's tokenizer is not a folder here; the export holds none", file=sys.stderr)
@@ -47,6 +48,15 @@ def export(
     if verify:
         _verify(chosen, out)
     print(f"next: {_next_command(out, has_tokenizer=tokenizer is not None)}")
+
+
+def _refuse_among_checkpoints(out: Path, chosen: ChosenCheckpoint) -> None:
+    """What lies there counts as a step, or as a damaged file of one."""
+    places = [out.resolve(), *out.resolve().parents]
+    own = [chosen.folder.resolve(), *([chosen.run.checkpoints.resolve()] if chosen.run else [])]
+    of_runs = [place for place in places if place.name == "checkpoints" and (place.parent / "recipe.yaml").is_file()]
+    if of_runs or any(place in own for place in places):
+        raise UserError(f"{out}: expected a folder that is not among the checkpoints of a run")
 
 
 def _next_command(out: Path, *, has_tokenizer: bool) -> str:

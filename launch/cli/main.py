@@ -6,14 +6,17 @@ import torch, transformers and datatrove only inside functions, so that help and
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from launch.cli.usage import CALL_ERROR, PROGRAM, call_mistake, system_mistake
 from nanotron_recipes.errors import UserError, nearest_name, user_error
 
 COMMANDS = {
@@ -48,22 +51,60 @@ class LazyCommands(TyperGroup):
 
 def main() -> None:
     """Run the command line and exit: 0, 2 for a user's mistake (one line on stderr), 1 for a failure, 130 for ^C."""
+    _prepare_streams()
+    sys.exit(_run(sys.argv[1:]))
+
+
+def _run(arguments: list[str]) -> int:
+    """Return the exit code of one call. Without arguments it is help, and as wrong as any call without a command."""
     try:
-        _root().main(prog_name="nanotron-recipes")
+        code = _root().main(args=arguments or ["--help"], prog_name=PROGRAM, standalone_mode=False)
+        sys.stdout.flush()
+        return code or (0 if arguments else 2)
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except BrokenPipeError:
+        # Nobody reads any more: what is still buffered goes nowhere when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        mistake = error
+    except CALL_ERROR as error:
+        mistake = call_mistake(error)
+    except OSError as error:
+        mistake = system_mistake(error)
+    print(f"error: {mistake}", file=sys.stderr)
+    return 2
+
+
+def _prepare_streams() -> None:
+    """Print what an encoding cannot show as a question mark, and print nowhere what has been closed."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(getattr(sys, name), io.TextIOWrapper):
+            getattr(sys, name).reconfigure(errors="replace")
 
 
 def _root() -> Any:
-    app = typer.Typer(cls=LazyCommands, add_completion=False, no_args_is_help=True, rich_markup_mode="markdown")
+    app = typer.Typer(cls=LazyCommands, add_completion=False, rich_markup_mode="markdown")
     app.callback()(_introduction)
     return typer.main.get_command(app)
 
 
-def _introduction() -> None:
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"{PROGRAM} {version(PROGRAM)}")
+        raise typer.Exit
+
+
+def _introduction(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
     """Pretrain SmolLM3-shaped language models on nanotron, from a laptop to a cluster, one recipe a run."""
 
 

@@ -146,6 +146,7 @@ def _train(loaded: LoadedRecipe, run: str | None, num_ranks: int, stop_after: in
 def _finish(prepared: PreparedRun, console: Console) -> int:
     """What follows the last step; a run that was stopped before it only says how to go on."""
     from data.plan import DataPlan
+    from launch.evaluate.best_effort import best_effort
     from launch.train.loss_plot import plot_losses
     from launch.train.metrics import read_metrics
 
@@ -157,15 +158,17 @@ def _finish(prepared: PreparedRun, console: Console) -> int:
             highlight=False,
         )
         return 0
-    metrics = read_metrics(folder.metrics_file)
     if recipe.checkpoints.export_at_end:
         from launch.evaluate.finish import finish_run
 
         finish_run(folder, recipe, DataPlan.from_recipe(recipe), console)
-    plot_losses(metrics, folder.path / "loss.png")
+    with best_effort("the picture of the losses"):
+        plot_losses(read_metrics(folder.metrics_file), folder.path / "loss.png")
     folder.mark_completed(recipe.tokens.train_steps)
     console.print(f"run:         {folder.path}", highlight=False)
-    console.print(f"losses:      {folder.path / 'loss.png'} (a picture of {folder.metrics_file.name})", highlight=False)
+    picture = folder.path / "loss.png"
+    if picture.is_file():
+        console.print(f"losses:      {picture} (a picture of {folder.metrics_file.name})", highlight=False)
     console.print(f"tensorboard: {_tool('tensorboard')} --logdir {folder.tensorboard}", highlight=False)
     if recipe.checkpoints.export_at_end:
         console.print(f"export:      {folder.export} (a Hugging Face folder; see its README.md)", highlight=False)

@@ -14,6 +14,7 @@ from data.manifest import read_manifest
 from data.plan import DataPlan
 from data.tokenizer import tokenizer_folder
 from launch.evaluate.arithmetic_task import ArithmeticResult, arithmetic_accuracy
+from launch.evaluate.best_effort import best_effort
 from launch.evaluate.card_facts import bits_per_byte, facts_of_run
 from launch.evaluate.generation import Generator, Sample, generate_samples
 from launch.evaluate.verification import LOGIT_TOLERANCE, verify_checkpoint
@@ -32,6 +33,8 @@ NUM_PROBLEMS = 400
 def finish_run(folder: RunFolder, recipe: Recipe, plan: DataPlan, console: Console) -> None:
     """Export the last checkpoint, check it and show what the model can do; nothing here touches the training.
 
+    Only the export must go well: whatever else fails is said.
+
     Raises:
         RuntimeError: the exported model does not compute what the trained one does.
     """
@@ -42,16 +45,24 @@ def finish_run(folder: RunFolder, recipe: Recipe, plan: DataPlan, console: Conso
         difference = verify_checkpoint(checkpoint, recipe, folder.export)
     if not difference <= LOGIT_TOLERANCE:
         raise RuntimeError(f"{folder.export}: logits differ by {difference:.1e} from the trained model's")
+    samples: list[Sample] = []
+    arithmetic: ArithmeticResult | None = None
+    bigram: dict[str, float] = {}
     with _saying(console, "asking the exported model"):
-        generator = Generator(folder.export)
-        samples = generate_samples(generator)
-        arithmetic = _arithmetic(generator, recipe)
-        bigram = _bigram(plan, recipe)
-    _write_evaluation(folder, step, bigram, arithmetic)
-    card = render_card(replace(facts_of_run(folder, recipe, step), has_tokenizer=True))
-    write_atomic(folder.export / "README.md", card)
+        with best_effort("asking the exported model"):
+            generator = Generator(folder.export)
+            samples = generate_samples(generator)
+            arithmetic = _arithmetic(generator, recipe)
+        with best_effort("the bigram model to compare with"):
+            bigram = _bigram(plan, recipe)
+    with best_effort("the record of the evaluation"):
+        _write_evaluation(folder, step, bigram, arithmetic)
+    with best_effort("the model card of this run (a shorter one is there)"):
+        card = render_card(replace(facts_of_run(folder, recipe, step), has_tokenizer=True))
+        write_atomic(folder.export / "README.md", card)
     point_latest(folder.path.parent, folder, LATEST_EXPORT)
-    _show(console, folder, recipe, bigram, arithmetic, samples, difference)
+    with best_effort("the table of results"):
+        _show(console, folder, recipe, bigram, arithmetic, samples, difference)
 
 
 @contextmanager
@@ -122,9 +133,8 @@ def _show(
 
 
 def _rows(validations: list[dict[str, object]], bigram: dict[str, float], recipe: Recipe) -> list[ValidationRow]:
-    first, last = validations[0], validations[-1]
-    before = first["validation_loss"] if first["step"] == 0 else {}
-    after = last["validation_loss"]
+    before = next((event["validation_loss"] for event in reversed(validations) if event["step"] == 0), {})
+    after = validations[-1]["validation_loss"]
     assert isinstance(before, dict) and isinstance(after, dict)
     return [
         ValidationRow(source, before.get(source), loss, _bytes_per_token(recipe, source), bigram.get(source))

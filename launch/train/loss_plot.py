@@ -149,10 +149,13 @@ def main() -> int:
     if not arguments.metrics.is_file():
         print(f"error: {arguments.metrics}: no such file", file=sys.stderr)
         return 2
+    at_hand = arguments.metrics
     try:
-        plot_losses(read_metrics(arguments.metrics), arguments.out)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        metrics = read_metrics(at_hand)
+        at_hand = arguments.out
+        plot_losses(metrics, at_hand)
+    except (UserError, OSError) as error:
+        print(f"error: {f'{at_hand}: {error.strerror}' if isinstance(error, OSError) else error}", file=sys.stderr)
         return 2
     print(arguments.out)
     return 0

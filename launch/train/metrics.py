@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from parallel.checkpoint_files import is_count
+
 EventName = Literal["start", "validation", "evaluation", "checkpoint", "skipped", "spike", "rewind"]
 Event = dict[str, Any]
 """A record other than a step's: `event` (an EventName), mostly `step`, and what belongs to that event."""
@@ -40,9 +42,6 @@ class StepRecord:
     """Model FLOPs per second as a fraction of the devices' peak; None where the peak is unknown."""
     stage: str
     """Name of the data stage."""
-
-
-_STEP_KEYS = [field.name for field in dataclasses.fields(StepRecord)]
 
 
 class Callback(Protocol):
@@ -105,17 +104,18 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> Metrics:
-    """Read `path`. Lines that do not parse are ignored, and unknown keys of a step's record too."""
+    """Read `path`. Lines that do not parse, and records with values of other types, are ignored; unknown keys too."""
     steps: dict[int, StepRecord] = {}
     events: list[Event] = []
     for line in path.read_bytes().split(b"\n"):
         record = _parse(line)
         if record is None:
             continue
-        if "loss" in record and isinstance(record.get("step"), int):
-            step = StepRecord(**{key: record.get(key) for key in _STEP_KEYS})  # type: ignore[arg-type]
-            steps[step.step] = step
-        elif "event" in record:
+        if "loss" in record:
+            step = _step_record(record)
+            if step is not None:
+                steps[step.step] = step
+        elif _is_event(record):
             events.append(record)
     return Metrics([steps[step] for step in sorted(steps)], events)
 
@@ -128,9 +128,52 @@ def validation_event(step: int, loss: Mapping[str, float]) -> Event:
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
+
+
+def _step_record(record: Mapping[str, Any]) -> StepRecord | None:
+    """The record of a step, None where a value is not of its type."""
+    values = {field.name: record.get(field.name) for field in dataclasses.fields(StepRecord)}
+    for field in dataclasses.fields(StepRecord):
+        value = values[field.name]
+        if field.type == float | None:
+            is_right = value is None or _is_number(value)
+        elif field.type is float:
+            is_right = _is_number(value)
+        else:
+            is_right = isinstance(value, str) if field.type is str else is_count(value)
+        if not is_right:
+            return None
+    return StepRecord(**values)  # type: ignore[arg-type]
+
+
+def _is_event(record: Mapping[str, Any]) -> bool:
+    """Whether a record is an event; of those that are read again, whether it has what is read."""
+    match record.get("event"):
+        case "validation":
+            return is_count(record.get("step")) and _are_numbers(record.get("validation_loss"))
+        case "evaluation":
+            arithmetic = record.get("arithmetic", {"correct": 0, "total": 0})
+            is_right = isinstance(arithmetic, dict) and all(is_count(arithmetic.get(k)) for k in ("correct", "total"))
+            return is_count(record.get("step")) and is_right and _are_numbers(record.get("bigram_bits_per_byte", {}))
+        case name:
+            return isinstance(name, str)
+
+
+def _are_numbers(by_source: object) -> bool:
+    return isinstance(by_source, dict) and all(value is None or _is_number(value) for value in by_source.values())
+
+
+def _is_number(value: object) -> bool:
+    """A number that a float can hold; JSON's own are finite."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _finite(value: Any) -> Any:

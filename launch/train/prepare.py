@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from data.plan import DataPlan
-from launch.train.resume import newest_sound_step, parent_manifest
+from launch.train.preflight import check_places, check_recipe_to_the_end
+from launch.train.resume import newest_sound_step, parent_manifest, require_data
 from launch.train.run_folder import RunFolder, RunHeader, point_latest, take_run
 from launch.train.run_lock import RunLock, new_launch_id
 from nanotron_recipes.errors import UserError
@@ -71,12 +72,14 @@ def prepare_run(request: RunRequest) -> PreparedRun:
     """Choose the run, check that its past allows this recipe, take its lock, write its recipe.
 
     Raises:
-        UserError: data is missing or damaged, or the resume would change a step already taken.
+        UserError: data is missing or damaged, the resume would change a step already taken, or the run would fail at
+            its end.
         RunIsTrained: another launch trains the run.
     """
     recipe = request.loaded.recipe
     check_trainable(recipe, request.loaded.path.name)
     plan = DataPlan.from_recipe(recipe)
+    check_recipe_to_the_end(recipe)
     launch_id = new_launch_id()
     choice, lock = take_run(
         request.runs_dir,
@@ -88,18 +91,20 @@ def prepare_run(request: RunRequest) -> PreparedRun:
     )
     folder = choice.folder
     try:
+        recipe = _with_skipped_ranges(folder, recipe)
         changes: tuple[str, ...] = ()
-        if choice.state == "new":
-            recipe, parent = _check_parent(recipe, plan.fingerprint)
-            header = RunHeader(request.loaded.name, version("nanotron-recipes"), plan.fingerprint, parent=parent)
-            folder.write_recipe(dump_yaml(recipe), header)
-        else:
-            recipe = keep_ranges(load_recipe(str(folder.recipe_file)).recipe, recipe)
+        begins = choice.state == "new" or (folder.completed_step() is None and not folder.steps())
+        if not begins:
             _refuse_changes_of_the_past(folder, recipe, plan.fingerprint)
-            if choice.state == "resumed":
-                changes = _write_changes(folder, recipe)
-                folder.reopen()
         if choice.state != "complete":
+            _refuse_steps_of_nobody(folder)
+            check_places(folder, recipe)
+            changes = (
+                _begin(folder, replace(request.loaded, recipe=recipe), plan.fingerprint)
+                if begins
+                else _write_changes(folder, recipe)
+            )
+            folder.reopen()
             point_latest(request.runs_dir, folder)
         step = newest_step(folder, recipe)
         if step >= recipe.tokens.train_steps:  # nobody will read it before it is exported
@@ -140,11 +145,58 @@ def _may_go_on(folder: RunFolder, recipe: Recipe, data: str) -> bool:
     """Whether an unfinished run that nobody named fits: the topology may differ, what is learnt may not, neither in the
     past nor later. One whose recipe cannot be read any more does not fit."""
     try:
-        old = load_recipe(str(folder.recipe_file)).recipe
-        recipe = keep_ranges(old, recipe)
+        old, recipe = load_recipe(str(folder.recipe_file)).recipe, _with_skipped_ranges(folder, recipe)
         return not _objections(folder, recipe, data) and not later_changes(old, recipe, newest_step(folder, recipe))
     except UserError:
         return False
+
+
+def _with_skipped_ranges(folder: RunFolder, recipe: Recipe) -> Recipe:
+    """The recipe with what the run at its checkpoints, or else the one it branches off, began to skip after a spike."""
+    file, parent = folder.recipe_file, recipe.checkpoints.resume_checkpoint_path
+    if not folder.steps() and parent is not None and recipe.checkpoints.load_lr_scheduler:
+        file = Path(parent) / "recipe.yaml"
+    return keep_ranges(load_recipe(str(file)).recipe, recipe) if file.is_file() else recipe
+
+
+def _refuse_steps_of_nobody(folder: RunFolder) -> None:
+    """Checkpoints that no recipe belongs to are not overwritten: whose they are is for a person to say."""
+    if not folder.exists() and folder.steps():
+        raise UserError(
+            f"{folder.checkpoints}: there are checkpoints (the newest of step {folder.steps()[-1]}), and no "
+            f"{folder.recipe_file} says whose; move them away, or choose another --run"
+        )
+
+
+def _begin(folder: RunFolder, loaded: LoadedRecipe, data: str) -> tuple[str, ...]:
+    """Write the recipe of a run that has no checkpoint: a new one, or one that was begun, whose past nothing holds.
+
+    Returns what is different from before, a line each, which the recipe keeps.
+    """
+    recipe = loaded.recipe
+    changes: tuple[str, ...] = ()
+    header = RunHeader(loaded.name, version("nanotron-recipes"), data, parent=_check_parent(recipe, data))
+    if folder.exists():
+        before, old, step = folder.header(), load_recipe(str(folder.recipe_file)).recipe, newest_step(folder, recipe)
+        if left_behind := _left_behind(folder, old, recipe):
+            raise UserError(f"{folder.path}: {left_behind}")
+        found = [str(change) for change in (*changes_of_the_past(old, recipe, step), *later_changes(old, recipe, step))]
+        found += [_other_data(before.data, data)] if before.data != data else []
+        changes = tuple(f"after step {step}: {change}" for change in found)
+        header = replace(header, changes=(*before.changes, *changes))
+    folder.write_recipe(dump_yaml(recipe), header)
+    return changes
+
+
+def _left_behind(folder: RunFolder, old: Recipe, recipe: Recipe) -> str:
+    """Says that the run has checkpoints where the recipe does not look for them; else empty."""
+    before = RunFolder.of(folder.path.parent, folder.name, old)
+    if folder.steps() or not before.steps():
+        return ""
+    change = Change(
+        "checkpoints.checkpoints_path", old.checkpoints.checkpoints_path, recipe.checkpoints.checkpoints_path
+    )
+    return f"{change}: its checkpoints are in {before.checkpoints}; expected them in {folder.checkpoints}"
 
 
 def _objections(folder: RunFolder, recipe: Recipe, data: str) -> list[str]:
@@ -160,23 +212,22 @@ def _objections(folder: RunFolder, recipe: Recipe, data: str) -> list[str]:
     for key in ("resume_checkpoint_path", "load_optimizer", "load_lr_scheduler"):
         if getattr(before, key) != getattr(now, key):
             objections.append(str(Change(f"checkpoints.{key}", getattr(before, key), getattr(now, key))))
-    return objections
+    left_behind = _left_behind(folder, old, recipe)
+    return [*objections, *([left_behind] if left_behind else [])]
 
 
-def _check_parent(recipe: Recipe, data: str) -> tuple[Recipe, str]:
-    """The recipe, with the parent's skipped ranges where it goes on from its step, and what the run's recipe says about
-    the checkpoint that a new run starts from; empty without one.
+def _check_parent(recipe: Recipe, data: str) -> str:
+    """What the run's recipe says about the checkpoint that a new run starts from; empty without one.
 
     Raises:
         UserError: there is no such checkpoint, or the schedule that goes on describes other steps up to it.
     """
     manifest = parent_manifest(recipe)
     if manifest is None:
-        return recipe, ""
+        return ""
     path = Path(str(recipe.checkpoints.resume_checkpoint_path))
     if recipe.checkpoints.load_lr_scheduler:
         old = load_recipe(str(path / "recipe.yaml")).recipe
-        recipe = keep_ranges(old, recipe)
         objections = [str(change) for change in changes_of_the_past(old, recipe, manifest.step)]
         if manifest.data != data:
             objections.append(_other_data(manifest.data, data))
@@ -187,7 +238,7 @@ def _check_parent(recipe: Recipe, data: str) -> tuple[Recipe, str]:
                 f"checkpoints.resume_checkpoint_path: {path}: going on after step {manifest.step} would change steps "
                 f"already taken: {'; '.join(objections)}; checkpoints.load_lr_scheduler: false begins at step 1"
             )
-    return recipe, f"{path} (step {manifest.step}, data {manifest.data[:12] or 'none'})"
+    return f"{path} (step {manifest.step}, data {manifest.data[:12] or 'none'})"
 
 
 def _other_data(old: str, new: str) -> str:
@@ -201,6 +252,8 @@ def _refuse_changes_of_the_past(folder: RunFolder, recipe: Recipe, data: str) ->
             f"{folder.path}: going on after step {newest_step(folder, recipe)} would change steps already taken: "
             f"{'; '.join(objections)}; take the change back, or start another run with --run"
         )
+    if folder.steps():
+        require_data(folder.checkpoints / str(newest_sound_step(folder)), data)
 
 
 def _write_changes(folder: RunFolder, recipe: Recipe) -> tuple[str, ...]:

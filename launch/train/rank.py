@@ -130,7 +130,7 @@ def _train_run(
     topology = resolve_topology(recipe, torch_dist.get_world_size())
     context = EngineContext(topology.dp, topology.pp, topology.tp, device)
     engine = TrainingEngine(recipe, topology, context)
-    start = find_start(folder, recipe)
+    start = find_start(folder, recipe, plan.fingerprint)
     first_step = start.first_step
     state: dict[str, Any] = {}
     if start.checkpoint is not None:

@@ -54,13 +54,18 @@ def newest_sound_step(folder: RunFolder, *, checksums: bool = False) -> int:
     return 0
 
 
-def find_start(folder: RunFolder, recipe: Recipe) -> Start:
-    """Where this launch goes on; every rank calls this, each reads its share of the files, and all agree."""
+def find_start(folder: RunFolder, recipe: Recipe, data: str) -> Start:
+    """Where this launch goes on; every rank calls this, each reads its share of the files, and all agree.
+
+    Raises:
+        UserError: no checkpoint can be used, or it is of a run on other data than those with the fingerprint `data`.
+    """
     refused: dict[int, str] = {}
     for step in reversed(folder.steps()):
         path = folder.checkpoints / str(step)
         reason = _agree_on(path, step)
         if not reason:
+            require_data(path, data)
             return Start(path, step + 1, True, refused)
         refused[step] = reason
     if refused:
@@ -75,6 +80,15 @@ def find_start(folder: RunFolder, recipe: Recipe) -> Start:
         raise UserError(f"checkpoints.resume_checkpoint_path: {parent}: {reason}")
     step = read_manifest(parent).step if wanted.load_lr_scheduler else 0
     return Start(parent, step + 1, wanted.load_optimizer, refused, is_branch=True)
+
+
+def require_data(checkpoint: Path, data: str) -> None:
+    """Raise UserError where a run's checkpoint was not trained on the data with this fingerprint."""
+    found = read_manifest(checkpoint).data
+    if found != data:
+        raise UserError(
+            f"{checkpoint}: it was trained on other data: fingerprint {found[:12] or 'none'}, not {data[:12]}"
+        )
 
 
 def first_sound(folder: RunFolder, steps: Iterable[int], refused: dict[int, str]) -> int | None:

@@ -13,7 +13,7 @@ from launch.train.run_lock import RunIsTrained, RunLock, holder_of
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.files import write_atomic
 from nanotron_recipes.recipe import Recipe
-from parallel.checkpoint_files import MANIFEST_FILE, STATE_FILE, STEP_NAME
+from parallel.checkpoint_files import MANIFEST_FILE, STATE_FILE, STEP_NAME, is_count
 
 LATEST = "latest"
 LATEST_EXPORT = "latest-export"
@@ -98,24 +98,35 @@ class RunFolder:
         return self.path / "export"
 
     def exists(self) -> bool:
-        """Whether a run was started here."""
-        return self.recipe_file.is_file()
+        """Whether a run was started here: something has the name of its recipe, readable or not."""
+        return os.path.lexists(self.recipe_file)
+
+    def is_taken(self) -> bool:
+        """Whether a new run may not have this name: something lies here that no launch left before it began."""
+        if os.path.lexists(self.path) and (not self.path.is_dir() or self.exists() or not _is_free(self.path)):
+            return True
+        return bool(self.steps())
 
     def create(self) -> None:
         """Make the folder; raises FileExistsError when another launch made it first, UserError where none can be."""
         for path in (self.path.parent, self.path):
-            if (path.exists() or path.is_symlink()) and not path.is_dir():
+            if os.path.lexists(path) and not path.is_dir():
                 raise UserError(f"{path}: is not a folder; expected a free name or a folder of runs")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.mkdir()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir()
+        except FileExistsError:
+            raise
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be made ({error.strerror})") from error
 
     def write_recipe(self, recipe_yaml: str, header: RunHeader) -> None:
         """Write (or replace) recipe.yaml."""
         write_atomic(self.recipe_file, header.as_comments() + recipe_yaml)
 
     def header(self) -> RunHeader:
-        """What stands above the recipe in recipe.yaml."""
-        return RunHeader.parse(self.recipe_file.read_text())
+        """What stands above the recipe in recipe.yaml; raises UserError where that is no text."""
+        return RunHeader.parse(_read_text(self.recipe_file))
 
     def steps(self) -> list[int]:
         """The steps with a checkpoint, ascending. A checkpoint takes its name, the step, when it is whole."""
@@ -124,13 +135,32 @@ class RunFolder:
         return sorted(int(entry.name) for entry in self.checkpoints.iterdir() if is_checkpoint(entry))
 
     def completed_step(self) -> int | None:
-        """The step that the run ended with, when it did everything it had to; None while it is unfinished."""
-        marker = self.path / "completed"
-        return int(json.loads(marker.read_text())["step"]) if marker.is_file() else None
+        """The step that the run ended with, when it did everything it had to; None while it is unfinished.
+
+        Raises UserError where the mark is damaged.
+        """
+        if not os.path.lexists(self._completed_file):
+            return None
+        text = _read_text(self._completed_file)
+        try:
+            content = json.loads(text)
+        except (ValueError, RecursionError):
+            content = None
+        step = content.get("step") if isinstance(content, dict) else None
+        if not is_count(step):
+            raise UserError(
+                f'{self._completed_file}: damaged: expected {{"step": N}}; without this file the run counts as '
+                "unfinished, and the next launch does what is left"
+            )
+        return step
+
+    @property
+    def _completed_file(self) -> Path:
+        return self.path / "completed"
 
     def mark_completed(self, step: int) -> None:
         """Note that nothing is left to do: trained up to `step`, exported and sampled where the recipe asks for it."""
-        write_atomic(self.path / "completed", json.dumps({"step": step}) + "\n")
+        write_atomic(self._completed_file, json.dumps({"step": step}) + "\n")
 
     @property
     def failed_file(self) -> Path:
@@ -147,7 +177,7 @@ class RunFolder:
 
     def reopen(self) -> None:
         """Take the mark of `mark_completed` away: a longer training goes on."""
-        (self.path / "completed").unlink(missing_ok=True)
+        self._completed_file.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -190,9 +220,9 @@ def choose_run(
         return _judge(RunFolder.of(runs_dir, run_name, recipe), recipe)
     unfinished = _unfinished_runs(runs_dir, recipe_name, recipe)
     for folder in sorted(unfinished, key=_last_touched, reverse=True):
-        if holder_of(folder.path) is None and is_compatible(folder):
+        if _is_free(folder.path) and is_compatible(folder):
             return RunChoice(folder, "resumed")
-    return RunChoice(RunFolder.of(runs_dir, _next_name(runs_dir, recipe_name), recipe), "new")
+    return RunChoice(RunFolder.of(runs_dir, _next_name(runs_dir, recipe_name, recipe), recipe), "new")
 
 
 def take_run(
@@ -243,22 +273,45 @@ def _unfinished_runs(runs_dir: Path, recipe_name: str, recipe: Recipe) -> list[R
         return []
     entries = [entry for entry in runs_dir.iterdir() if not entry.is_symlink() and _NAME.fullmatch(entry.name)]
     folders = [RunFolder.of(runs_dir, entry.name, recipe) for entry in entries]
-    begun = [folder for folder in folders if folder.exists() and folder.header().recipe == recipe_name]
-    return [folder for folder in begun if folder.completed_step() is None]
+    return [folder for folder in folders if _is_unfinished(folder, recipe_name)]
+
+
+def _is_unfinished(folder: RunFolder, recipe_name: str) -> bool:
+    """Whether an unfinished run of the recipe is in there; what is damaged is of no concern to another run."""
+    try:
+        return folder.exists() and folder.header().recipe == recipe_name and folder.completed_step() is None
+    except UserError:
+        return False
+
+
+def _is_free(path: Path) -> bool:
+    """Whether nobody trains the run in a folder, as far as its holder's description can be read."""
+    try:
+        return holder_of(path) is None
+    except UserError:
+        return False
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: damaged: not UTF-8 text") from error
 
 
 def _last_touched(folder: RunFolder) -> float:
     files = [file for file in (folder.recipe_file, folder.metrics_file) if file.is_file()]
-    return max(file.stat().st_mtime for file in files)
+    return max((file.stat().st_mtime for file in files), default=0.0)
 
 
-def _next_name(runs_dir: Path, recipe_name: str) -> str:
+def _next_name(runs_dir: Path, recipe_name: str, recipe: Recipe) -> str:
     """The first `<recipe name>-<number>` above all that are taken. A folder without a recipe was never begun."""
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", recipe_name).lstrip("._-") or "run"
-    pattern = re.compile(rf"{re.escape(stem)}-(\d+)")
-    taken = [0]
-    for entry in runs_dir.iterdir() if runs_dir.is_dir() else ():
-        match = pattern.fullmatch(entry.name)
-        if match and ((entry / "recipe.yaml").exists() or holder_of(entry) is not None):
-            taken.append(int(match[1]))
-    return f"{stem}-{max(taken) + 1}"
+    pattern = re.compile(rf"{re.escape(stem)}-([0-9]{{1,9}})")
+    elsewhere = recipe.checkpoints.checkpoints_path
+    places = [place for place in (runs_dir, Path(elsewhere) if elsewhere else runs_dir) if place.is_dir()]
+    matches = [match for place in places for entry in place.iterdir() if (match := pattern.fullmatch(entry.name))]
+    taken = [int(match[1]) for match in matches if RunFolder.of(runs_dir, match[0], recipe).is_taken()]
+    return f"{stem}-{max(taken, default=0) + 1}"

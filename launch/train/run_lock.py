@@ -1,9 +1,10 @@
 """One launch at a time trains a run.
 
-The holder writes who it is into `holder.json` of the run's folder. That survives a kill -9, so whoever comes next
-decides whether the holder is provably gone: on the same machine by process id, start time and boot; on another machine
-never.
-Takers exclude each other with a file lock that the kernel drops when its owner dies.
+The holder writes who it is into `holder.json` of the run's folder, and touches that file again and again. Both survive
+a kill -9, so whoever comes next decides whether the holder is provably gone (see `launch.train.holder`).
+Takers exclude each other with a file lock that the kernel drops when its owner dies. A holder that was taken for gone
+and was only asleep, or that shares a file system without such locks with a taker of the same moment, finds another's
+name in the file at its next heartbeat, and ends.
 """
 
 import contextlib
@@ -13,14 +14,15 @@ import fcntl
 import json
 import os
 import secrets
-import socket
+import sys
+import threading
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
-import psutil
-
+from launch.train import holder as holders
+from launch.train.holder import Holder
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.files import write_atomic
 
@@ -37,83 +39,81 @@ def new_launch_id() -> str:
     return f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 
-@dataclass(frozen=True)
-class Holder:
-    """The process that trains a run, described so that its end can be shown later."""
-
-    host: str
-    """Host name."""
-    pid: int
-    """Process id on that host."""
-    start_time: str
-    """When the process started, in the kernel's own unit: tells it from a later process with the same id."""
-    boot_id: str
-    """Differs after the host was started again."""
-    pid_namespace: str
-    """Process ids can only be compared inside one of these (a container has its own)."""
-    launch_id: str
-    """The launch it belongs to."""
-    since: str
-    """UTC time of taking the run, for people."""
-
-    @classmethod
-    def this_process(cls, launch_id: str) -> "Holder":
-        """The description of the calling process."""
-        return cls(
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            start_time=_start_time(os.getpid()) or "",
-            boot_id=_boot_id(),
-            pid_namespace=_pid_namespace(),
-            launch_id=launch_id,
-            since=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
-
-    def is_provably_gone(self) -> bool:
-        """Whether the process certainly runs no more, as seen from the calling process's machine."""
-        if self.host == socket.gethostname() and self.boot_id != _boot_id():
-            return True
-        if self.boot_id != _boot_id() or self.pid_namespace != _pid_namespace():
-            return False
-        return not _runs(self.pid, self.start_time)
-
-
 def holder_of(folder: Path) -> Holder | None:
-    """Who trains the run in `folder`: None when nobody does, or when the last one to do so is provably gone."""
-    holder = _read_holder(folder)
-    return None if holder is None or holder.is_provably_gone() else holder
+    """Who trains the run in `folder`: None when nobody does, or when the last one to do so is provably gone.
+
+    Raises UserError where the holder's description is damaged.
+    """
+    found = _read_holder(folder)
+    return None if found is None or _is_gone(folder, found) else found
 
 
 class RunLock:
     """The right to train one run, from `acquire` to `release`."""
 
-    def __init__(self, folder: Path, holder: Holder) -> None:
+    def __init__(self, folder: Path, holder: Holder, launcher: Holder | None) -> None:
         self._folder = folder
         self.holder = holder
+        self._launcher = launcher
+        self._holds = True
+        self._released = threading.Event()
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
     @classmethod
     def acquire(cls, folder: Path, launch_id: str) -> "RunLock":
         """Take the run in `folder` (which exists) for the calling process.
 
-        A holder of the same launch is replaced: the launcher takes the run, and its rank 0 takes it over.
-        Raises RunIsTrained, naming the holder, when another launch has it.
+        A holder of the same launch is replaced: the launcher takes the run, its rank 0 takes it over, and gives it back
+        to the launcher. A thread renews the heartbeat until `release`; where it finds that another launch has the run,
+        it ends the process.
+        Raises RunIsTrained, naming the holder, when another launch has it; UserError where that cannot be known.
         """
         mine = Holder.this_process(launch_id)
         with _mutex(folder):
             other = holder_of(folder)
             if other is not None and other.launch_id != launch_id:
                 raise RunIsTrained(_refusal(folder, other))
-            write_atomic(folder / HOLDER_FILE, json.dumps(dataclasses.asdict(mine), indent=1) + "\n")
-        return cls(folder, mine)
+            _write_holder(folder, mine)
+        return cls(folder, mine, None if other is None or other.is_same_process(mine) else other)
 
     def release(self) -> None:
-        """Give the run back. A process of the same launch that took it over, and still runs, keeps it."""
+        """Give the run back: to the launcher that had it before, where that still runs. A process of the same launch
+        that took it over, and still runs, keeps it."""
+        self._released.set()
         with _mutex(self._folder):
             current = _read_holder(self._folder)
             if current is None or current.launch_id != self.holder.launch_id:
                 return
-            if current == self.holder or current.is_provably_gone():
+            if current != self.holder and not _is_gone(self._folder, current):
+                return
+            if self._launcher is not None and not _is_gone(self._folder, self._launcher):
+                _write_holder(self._folder, self._launcher)
+            else:
                 (self._folder / HOLDER_FILE).unlink(missing_ok=True)
+
+    def renew(self) -> None:
+        """The heartbeat. Raises RunIsTrained where this process had the run and another launch has it now."""
+        current = _read_holder(self._folder)
+        if current is None:
+            return
+        if current.launch_id != self.holder.launch_id:
+            if self._holds:
+                raise RunIsTrained(f"{_whom(self._folder, current)}, and took it over from this process")
+            return
+        self._holds = current == self.holder
+        if self._holds:
+            os.utime(self._folder / HOLDER_FILE)
+
+    def _beat(self) -> None:
+        while not self._released.wait(holders.HEARTBEAT_SECONDS):
+            try:
+                self.renew()
+            except RunIsTrained as error:
+                # At once, and without saving: the checkpoints are another's now.
+                print(f"error: {error}", file=sys.stderr, flush=True)
+                os._exit(1)
+            except (OSError, UserError):
+                continue  # a file system that answers no more may do so again
 
     def __enter__(self) -> "RunLock":
         return self
@@ -122,26 +122,64 @@ class RunLock:
         self.release()
 
 
+def _whom(folder: Path, holder: Holder) -> str:
+    return f"{folder}: process {holder.pid} on {holder.host} trains this run since {holder.since}"
+
+
 def _refusal(folder: Path, holder: Holder) -> str:
-    message = f"{folder}: process {holder.pid} on {holder.host} trains this run since {holder.since}"
-    if holder.host == socket.gethostname() and holder.pid_namespace == _pid_namespace():
-        return f"{message}; wait for it, stop it, or choose another --run"
-    return f"{message}, which cannot be checked from here; if it is gone, remove {folder / HOLDER_FILE}"
+    if holder.can_be_looked_for():
+        return f"{_whom(folder, holder)}; wait for it, stop it, or choose another --run"
+    return (
+        f"{_whom(folder, holder)}; its last sign of life is {_silent_seconds(folder):.0f} s old, and after "
+        f"{holders.GONE_AFTER_SECONDS:.0f} s it counts as gone; if it is gone already, remove {folder / HOLDER_FILE}"
+    )
+
+
+def _is_gone(folder: Path, holder: Holder) -> bool:
+    return holder.is_provably_gone(0.0 if holder.can_be_looked_for() else _silent_seconds(folder))
+
+
+def _silent_seconds(folder: Path) -> float:
+    """Time since the holder's file was touched. Both times are the file system's: clocks of nodes may differ."""
+    try:
+        touched = (folder / HOLDER_FILE).stat().st_mtime
+    except OSError:
+        return 0.0
+    try:
+        os.utime(folder / MUTEX_FILE)
+        now = (folder / MUTEX_FILE).stat().st_mtime
+    except OSError:  # a folder that is only looked at
+        now = time.time()
+    return max(0.0, now - touched)
 
 
 def _read_holder(folder: Path) -> Holder | None:
+    path = folder / HOLDER_FILE
     try:
-        return Holder(**json.loads((folder / HOLDER_FILE).read_text()))
-    except FileNotFoundError:
+        return Holder.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{folder / HOLDER_FILE}: not a holder's description; if nobody trains, remove it") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); if nobody trains, remove it") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a holder's description; if nobody trains, remove it") from error
+
+
+def _write_holder(folder: Path, holder: Holder) -> None:
+    try:
+        write_atomic(folder / HOLDER_FILE, json.dumps(dataclasses.asdict(holder), indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"{folder / HOLDER_FILE}: cannot be written ({error.strerror})") from error
 
 
 @contextlib.contextmanager
 def _mutex(folder: Path) -> Iterator[None]:
     """Exclude other takers of the run while its holder is read and replaced."""
-    descriptor = os.open(folder / MUTEX_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+    path = folder / MUTEX_FILE
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be opened ({error.strerror})") from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -152,48 +190,3 @@ def _mutex(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _start_time(pid: int) -> str | None:
-    """When process `pid` started; None when that cannot be seen, or only unreaped remains of it are left."""
-    try:
-        # The second field is the program's name in brackets and may hold anything.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else fields[19]
-    except OSError:
-        pass
-    if Path("/proc/self/stat").exists():
-        return None
-    try:
-        process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else str(process.create_time())
-    except psutil.Error:
-        return None
-
-
-def _runs(pid: int, start_time: str) -> bool:
-    """Whether the process of that id and start time runs; true where another user's processes are hidden."""
-    seen = _start_time(pid)
-    if seen is not None:
-        return seen == start_time
-    try:
-        os.kill(pid, 0)
-    except PermissionError:
-        return True
-    except ProcessLookupError:
-        pass
-    return False
-
-
-def _boot_id() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return str(psutil.boot_time())
-
-
-def _pid_namespace() -> str:
-    try:
-        return os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return ""

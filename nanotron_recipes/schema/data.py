@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from nanotron_recipes.schema.section import (
     NANOTRON_SEED,
@@ -20,6 +22,15 @@ from nanotron_recipes.schema.section import (
 
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
+
+
+def _folder_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", value):
+        raise PydanticCustomError(
+            "folder_name",
+            "a folder's name: at most 100 letters a to z, digits, '.', '-' and '_', not beginning with '.'",
+        )
+    return value
 
 
 class Dataset(Section):
@@ -128,8 +139,9 @@ Reader = Literal["python-code", "python-docs", "arithmetic", "jsonl", "parquet",
 class CorpusSource(Section):
     """An entry of `corpus.sources`: text of one kind."""
 
-    name: str
-    """Name of the source; the folder of its shards, and what dataset_folder calls it."""
+    name: Annotated[str, AfterValidator(_folder_name)]
+    """Name of the source; the folder of its shards, and what dataset_folder calls it. At most 100 letters a to z, digits,
+    '.', '-' and '_'; not 'tokenizer', which is the tokenizer's folder."""
 
     reader: Reader
     """python-code: modules of the standard library; python-docs: their docstrings and Python's help topics; arithmetic:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from nanotron_recipes.schema.section import (
     Fraction,
@@ -14,6 +15,13 @@ from nanotron_recipes.schema.section import (
     Section,
     null_means,
 )
+
+
+def _no_other_type(value: Any) -> Any:
+    """In Python true equals 1, and so does 1.0."""
+    if value in (0, 1) and type(value) is not int:
+        raise PydanticCustomError("literal_error", "not a whole number", {"expected": "0 or 1"})
+    return value
 
 
 class OptimizerFactory(Section):
@@ -83,5 +91,5 @@ class Optimizer(Section):
     accumulate_grad_in_fp32: bool = True
     """Sum the micro-batches' gradients in float32, whatever the model's dtype."""
 
-    zero_stage: Literal[0, 1] = 0
+    zero_stage: Annotated[Literal[0, 1], BeforeValidator(_no_other_type)] = 0
     """1: each replica keeps and updates only its part of the optimizer's state; same result, less memory."""

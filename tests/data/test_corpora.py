@@ -1,11 +1,15 @@
+import errno
 import gzip
 import json
+import re
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from datatrove.io import DataFolder
+from pydantic import ValidationError
 from small_data import write_jsonl
 
 from data.corpora import documents, num_shards
@@ -111,3 +115,135 @@ def test_a_missing_path_and_a_folder_without_files_are_named(tmp_path: Path) -> 
         source, corpus = corpus_of(reader="jsonl", path=None if path is None else str(path))
         with pytest.raises(UserError, match=message):
             list(documents(source, corpus, "train"))
+
+
+@pytest.mark.parametrize("glob", ["/texts/*.jsonl", "**x", "a/***", "", "../*.jsonl"])
+def test_a_glob_that_is_none_is_refused_with_its_value(tmp_path: Path, glob: str) -> None:
+    write_jsonl(tmp_path / "a.jsonl", 1)
+    source, corpus = corpus_of(reader="jsonl", path=str(tmp_path), glob=glob)
+    with pytest.raises(
+        UserError, match=rf"corpus\.sources mine: glob: '{re.escape(glob)}': expected a pattern such as"
+    ):
+        list(documents(source, corpus, "train"))
+
+
+def test_links_to_nothing_are_named_and_loops_and_folders_are_no_files(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "texts" / "a.jsonl", 3)
+    (tmp_path / "texts" / "folder.jsonl").mkdir()
+    (tmp_path / "texts" / "up").symlink_to(tmp_path / "texts")
+    source, corpus = corpus_of(reader="jsonl", path=str(tmp_path / "texts"))
+    assert len(texts(source, corpus)) == 3
+    (tmp_path / "texts" / "gone.jsonl").symlink_to(tmp_path / "absent.jsonl")
+    with pytest.raises(UserError, match=r"gone\.jsonl: a link to a file that is not there"):
+        texts(source, corpus)
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    source, corpus = corpus_of(reader="jsonl", path=str(loop))
+    with pytest.raises(UserError, match="loop: no such file or folder"):
+        texts(source, corpus)
+
+
+def test_a_path_that_no_file_system_takes_is_refused(tmp_path: Path) -> None:
+    source, corpus = corpus_of(reader="jsonl", path="x" * 5000)
+    with pytest.raises(UserError, match=r"path: 'x+…: cannot be looked through: File name too long"):
+        texts(source, corpus)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "größe", "a b", "a\n", "x" * 101, "a:b"])
+def test_a_source_has_a_name_that_every_file_system_takes(name: str) -> None:
+    with pytest.raises(ValidationError, match="at most 100 letters a to z"):
+        corpus_of(reader="arithmetic", name=name)
+    assert corpus_of(reader="arithmetic", name="Web-3.1_en")[0].name == "Web-3.1_en"
+
+
+def rejected_of(path: Path, reader: str = "jsonl", **changes: object) -> tuple[list[str], Rejected]:
+    source, corpus = corpus_of(reader=reader, path=str(path), **changes)
+    rejected = Rejected()
+    whole = corpus.model_copy(update={"validation_fraction": 0.0})
+    return list(documents(source, whole, "train", rejected=rejected)), rejected
+
+
+def test_what_is_no_text_is_counted_by_its_kind(tmp_path: Path) -> None:
+    values = ["[1]", "5", "1.5", "true", '{"a": 1}', "null"]
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"text": {value}}}\n' for value in values))
+    found, rejected = rejected_of(tmp_path)
+    kinds = {"a list": 1, "a number": 2, "true or false": 1, "an object": 1}
+    expected = {f"{kind} under the text_key, not text": count for kind, count in kinds.items()}
+    assert not found and rejected.counts == expected | {"no text under the text_key": 1} and not rejected.keys_seen
+
+
+def test_parquet_names_its_columns_and_the_rows_that_cannot_be_used(tmp_path: Path) -> None:
+    damaged = pa.array([b"\xff", b"ok"], type=pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": damaged, "n": [1, 2]}), tmp_path / "a.parquet")
+    found, rejected = rejected_of(tmp_path, "parquet")
+    assert found == ["ok"] and rejected.examples == {"not UTF-8": [f"{tmp_path / 'a.parquet'}:1"]}
+    _, rejected = rejected_of(tmp_path, "parquet", text_key="body")
+    assert rejected.counts == {"no text under the text_key": 2} and rejected.keys_seen == {"n", "text"}
+    _, rejected = rejected_of(tmp_path, "parquet", text_key="n")
+    assert rejected.examples == {
+        "a number under the text_key, not text": [f"{tmp_path / 'a.parquet'}:{row}" for row in (1, 2)]
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "count", "rejected"),
+    [
+        (b"", 0, {}),
+        (b'\xef\xbb\xbf{"text": "a"}\n', 1, {}),
+        (b'{"text": "a"}\r\n{"text": "b"}\r\n', 2, {}),
+        (b'{"text": "a"}\r{"text": "b"}\r', 0, {"not a JSON object": 1}),
+        (b'\0\0\0\n{"text": "a"}\n\0', 1, {"not a JSON object": 2}),
+        ('{"text": "a"}\n'.encode("utf-16"), 0, {"not a JSON object": 2}),
+        (b'{"text": "\\ud800"}\n{"text": "a"}', 1, {"not a JSON object": 1}),
+        (b"[" * 100_000 + b'\n{"text": "a"}', 1, {"not a JSON object": 1}),
+        (b'{"text": "\xff"}\n{"text": "a"}', 1, {"not a JSON object": 1}),
+    ],
+)
+def test_odd_bytes_cost_their_own_line_alone(
+    tmp_path: Path, content: bytes, count: int, rejected: dict[str, int]
+) -> None:
+    for name, pack in (("a.jsonl", bytes), ("a.jsonl.gz", gzip.compress), ("a.jsonl.zst", zstandard.compress)):
+        (tmp_path / name).write_bytes(pack(content))
+        found, left_out = rejected_of(tmp_path / name)
+        assert (len(found), left_out.counts) == (count, rejected) and not any("\ufeff" in text for text in found)
+
+
+def test_a_text_file_loses_its_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfhello\r\n")
+    assert rejected_of(tmp_path, "text")[0] == ["hello\r\n"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
+@pytest.mark.parametrize("damage", ["cut off", "something else", "more at its end"])
+def test_a_damaged_file_is_refused_by_name(tmp_path: Path, name: str, damage: str) -> None:
+    path = tmp_path / name
+    content = b"".join(json.dumps({"text": f"text {number} {number**7}"}).encode() + b"\n" for number in range(2000))
+    if name.endswith("parquet"):
+        pq.write_table(pa.table({"text": content.decode().splitlines()}), path)
+    else:
+        path.write_bytes((gzip if name.endswith("gz") else zstandard).compress(content))  # type: ignore[attr-defined]
+    whole = path.read_bytes()
+    assert len(rejected_of(path, "parquet" if name.endswith("parquet") else "jsonl")[0]) == 2000
+    path.write_bytes({"cut off": whole[:-100], "something else": content, "more at its end": whole + b"junk"}[damage])
+    with pytest.raises(UserError, match=rf"{re.escape(str(path))}: damaged or not a (jsonl|parquet) file"):
+        rejected_of(path, "parquet" if name.endswith("parquet") else "jsonl")
+
+
+def test_files_packed_in_several_parts_are_read_to_their_end(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", 10)
+    content = (tmp_path / "a.jsonl").read_bytes()
+    for name, pack in (("b.jsonl.gz", gzip.compress), ("c.jsonl.zst", zstandard.compress)):
+        (tmp_path / name).write_bytes(pack(content) + pack(content))
+        assert len(rejected_of(tmp_path / name)[0]) == 20
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault, because root may read everything."""
+    write_jsonl(tmp_path / "a.jsonl", 1)
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "a.jsonl")
+
+    monkeypatch.setattr(DataFolder, "open", refused)
+    with pytest.raises(UserError, match=r"a\.jsonl: cannot be read: Permission denied"):
+        rejected_of(tmp_path)

@@ -1,5 +1,6 @@
 import hashlib
 import io
+import json
 import os
 import signal
 import subprocess
@@ -246,6 +247,8 @@ def test_a_folder_with_other_content_is_not_replaced(texts: Path, tmp_path: Path
         ({"text_key": "txt"}, '{"text": "hello"}\n', r"text_key: 'txt': .* \(keys: text\); did you mean text\?"),
         ({}, "", r"\.jsonl: no document in there"),
         ({}, "not json\n", r"\.jsonl: no document in there \(1 × not a JSON object\)"),
+        ({}, '{"text": [1]}\n', r"\.jsonl: no document in there \(1 × a list under the text_key, not text\)"),
+        ({}, json.dumps({f"key {i:03d}": 1 for i in range(900)}), r"\(keys: key 000, .*, key 009, …\)$"),
     ],
 )
 def test_a_corpus_without_text_is_refused_before_any_work(

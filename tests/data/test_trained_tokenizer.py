@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,13 @@ def test_a_small_corpus_still_gives_the_vocabulary_that_was_asked_for(tmp_path: 
     sources = [{"name": "one", "reader": "jsonl", "path": str(tmp_path)}]
     corpus = Corpus.model_validate({"path": str(tmp_path), "sources": sources, "validation_fraction": 0.0})
     assert train_tokenizer(corpus, 500, tmp_path / "tokenizer").vocab_size == 500
+
+
+def test_a_vocabulary_far_beyond_its_corpus_is_filled_up_in_seconds(tmp_path: Path) -> None:
+    """One call a token is quadratic: minutes for these."""
+    started = time.perf_counter()
+    assert train_tokenizer(corpus_in(tmp_path), 40_000, tmp_path / "tokenizer").vocab_size == 40_000
+    assert time.perf_counter() - started < 20
 
 
 def test_a_vocabulary_without_room_for_the_bytes_is_refused(tmp_path: Path) -> None:

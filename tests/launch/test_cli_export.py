@@ -17,6 +17,7 @@ from launch.train.run_folder import RunFolder, RunHeader, point_latest
 from model.model_card import ArithmeticFact, ValidationFact, render_card
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.loading import dump_yaml, load_recipe
+from parallel.checkpoint_files import MANIFEST_FILE
 
 
 def begun_run(runs: Path, name: str, steps: tuple[int, ...], overrides: tuple[str, ...] = ()) -> RunFolder:
@@ -29,6 +30,8 @@ def begun_run(runs: Path, name: str, steps: tuple[int, ...], overrides: tuple[st
     for step in steps:
         (run.checkpoints / str(step)).mkdir(parents=True)
         (run.checkpoints / str(step) / "recipe.yaml").write_text(dump_yaml(recipe))
+        (run.checkpoints / str(step) / MANIFEST_FILE).touch()
+        (run.checkpoints / str(step) / "manifest.json").write_text("{}")
     return run
 
 
@@ -48,6 +51,27 @@ def test_a_run_with_checkpoints_elsewhere_is_found_from_both_sides(tmp_path: Pat
     for argument, step in (("tiny-1", 5), (str(elsewhere / "tiny-1" / "3"), 3)):
         chosen = choose_checkpoint(argument, tmp_path / "runs")
         assert (chosen.folder, chosen.step, chosen.run) == (elsewhere / "tiny-1" / str(step), step, run)
+
+
+def test_an_export_is_not_put_among_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = begun_run(Path("runs"), "tiny-1", (3,))
+    elsewhere = begun_run(Path("runs"), "tiny-2", (3,), ("checkpoints.checkpoints_path=nvme",))
+    for out in (run.checkpoints, run.checkpoints / "4", run.checkpoints / "3" / "export", elsewhere.checkpoints / "4"):
+        with pytest.raises(UserError, match=r"expected a folder that is not among the checkpoints of a run"):
+            export("tiny-2", out)
+        assert not (out / "config.json").exists() and run.steps() == elsewhere.steps() == [3]
+
+
+def test_a_damaged_checkpoint_is_not_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = begun_run(Path("runs"), "tiny-1", (3,))
+    with pytest.raises(UserError, match=r"checkpoints/3: manifest\.json: damaged"):
+        export("tiny-1", Path("out"))
+    (run.checkpoints / "3" / "recipe.yaml").write_bytes(b"\x80")
+    with pytest.raises(UserError, match=r"checkpoints/3/recipe\.yaml: cannot be read"):
+        export("tiny-1", Path("out"))
+    assert not Path("out").exists()
 
 
 def test_an_imported_checkpoint_has_no_run(tmp_path: Path) -> None:

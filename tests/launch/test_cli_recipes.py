@@ -5,12 +5,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from launch.cli.main import COMMANDS
-from nanotron_recipes.loading import load_recipe
+from launch.cli.main import COMMANDS, main
+from nanotron_recipes.loading import load_recipe, shipped_recipes
 
 ROOT = Path(__file__).parents[2]
 RUN = "from launch.cli.main import main; main()"
@@ -20,6 +23,22 @@ def run(*arguments: str, code: str = RUN) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
+
+
+Called = Callable[..., tuple[Any, str, str]]
+
+
+@pytest.fixture
+def called(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Called:
+    """Call the command line in this process; gives the exit code, stdout and stderr."""
+
+    def call(*arguments: str) -> tuple[Any, str, str]:
+        monkeypatch.setattr(sys, "argv", ["nanotron-recipes", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return (ended.value.code, *capfd.readouterr())
+
+    return call
 
 
 def test_list_names_every_shipped_recipe_with_size_and_purpose() -> None:
@@ -77,10 +96,80 @@ def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(arguments: list[str], m
     assert result.stderr.startswith("error: ") and message in result.stderr
 
 
-@pytest.mark.parametrize("arguments", [["show"], ["show", "tiny", "--sett", "a=b"], ["validate"]])
-def test_a_wrong_call_exits_with_2_and_without_a_traceback(arguments: list[str]) -> None:
-    result = run(*arguments)
-    assert result.returncode == 2 and "Traceback" not in result.stderr
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("show", "show: missing argument 'RECIPE'; see `nanotron-recipes show --help`"),
+        ("validate", "validate: missing argument 'RECIPE…'; see `nanotron-recipes validate --help`"),
+        ("export tiny-1", "export: missing argument 'OUT'; see `nanotron-recipes export --help`"),
+        ("show tiny --sett a=b", "show: --sett: no such option; did you mean --set?"),
+        ("show tiny --zzz", "show: --zzz: no such option; expected one of --set, --help"),
+        ("--bogus", "--bogus: no such option; expected one of --version, --help"),
+        ("checkpoints lst x", "'lst' is not one of 'list', 'verify', 'prune'; did you mean list?"),
+        (
+            "pretrain tiny --launcher foo",
+            "invalid value for '--launcher': 'foo' is not one of 'auto', 'local', 'slurm'",
+        ),
+        ("pretrain tiny --nodes x", "pretrain: invalid value for '--nodes': "),
+        ("pretrain tiny --stop-after 0", "pretrain: invalid value for '--stop-after': "),
+        ("show tiny more", "show: got unexpected extra argument(s) (more); see `nanotron-recipes show --help`"),
+        ("show tiny --set", "option '--set' requires an argument"),
+    ],
+)
+def test_a_wrong_call_is_one_line(arguments: str, line: str, called: Called) -> None:
+    code, out, err = called(*arguments.split())
+    assert (code, out) == (2, "") and len(err.splitlines()) == 1
+    assert err.startswith("error: ") and line in err
+
+
+def test_a_call_without_a_command_shows_help(called: Called) -> None:
+    code, out, err = called()
+    assert (code, err) == (2, "") and "verify-topology" in out
+
+
+def test_the_version_is_shown(called: Called) -> None:
+    assert called("--version") == (0, f"nanotron-recipes {version('nanotron-recipes')}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (PermissionError(13, "Permission denied", "some/file"), "some/file: Permission denied"),
+        (FileNotFoundError(2, "No such file or directory", b"some/file"), "some/file: No such file or directory"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (OSError("this model\n is not there"), "this model is not there"),
+    ],
+)
+def test_an_error_of_the_system_is_one_line(
+    error: OSError, line: str, called: Called, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_recipe(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("launch.cli.show.load_recipe", load_recipe)
+    assert called("show", "tiny") == (2, "", f"error: {line}\n")
+
+
+def test_a_deleted_working_directory_is_no_traceback(
+    called: Called, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "mine.yaml"
+    copy.write_text(shipped_recipes()["tiny"].read_text() + "typo: 1\n")
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert called("validate", "tiny") == (0, "OK tiny\n", "")
+    assert called("validate", str(copy))[2].startswith(f"error: {copy}:")
+    assert called("checkpoints", "list", "tiny-1") == (
+        2,
+        "",
+        "error: the working directory: No such file or directory\n",
+    )
+
+
+def test_a_name_that_no_file_can_have_is_refused(called: Called) -> None:
+    code, _, err = called("show", "a" * 5000)
+    assert code == 2 and err.endswith("…: cannot be looked up: File name too long\n") and len(err) < 400
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -109,10 +198,34 @@ sys.exit(f"imported {heavy}" if heavy else 0)
     assert result.returncode == 0, result.stderr
 
 
-def test_a_closed_pipe_is_no_traceback() -> None:
-    command = f"{sys.executable} -c '{RUN}' show tiny | head -n 1"
-    result = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)
-    assert result.stdout == "general:\n" and "Traceback" not in result.stderr
+@pytest.mark.parametrize(("command", "first"), [("show tiny", "general:\n"), ("validate tiny", "OK tiny\n")])
+def test_a_closed_pipe_ends_a_command_quietly(command: str, first: str) -> None:
+    for lines, expected in ((1, first), (0, "")):
+        shell = f"{sys.executable} -c '{RUN}' {command} 2>&1 | head -n {lines}"
+        result = subprocess.run(shell, shell=True, cwd=ROOT, capture_output=True, text=True)
+        assert (result.stdout, result.stderr) == (expected, "")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_an_encoding_that_lacks_signs_is_no_traceback(encoding: str, tmp_path: Path) -> None:
+    overrides = ["--set", "general.purpose=señal 信号"]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    for arguments in (["list"], ["show", "tiny", *overrides], ["validate", "tiny", *overrides], ["validate", "信号"]):
+        command = [sys.executable, "-c", RUN, *arguments]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, env=environment)
+        assert b"Traceback" not in result.stderr and result.returncode == (2 if arguments[1:] == ["信号"] else 0)
+        if arguments[0] == "show":
+            (tmp_path / "shown.yaml").write_bytes(result.stdout)
+    shown = load_recipe(str(tmp_path / "shown.yaml")).recipe
+    assert shown == load_recipe("tiny", overrides[1:]).recipe, "a recipe survives every encoding"
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_a_closed_stream_is_no_traceback(closed: str) -> None:
+    for command in ("list", "show tiny", "validate tiny"):
+        shell = f"{sys.executable} -c '{RUN}' {command} {closed}"
+        result = subprocess.run(shell, shell=True, cwd=ROOT, capture_output=True, text=True)
+        assert result.returncode == 0 and "Traceback" not in result.stderr
 
 
 def test_ctrl_c_exits_with_130() -> None:

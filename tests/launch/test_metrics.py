@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -106,3 +107,53 @@ def test_only_a_steps_record_may_have_a_loss(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs 'event'"):
         writer.on_event({"step": 3})
     writer.close()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("step", "1"),
+        ("step", True),
+        ("step", 1.5),
+        ("step", -1),
+        ("step", 10**400),
+        ("loss", "low"),
+        ("loss", [2.5]),
+        ("loss", 10**400),
+        ("lr", None),
+        ("lr", True),
+        ("stage", 3),
+        ("memory_peak_bytes", 1e9),
+    ],
+)
+def test_a_step_with_a_value_of_another_type_is_ignored(tmp_path: Path, key: str, value: object) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, step_record(2))
+    good = dataclasses.asdict(step_record(1))
+    with path.open("a") as file:
+        file.write(json.dumps({**good, key: value, "unknown": 1}) + "\n")
+    assert [record.step for record in read_metrics(path).steps] == [2]
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"event": 3},
+        {"event": "validation", "step": "1", "validation_loss": {}},
+        {"event": "validation", "step": 1, "validation_loss": [2.0]},
+        {"event": "validation", "step": 1, "validation_loss": {"code": "low"}},
+        {"event": "evaluation", "step": 1, "bigram_bits_per_byte": 3},
+        {"event": "evaluation", "step": 1, "arithmetic": {"correct": 1}},
+    ],
+)
+def test_an_event_with_a_value_of_another_type_is_ignored(tmp_path: Path, event: dict[str, object]) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps(event) + '\n{"event": "start", "new": {"key": 1}}\n')
+    assert [found["event"] for found in read_metrics(path).events] == ["start"]
+
+
+def test_a_line_that_is_nested_without_end_is_ignored(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("[" * 200_000 + "\n" + '{"event": ' + '{"a": ' * 100_000 + "\n")
+    write(path, step_record(1))
+    assert [record.step for record in read_metrics(path).steps] == [1]

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -8,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.train.run_lock import HOLDER_FILE, Holder, RunIsTrained, RunLock, holder_of, new_launch_id
+from launch.train.holder import GONE_AFTER_SECONDS, Holder
+from launch.train.run_lock import HOLDER_FILE, RunIsTrained, RunLock, holder_of, new_launch_id
 from nanotron_recipes.errors import UserError
 
 HOLD = """
@@ -31,11 +33,20 @@ except RunIsTrained:
     print("refused", flush=True)
 sys.stdin.readline()
 """
+ON_NODE = """
+import socket, sys
+from launch.train import holder
+node = sys.argv[3]
+socket.gethostname = lambda: node.partition("/")[0]
+holder._boot_id = lambda: node
+holder.HEARTBEAT_SECONDS, holder.GONE_AFTER_SECONDS = 0.05, 1.0
+"""
+"""A process sees itself on the machine `<host name>/<boot>`, in a hurry."""
 
 
-def start(program: str, folder: Path, launch_id: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", program, str(folder), launch_id]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def start(program: str, folder: Path, launch_id: str, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", program, str(folder), launch_id, *arguments]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def read_line(process: subprocess.Popen[str]) -> str:
@@ -43,7 +54,7 @@ def read_line(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
-def write_holder(folder: Path, **changes: object) -> Holder:
+def write_holder(folder: Path, **changes: str) -> Holder:
     holder = dataclasses.replace(Holder.this_process("other"), **changes)  # type: ignore[arg-type]
     (folder / HOLDER_FILE).write_text(json.dumps(dataclasses.asdict(holder)))
     return holder
@@ -102,25 +113,113 @@ def test_rank_0_takes_over_from_its_own_launcher_and_the_launcher_does_not_take_
     assert not (tmp_path / HOLDER_FILE).exists()
 
 
-def test_a_holder_on_another_machine_is_never_provably_gone(tmp_path: Path) -> None:
-    write_holder(tmp_path, host="node-7", boot_id="another", start_time="1")
-    with pytest.raises(
-        RunIsTrained, match=rf"on node-7 .* cannot be checked from here; if it is gone, remove .*{HOLDER_FILE}"
-    ):
+def grow_silent(folder: Path, seconds: float) -> None:
+    then = time.time() - seconds
+    os.utime(folder / HOLDER_FILE, (then, then))
+
+
+def test_rank_0_gives_the_run_back_to_its_launcher(tmp_path: Path) -> None:
+    launch = new_launch_id()
+    program = HOLD.replace("RunLock.acquire(", "lock = RunLock.acquire(").replace("time.sleep(60)", "lock.release()")
+    with RunLock.acquire(tmp_path, launch) as launcher:
+        rank = start(program, tmp_path, launch)
+        out, _ = rank.communicate()
+        assert out == "held\n" and holder_of(tmp_path) == launcher.holder
+        with pytest.raises(RunIsTrained):
+            RunLock.acquire(tmp_path, "another")
+    assert not (tmp_path / HOLDER_FILE).exists()
+
+
+def test_a_process_that_takes_its_own_run_again_leaves_nothing(tmp_path: Path) -> None:
+    RunLock.acquire(tmp_path, "first")
+    with RunLock.acquire(tmp_path, "first"):
+        pass
+    assert not (tmp_path / HOLDER_FILE).exists()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"host": "node-7", "boot_id": "another"}, {"boot_id": "another"}, {"pid_namespace": "pid:[1]"}]
+)
+def test_a_holder_that_cannot_be_looked_for_is_gone_when_its_heartbeat_stops(
+    changes: dict[str, str], tmp_path: Path
+) -> None:
+    """On another machine, on one of the same name (or the same one before a restart), in another container."""
+    holder = write_holder(tmp_path, start_time="1", **changes)
+    grow_silent(tmp_path, GONE_AFTER_SECONDS - 20)
+    said = rf"on {holder.host} .* sign of life is 28\d s old, and after 300 s it counts as gone; .*{HOLDER_FILE}"
+    with pytest.raises(RunIsTrained, match=said):
         RunLock.acquire(tmp_path, "mine")
+    grow_silent(tmp_path, GONE_AFTER_SECONDS + 20)
+    with RunLock.acquire(tmp_path, "mine") as lock:
+        assert holder_of(tmp_path) == lock.holder
 
 
-def test_a_holder_in_another_container_is_never_provably_gone(tmp_path: Path) -> None:
-    assert not write_holder(tmp_path, pid_namespace="pid:[1]", start_time="1").is_provably_gone()
+def test_a_reused_process_id_is_another_process(tmp_path: Path) -> None:
+    write_holder(tmp_path, start_time="1")
+    assert holder_of(tmp_path) is None
+    write_holder(tmp_path)
+    grow_silent(tmp_path, 10 * GONE_AFTER_SECONDS)
+    assert holder_of(tmp_path) is not None, "it is seen to run: its heartbeat does not matter"
 
 
-def test_a_holder_from_before_a_reboot_and_a_reused_process_id_are_gone(tmp_path: Path) -> None:
-    assert write_holder(tmp_path, boot_id="before").is_provably_gone()
-    assert write_holder(tmp_path, start_time="1").is_provably_gone()
-    assert not write_holder(tmp_path).is_provably_gone()
+def test_of_two_nodes_one_trains_until_its_heartbeat_stops(tmp_path: Path) -> None:
+    first = start(ON_NODE + HOLD, tmp_path, "first", "node-a/boot-a")
+    try:
+        assert read_line(first) == "held"
+        time.sleep(1.5)  # longer than a holder may be silent
+        second = contend(tmp_path, "second", "node-b/boot-b")
+        same_name = contend(tmp_path, "third", "node-a/boot-c")
+        assert answers(second, same_name) == ["refused", "refused"]
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        killed = time.monotonic()
+        assert answers(contend(tmp_path, "fourth", "node-b/boot-b")) == ["refused"], "it may be alive, for all we know"
+        time.sleep(max(0.0, killed + 1.5 - time.monotonic()))
+        assert answers(contend(tmp_path, "fifth", "node-b/boot-b")) == ["held"]
+    finally:
+        first.kill()
+        first.communicate()
 
 
-def test_a_holder_file_that_is_not_ours_is_reported(tmp_path: Path) -> None:
-    (tmp_path / HOLDER_FILE).write_text("[]")
+def test_a_holder_that_was_only_asleep_ends_when_its_run_was_taken_over(tmp_path: Path) -> None:
+    sleeper = start(ON_NODE + HOLD, tmp_path, "first", "node-a/boot-a")
+    try:
+        assert read_line(sleeper) == "held"
+        sleeper.send_signal(signal.SIGSTOP)
+        time.sleep(1.5)
+        follower = start(ON_NODE + HOLD, tmp_path, "second", "node-b/boot-b")
+        try:
+            assert read_line(follower) == "held"
+            sleeper.send_signal(signal.SIGCONT)
+            _, said = sleeper.communicate(timeout=20)
+            assert sleeper.returncode == 1
+            assert "on node-b trains this run" in said and "took it over from this process" in said
+            time.sleep(0.2)
+            assert follower.poll() is None
+        finally:
+            follower.kill()
+            follower.communicate()
+    finally:
+        sleeper.kill()
+        sleeper.communicate()
+
+
+def contend(folder: Path, launch_id: str, node: str) -> subprocess.Popen[str]:
+    """A process on a node that tries to take the run when it is asked for its answer."""
+    return start(ON_NODE + CONTEND, folder, launch_id, node)
+
+
+def answers(*takers: subprocess.Popen[str]) -> list[str]:
+    """What they got; they end."""
+    found = []
+    for taker in takers:
+        out, _ = taker.communicate("go\n\n")
+        found.append(out.strip())
+    return found
+
+
+@pytest.mark.parametrize("content", ["[]", "", "{}", "[" * 100_000, '{"pid": "1"}'])
+def test_a_holder_file_that_is_not_ours_is_reported(content: str, tmp_path: Path) -> None:
+    (tmp_path / HOLDER_FILE).write_text(content)
     with pytest.raises(UserError, match=HOLDER_FILE):
         RunLock.acquire(tmp_path, "mine")

@@ -121,7 +121,7 @@ def with_config(source: Path, folder: Path, **keys: Any) -> Path:
         ({"hidden_size": "wide"}, "hidden_size"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"tie_word_embeddings": False}, "lm_head.weight is missing"),
-        ({"num_hidden_layers": 5, "layer_types": None}, "no place in the model"),
+        ({"num_hidden_layers": 5, "layer_types": None, "no_rope_layers": None}, "no place in the model"),
         ({"intermediate_size": 48}, r"expected \[48, 32\]"),
     ],
 )
@@ -130,6 +130,79 @@ def test_what_we_do_not_compute_is_refused_by_name(
 ) -> None:
     with pytest.raises(UserError, match=message):
         read(with_config(smollm3_dir, tmp_path / "hf", **keys))
+
+
+JUNK = [None, True, -1, 0, 1.5, 10**30, "x", "", [], [1], ["x"], [[]], {}, {"x": 1}, {"rope_theta": "x"}, float("nan")]
+KEYS = [
+    *("architectures", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "max_position_embeddings", "no_rope_layer_interval", "no_rope_layers"),
+    *("rms_norm_eps", "rope_theta", "initializer_range", "attention_dropout", "tie_word_embeddings", "attention_bias"),
+    *("mlp_bias", "use_sliding_window", "hidden_act", "layer_types", "bos_token_id", "pad_token_id", "eos_token_id"),
+    *("rope_parameters", "rope_scaling", "quantization_config"),
+]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_whatever_a_key_holds_it_is_read_or_refused_by_name(key: str, smollm3_dir: Path, tmp_path: Path) -> None:
+    for number, value in enumerate(JUNK):
+        folder = with_config(smollm3_dir, tmp_path / str(number), **{key: value})
+        try:
+            recipe_of(read_config(folder), folder, "float32")
+        except UserError as error:
+            assert str(folder / "config.json") in str(error) and key in str(error), f"{value}: {error}"
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"architectures": "SmolLM3ForCausalLM"}, "architectures: 'SmolLM3ForCausalLM': expected a list of names"),
+        ({"num_attention_heads": 0}, "num_attention_heads: 0: expected a whole number of at least 1"),
+        ({"vocab_size": True}, "vocab_size: true: expected a whole number"),
+        ({"no_rope_layer_interval": 0, "no_rope_layers": None}, "no_rope_layer_interval: 0: expected"),
+        ({"no_rope_layers": [1, 1, 1, 0]}, "expected a 0 .no RoPE. or 1 for each of the 6 layers"),
+        ({"no_rope_layers": [1, 1, 1, 2, 1, 1]}, "expected a 0 .no RoPE. or 1 for each"),
+        ({"no_rope_layers": "111011"}, "no_rope_layers: '111011': expected a 0"),
+        ({"eos_token_id": []}, "eos_token_id: ..: expected a token id, or a list of them"),
+        ({"rope_parameters": [1]}, "rope_parameters: .1.: expected an object"),
+        (
+            {"num_hidden_layers": 10**9, "no_rope_layers": None},
+            "num_hidden_layers: 1000000000: expected at most 10,000",
+        ),
+    ],
+)
+def test_a_value_of_another_type_is_refused(
+    keys: dict[str, Any], message: str, smollm3_dir: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        read_config(with_config(smollm3_dir, tmp_path / "hf", **keys))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"[1]", "expected a JSON object"),
+        (b"3", "3: expected a JSON object"),
+        (b"", "not JSON"),
+        (b"\xff\xfe", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"9" * 5000, "not JSON"),
+        (b"{}", "vocab_size: null: expected a whole number"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_refused(text: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(text)
+    with pytest.raises(UserError, match=message):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize("files", [["../else.safetensors"], ["/else"], [3], [None], [["x"]], [""], ["a", "b/c"], {}])
+def test_an_index_that_leads_out_of_its_folder_is_refused(files: Any, smollm3_dir: Path, tmp_path: Path) -> None:
+    folder = with_config(smollm3_dir, tmp_path / "hf")
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": dict(zip("ab", files, strict=False)) if files else {}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"model\.safetensors\.index\.json"):
+        read(folder)
 
 
 def test_a_configuration_of_transformers_4_is_read(smollm3_dir: Path, tmp_path: Path) -> None:

@@ -67,6 +67,9 @@ def test_a_minimal_file_is_a_recipe(tmp_path: Path) -> None:
         ("optimizer.weight_decay=.nan", "expected a finite number"),
         ("model.model_config=3", "--set: model.model_config: 3: expected a section of keys"),
         ("data_stages.0.data.dataset.dataset_folder=[]", "expected at least one entry"),
+        ("optimizer.zero_stage=true", "--set: optimizer.zero_stage: true: expected 0 or 1"),
+        ("optimizer.zero_stage=1.0", "--set: optimizer.zero_stage: 1.0: expected 0 or 1"),
+        ("optimizer.zero_stage=2", "--set: optimizer.zero_stage: 2: expected 0 or 1"),
         ("checkpoints.export_at_end=1", "--set: checkpoints.export_at_end: 1: expected true or false"),
         ("parallelism.tp=3", "--set: parallelism.tp: 3: does not divide num_attention_heads 4; expected one of 1, 2"),
         ("parallelism.tp=4", "does not divide num_key_value_heads 2; expected one of 1, 2"),
@@ -138,6 +141,46 @@ def test_a_minimal_file_is_a_recipe(tmp_path: Path) -> None:
 )
 def test_a_bad_override_is_named(override: str, expected: str) -> None:
     assert expected in message("tiny", override)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "where"),
+    [
+        (["parallelism.dp=5"], "--set parallelism.dp=5: tokens.global_batch_size: 12: "),
+        (
+            ["parallelism.pp=6", "parallelism.dp=5", "general.seed=1"],
+            "--set parallelism.dp=5: tokens.global_batch_size: ",
+        ),
+        (["tokens.global_batch_size=24", "parallelism.dp=5"], "--set: tokens.global_batch_size: 24: "),
+        (["parallelism.tp=2", "model.model_config.vocab_size=1025"], "--set: parallelism.tp: 2: does not divide"),
+        (["tokens.batch_accumulation_per_replica=5", "parallelism.dp=5"], "--set: tokens.global_batch_size: 12: "),
+        (
+            ["model.model_config.vocab_size=512"],
+            "--set model.model_config.vocab_size=512: tokenizer.train.vocab_size: ",
+        ),
+    ],
+)
+def test_a_file_is_not_blamed_for_an_override(overrides: list[str], where: str) -> None:
+    assert message("tiny", *overrides).startswith(where)
+
+
+def test_a_file_that_is_wrong_by_itself_is_blamed_whatever_is_overridden(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL.replace("hidden_size: 16", "hidden_size: 15"))
+    assert message(path, "general.seed=3").startswith(f"{path}:5: model.model_config.hidden_size: 15: ")
+
+
+def test_a_misspelt_source_is_named_unless_there_is_such_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    override = "data_stages.1.data.dataset.dataset_folder.0=prosee"
+    expected = (
+        "dataset_folder.0: 'prosee': expected the name of a source in corpus, or a folder of shards; did you mean"
+    )
+    assert message("tiny", override).endswith(f"--set: data_stages.1.data.dataset.{expected} prose?")
+    load_recipe("tiny", ["data_stages.1.data.dataset.dataset_folder.0=elsewhere"])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prosee").mkdir()
+    load_recipe("tiny", [override])
 
 
 def test_a_batch_that_is_only_a_product_has_a_limit_too() -> None:

@@ -1,0 +1,54 @@
+"""What would only fail hours later is tried before a run begins. Imports no torch."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from uuid import uuid4
+
+from data.tokenizer import read_tokenizer, tokenizer_folder
+from launch.train.run_folder import RunFolder
+from model.hf_export import MARKER
+from model.hf_mapping import hf_class
+from nanotron_recipes.errors import UserError
+from nanotron_recipes.recipe import Recipe
+
+
+def check_recipe_to_the_end(recipe: Recipe) -> None:
+    """Raise UserError where a run of the recipe would fail at its end, or at the start of its records.
+
+    That is a model or a tokenizer that cannot be exported, where `checkpoints.export_at_end` asks for an export, and
+    records for a wandb that is not installed.
+    """
+    if recipe.logging.wandb and find_spec("wandb") is None:
+        raise UserError(
+            "logging.wandb: true: wandb is not installed: pip install 'nanotron-recipes[wandb]', or leave it out"
+        )
+    if recipe.checkpoints.export_at_end:
+        hf_class(recipe)
+        tokenizer, vocab_size = read_tokenizer(tokenizer_folder(recipe)), recipe.model.architecture.vocab_size
+        if tokenizer.vocab_size > vocab_size:
+            raise UserError(
+                f"{tokenizer.folder}: the tokenizer has token ids up to {tokenizer.vocab_size - 1}, expected fewer "
+                f"than model.model_config.vocab_size: {vocab_size}"
+            )
+
+
+def check_places(folder: RunFolder, recipe: Recipe) -> None:
+    """Raise UserError where a run could not write its checkpoints or, where it has to, its export."""
+    _check_writable(folder.checkpoints)
+    export = folder.export
+    is_foreign = export.is_dir() and any(export.iterdir()) and not (export / MARKER).is_file()
+    if recipe.checkpoints.export_at_end and is_foreign:
+        raise UserError(f"{export}: is not empty and no export of ours; move it away, or choose another --run")
+
+
+def _check_writable(folder: Path) -> None:
+    """Make the folder, and a file in it, which is removed again."""
+    probe = folder / f".{uuid4().hex}.probe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"written by a launch, to see whether it can save here")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"{folder}: checkpoints cannot be written here ({error.strerror}); see checkpoints.checkpoints_path"
+        ) from error

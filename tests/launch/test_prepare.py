@@ -1,0 +1,211 @@
+"""What is refused before a run begins: what would fail hours later, and what would overwrite something."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_pretraining import write_recipe
+
+from data.plan import DataPlan
+from launch.train.prepare import PreparedRun, RunRequest, prepare_run
+from launch.train.resume import require_data
+from launch.train.run_folder import RunFolder
+from launch.train.run_lock import HOLDER_FILE, holder_of
+from nanotron_recipes.errors import UserError
+from nanotron_recipes.loading import load_recipe
+from parallel.checkpoint_files import Manifest, write_manifest
+
+Prepare = Callable[..., PreparedRun]
+
+
+@pytest.fixture
+def prepare(small_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepare:
+    """Prepare a run of the small recipe in `tmp_path`, and give it back."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(run: str | None = None, *overrides: str, file: Path = small_file) -> PreparedRun:
+        prepared = prepare_run(RunRequest(load_recipe(str(file), overrides), run))
+        prepared.lock.release()
+        return prepared
+
+    return call
+
+
+@pytest.fixture
+def data(small_file: Path) -> str:
+    """Fingerprint of the small recipe's data."""
+    return DataPlan.from_recipe(load_recipe(str(small_file)).recipe).fingerprint
+
+
+def save(folder: RunFolder, step: int, data: str, name: str | None = None) -> None:
+    """A checkpoint without tensors, as far as its manifest goes."""
+    write_manifest(folder.checkpoints / (name or str(step)), Manifest(step, data, {}, ()))
+
+
+EXPORT = "checkpoints.export_at_end=true"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([EXPORT, "model.model_config.use_qk_norm=true"], "use_qk_norm: true with no_rope_layer: 4 has no Hugging"),
+        (["logging.wandb=true"], r"wandb is not installed: pip install 'nanotron-recipes\[wandb\]'"),
+        (
+            ["checkpoints.checkpoints_path=file/below"],
+            r"file/below/mine: checkpoints cannot be written here \(Not a dir",
+        ),
+        (["checkpoints.checkpoints_path=/proc"], r"/proc/mine: checkpoints cannot be written here"),
+    ],
+)
+def test_what_would_fail_hours_later_is_said_before_the_run_begins(
+    overrides: list[str], expected: str, prepare: Prepare, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=expected):
+        prepare("mine", *overrides)
+    assert not (tmp_path / "runs" / "mine" / "recipe.yaml").exists()
+    assert not (tmp_path / "runs" / "mine" / HOLDER_FILE).exists()
+    assert prepare("mine").state == "new"
+
+
+def test_a_tokenizer_that_cannot_be_exported_is_said_before_the_run_begins(
+    prepare: Prepare, small_mapping: dict[str, Any], tmp_path: Path
+) -> None:
+    corpus = Path(small_mapping["corpus"]["path"])
+    for source in small_mapping["corpus"]["sources"]:
+        for stage in small_mapping["data_stages"]:
+            names = stage["data"]["dataset"]["dataset_folder"]
+            stage["data"]["dataset"]["dataset_folder"] = [
+                str(corpus / name) if name == source["name"] else name for name in names
+            ]
+    del small_mapping["corpus"], small_mapping["tokenizer"]
+    file = write_recipe(tmp_path / "small.yaml", small_mapping)
+    with pytest.raises(UserError, match=r"tokenizer: expected tokenizer_name_or_path"):
+        prepare("mine", EXPORT, file=file)
+    assert not (tmp_path / "runs").exists()
+    assert prepare("mine", file=file).state == "new"
+
+
+def test_a_folder_in_the_place_of_the_export_is_said_before_the_run_begins(prepare: Prepare, tmp_path: Path) -> None:
+    prepare("mine")
+    foreign = tmp_path / "runs" / "mine" / "export"
+    foreign.mkdir()
+    assert prepare("mine", EXPORT).state == "resumed", "an empty one is none"
+    (foreign / "notes").touch()
+    with pytest.raises(UserError, match="export: is not empty and no export of ours"):
+        prepare("mine", EXPORT)
+
+
+def test_checkpoints_whose_recipe_is_gone_are_not_overwritten(prepare: Prepare, data: str) -> None:
+    folder = prepare("mine").folder
+    save(folder, 8, data)
+    assert prepare("mine").step == 8
+    folder.recipe_file.unlink()
+    with pytest.raises(
+        UserError, match=r"mine/checkpoints: there are checkpoints \(the newest of step 8\), and no runs"
+    ):
+        prepare("mine")
+    assert not folder.exists() and folder.steps() == [8]
+
+
+def test_checkpoints_of_another_run_elsewhere_are_not_overwritten(prepare: Prepare, data: str, tmp_path: Path) -> None:
+    elsewhere = f"checkpoints.checkpoints_path={tmp_path / 'nvme'}"
+    first = prepare(None, elsewhere)
+    assert (first.folder.name, first.folder.checkpoints) == ("small-1", tmp_path / "nvme" / "small-1")
+    save(first.folder, 8, data)
+    shutil.rmtree(tmp_path / "runs")
+    with pytest.raises(
+        UserError, match=r"nvme/small-1: there are checkpoints .* move them away, or choose another --run"
+    ):
+        prepare("small-1", elsewhere)
+    assert prepare(None, elsewhere).folder.name == "small-2"
+
+
+def test_a_checkpoint_that_was_renamed_or_is_of_other_data_is_not_gone_on_from(prepare: Prepare, data: str) -> None:
+    folder = prepare("mine").folder
+    save(folder, 4, data, name="5")
+    with pytest.raises(
+        UserError, match=r"no checkpoint can be used \(step 5: manifest.json: the state after step 4, c"
+    ):
+        prepare("mine")
+    save(folder, 3, data)
+    assert prepare("mine").step == 3
+    save(folder, 6, "f" * 64)
+    with pytest.raises(UserError, match=r"checkpoints/6: it was trained on other data: fingerprint ffffffffffff, not"):
+        prepare("mine")
+    with pytest.raises(UserError, match="other data"):
+        require_data(folder.checkpoints / "6", data)
+
+
+def test_checkpoints_that_the_recipe_no_longer_looks_for_are_not_forgotten(
+    prepare: Prepare, data: str, tmp_path: Path
+) -> None:
+    folder = prepare("mine").folder
+    save(folder, 8, data)
+    elsewhere = f"checkpoints.checkpoints_path={tmp_path / 'nvme'}"
+    with pytest.raises(UserError, match=r"checkpoints_path: null → '.*: its checkpoints are in runs/mine/checkpoints;"):
+        prepare("mine", elsewhere)
+    assert prepare(None, elsewhere).folder.name == "small-1"
+    folder.checkpoints.rename(tmp_path / "nvme" / "mine")
+    assert prepare("mine", elsewhere).step == 8
+
+
+def test_a_run_that_has_no_checkpoint_yet_may_become_another(prepare: Prepare, data: str) -> None:
+    first = prepare("mine")
+    again = prepare("mine", "tokens.global_batch_size=48", "general.seed=9", "tokens.train_steps=50")
+    assert (again.state, again.step) == ("resumed", 0)
+    assert again.changes == (
+        "after step 0: general.seed: 3 → 9",
+        "after step 0: tokens.global_batch_size: 24 → 48",
+        "after step 0: tokens.train_steps: 40 → 50",
+    )
+    assert first.folder.header().changes == again.changes
+    assert load_recipe(str(first.folder.recipe_file)).recipe == again.recipe
+    assert prepare("mine").changes[0] == "after step 0: general.seed: 9 → 3"
+    # Nobody named it: then another experiment is another run.
+    assert prepare(None, "general.seed=9").folder.name == "small-1"
+    save(first.folder, 8, data)
+    with pytest.raises(UserError, match=r"would change steps already taken: general\.seed: 3 → 9"):
+        prepare("mine", "general.seed=9")
+
+
+JUNK = {"binary": b"\x80\xff\x00", "empty": b"", "a list": b"[1]", "a string": b'"x"', "a bomb": b"[" * 100_000}
+
+
+def damage(path: Path, kind: str) -> None:
+    if path.exists():
+        path.unlink()
+    if kind == "a folder":
+        path.mkdir()
+    elif kind == "a dead link":
+        path.symlink_to("nowhere")
+    else:
+        path.write_bytes(JUNK[kind])
+
+
+@pytest.mark.parametrize("kind", [*JUNK, "a folder", "a dead link"])
+@pytest.mark.parametrize("name", ["completed", "recipe.yaml", HOLDER_FILE])
+def test_a_damaged_file_is_named_by_its_own_run_and_in_no_other_runs_way(
+    name: str, kind: str, prepare: Prepare, tmp_path: Path
+) -> None:
+    folder = prepare("small-4").folder
+    damage(folder.path / name, kind)
+    if (name, kind) == (HOLDER_FILE, "a dead link"):
+        assert holder_of(folder.path) is None
+        return
+    with pytest.raises(UserError, match=rf"runs/small-4/{name}: "):
+        prepare("small-4")
+    assert prepare().folder.name == "small-5"
+
+
+def test_what_is_no_run_is_in_no_runs_way(prepare: Prepare, tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "small-1").symlink_to("nowhere")
+    (tmp_path / "runs" / "small-2").write_text("a file")
+    (tmp_path / "runs" / f"small-{'9' * 100}").mkdir()
+    assert prepare().folder.name == "small-3"
+    for name in ("small-1", "small-2"):
+        with pytest.raises(UserError, match=rf"runs/{name}: is not a folder"):
+            prepare(name)
