@@ -138,6 +138,7 @@ def _train(loaded: LoadedRecipe, run: str | None, num_ranks: int, stop_after: in
             num_ranks,
             prepared.folder.logs,
             threads_per_rank=_threads_per_rank(prepared.recipe, num_ranks),
+            deterministic=prepared.recipe.general.deterministic,
             launch_id=prepared.launch_id,
         )
         return _finish(prepared, console) if code == 0 else code

@@ -34,6 +34,7 @@ from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.topology import resolve_topology
 from parallel.checkpoint import load_checkpoint
 from parallel.checkpoint_writer import SaveFailed
+from parallel.determinism import deterministic_kernels
 from parallel.process_groups import EngineContext, init_process_group, pick_device
 
 
@@ -65,6 +66,7 @@ def train(arguments: Namespace, stop: StopRequest) -> int:
             if torch_dist.get_rank() == 0:
                 stack.enter_context(RunLock.acquire(folder.path, share.launch_id))
                 folder.forget_failure()
+            stack.enter_context(deterministic_kernels(recipe.general.deterministic, device))
             _train_run(folder, recipe, device, arguments, stop)
     except UserError as error:
         # Found by all ranks alike (data and checkpoints are the same for all): all end with the same code.
