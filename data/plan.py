@@ -16,6 +16,7 @@ from data.order import Permutation, derive_key
 from data.sources import Source, open_sources
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.recipe import Recipe
+from nanotron_recipes.skipped import SkippedBatches
 from nanotron_recipes.topology import global_batch_size
 
 ORDER_VERSION = 1
@@ -26,11 +27,11 @@ ORDER_VERSION = 1
 class _Stage:
     name: str
     seed: int
-    first_step: int
+    first_batch: int
     sources: list[Source]
     mixture: Mixture
     read_before: list[int]
-    """Samples that each source gave before this stage."""
+    """Samples that each source gave before this stage, to skipped batches too."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Coverage:
     tokens: int
     """samples × sequence length."""
     epochs: float
-    """How often the whole source has been read by the end of the stage, earlier stages included."""
+    """How often the whole source has been gone through by the end of the stage, with earlier stages and what was
+    skipped."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class DataPlan:
         self.global_batch_size = global_batch_size(recipe)
         self.train_steps = recipe.tokens.train_steps
         self.sources = sources
+        self._skipped = SkippedBatches.of(recipe)
         self._restart_positions = recipe.model.architecture.use_doc_masking
         self._stages = self._plan_stages(recipe)
 
@@ -91,7 +94,7 @@ class DataPlan:
                 _Stage(
                     name=stage.name,
                     seed=stage.data.seed,
-                    first_step=stage.start_training_step,
+                    first_batch=stage.start_training_step,
                     sources=[self.sources[name] for name in names],
                     mixture=mixture,
                     read_before=[read[name] for name in names],
@@ -115,8 +118,9 @@ class DataPlan:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def stage_of(self, step: int) -> int:
-        """The number of the stage that step `step` (from 1) belongs to."""
-        return max(i for i, stage in enumerate(self._stages) if i == 0 or stage.first_step <= step)
+        """The number of the stage that step `step` (from 1) belongs to: that of the batch it reads."""
+        batch = self._skipped.batch_of(step)
+        return max(i for i, stage in enumerate(self._stages) if i == 0 or stage.first_batch <= batch)
 
     def samples(self, step: int) -> tuple[list[Source], Int64Array, Int64Array]:
         """The global batch of step `step` (from 1) in its final order.
@@ -124,11 +128,11 @@ class DataPlan:
         The sources of its stage; for each sample the number of its source in that list, and the first token of its
         window there (int64 [global_batch_size] both).
         """
-        stage = self._stages[self.stage_of(step)]
-        first = (step - stage.first_step) * self.global_batch_size
+        stage, batch = self._stages[self.stage_of(step)], self._skipped.batch_of(step)
+        first = (batch - stage.first_batch) * self.global_batch_size
         # The mixture is even over any stretch of samples, so ranks would see their own repeating pattern of sources
         # without one more permutation inside the batch.
-        inside = Permutation(self.global_batch_size, derive_key(stage.seed, "batch", step))
+        inside = Permutation(self.global_batch_size, derive_key(stage.seed, "batch", batch))
         places = inside.of(np.arange(self.global_batch_size, dtype=np.int64))
         numbers, before = stage.mixture.at(first + places)
         starts = np.empty_like(before)
@@ -212,12 +216,20 @@ class DataPlan:
     def coverage(self) -> list[Coverage]:
         """What the run reads of every source in every stage, up to its last step."""
         lines = []
+        end_of_run = self._skipped.batch_of(self.train_steps) + 1
         for number, stage in enumerate(self._stages):
-            following = self._stages[number + 1].first_step if number + 1 < len(self._stages) else self.train_steps + 1
-            steps = max(0, min(following, self.train_steps + 1) - stage.first_step)
-            counts = stage.mixture.counts(steps * self.global_batch_size)
-            for source, samples, before in zip(stage.sources, counts, stage.read_before, strict=True):
-                epochs = (before + samples) / source.windows_per_epoch if steps else 0.0
+            following = self._stages[number + 1].first_batch if number + 1 < len(self._stages) else end_of_run
+            end = max(min(following, end_of_run), stage.first_batch)
+            passed, read = self._counts(stage, end), [0] * len(stage.sources)
+            for first, last in self._skipped.read_between(stage.first_batch, end):
+                counts = zip(read, self._counts(stage, first), self._counts(stage, last), strict=True)
+                read = [sum_ + until - before for sum_, before, until in counts]
+            for source, gone, samples, before in zip(stage.sources, passed, read, stage.read_before, strict=True):
+                epochs = (before + gone) / source.windows_per_epoch if end > stage.first_batch else 0.0
                 tokens = samples * self.sequence_length
                 lines.append(Coverage(stage.name, source.name, samples, tokens, epochs))
         return lines
+
+    def _counts(self, stage: _Stage, end: int) -> list[int]:
+        """Samples of each source in the batches of a stage before batch `end`."""
+        return stage.mixture.counts((end - stage.first_batch) * self.global_batch_size)

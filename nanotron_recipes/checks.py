@@ -43,6 +43,7 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _pipeline(recipe)
     yield from _recomputation(recipe)
     yield from _stages(recipe)
+    yield from _skipped_ranges(recipe)
     yield from _weight_decay(recipe)
     yield from _tokenizer(recipe)
     yield from _corpus(recipe)
@@ -129,6 +130,13 @@ def _stages(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(f"{key}.start_training_step", start, f"expected more than the stage before it, {previous}")
         previous = start
         yield from _mixture(recipe, f"{key}.data.dataset", index)
+
+
+def _skipped_ranges(recipe: Recipe) -> Iterator[Problem]:
+    for index, skipped in enumerate(recipe.data_skipped_ranges):
+        if skipped.end <= skipped.first:
+            expected = f"expected more than first {skipped.first}: the batch after the last skipped one"
+            yield Problem(f"data_skipped_ranges.{index}.end", skipped.end, expected)
 
 
 def _mixture(recipe: Recipe, key: str, index: int) -> Iterator[Problem]:

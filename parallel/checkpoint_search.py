@@ -1,7 +1,7 @@
 """Is every part of a checkpoint good on some disk of this launch? All ranks look together, and all agree."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -64,20 +64,24 @@ def search_checkpoint(
     return None, reasons[0]
 
 
-def newest_sound_checkpoint(
-    folder: Path, steps: Sequence[int], disks: Disks, group: Group = None
+def steps_on_all_disks(steps: Iterable[int], group: Group = None) -> list[int]:
+    """The steps that any disk has, ascending; every rank calls this with those that lie on its own."""
+    return sorted({step for found in gather(list(steps), group) for step in found})
+
+
+def first_sound_checkpoint(
+    folder: Path, steps: Iterable[int], disks: Disks, group: Group = None
 ) -> tuple[int, SoundCheckpoint | None, dict[int, str]]:
-    """The newest step that `search_checkpoint` accepts, of those that any disk has; every rank calls this.
+    """The first of `steps`, the same on all ranks, that `search_checkpoint` accepts; every rank calls this.
 
     Args:
         folder: where the folders of steps lie on this rank's disk.
-        steps: the steps that lie there.
 
     Returns:
-        The step (0 without one), what was found of it, and why each newer one was refused.
+        The step and what was found of it (0 and None without one), and why each one before it was refused.
     """
     refused: dict[int, str] = {}
-    for step in sorted({step for found in gather(list(steps), group) for step in found}, reverse=True):
+    for step in steps:
         sound, reason = search_checkpoint(folder / str(step), disks, group, step)
         if sound is not None:
             return step, sound, refused

@@ -173,6 +173,7 @@ def _train(
             num_ranks,
             prepared.folder.logs,
             threads_per_rank=_threads_per_rank(prepared.recipe, num_ranks),
+            deterministic=prepared.recipe.general.deterministic,
             launch_id=prepared.launch_id,
             nodes=nodes,
         )

@@ -16,7 +16,7 @@ import psutil
 
 from launch.cluster.agent import TERMINATED, USER_ERROR
 from nanotron_recipes.errors import UserError
-from nanotron_recipes.machine import usable_cpus
+from nanotron_recipes.machine import CUBLAS_WORKSPACE, CUBLAS_WORKSPACE_VARIABLE, usable_cpus
 
 FAILURE_GRACE_SECONDS = 15
 """How long the other ranks may go on after one has failed. A stop that was asked for has no limit: saves take time."""
@@ -30,6 +30,7 @@ def launch_local(
     logs: Path,
     *,
     threads_per_rank: int | None = None,
+    deterministic: bool = False,
     launch_id: str = "launch",
     module: str = "launch.train",
     nodes: Sequence[str] = (),
@@ -40,9 +41,10 @@ def launch_local(
     are told their node's name with `--node-name`. Raises UserError where the ranks cannot be shared out.
 
     Rank 0 has this terminal; what the others say goes to `logs`/<launch id>_…/attempt_0/<rank>/. `threads_per_rank` is
-    what a rank computes with where the user has not set OMP_NUM_THREADS; None leaves it to the libraries. SIGTERM,
-    SIGHUP and SIGINT reach the ranks as SIGTERM: they save and end; a second SIGINT kills them. The exit code is 0
-    (done, or stopped as asked), 2 (a user's mistake) or 1. Raises UserError for fewer than one rank.
+    what a rank computes with where the user has not set OMP_NUM_THREADS; None leaves it to the libraries. With
+    `deterministic` the ranks have what `general.deterministic` needs on CUDA. SIGTERM, SIGHUP and SIGINT reach the
+    ranks as SIGTERM: they save and end; a second SIGINT kills them. The exit code is 0 (done, or stopped as asked), 2
+    (a user's mistake) or 1. Raises UserError for fewer than one rank.
     """
     if nproc < 1:
         raise UserError(f"{nproc} ranks: at least one is needed")
@@ -59,7 +61,7 @@ def launch_local(
         ]
     else:
         grids = [torchrun_arguments(module, arguments, nproc, logs, launch_id)]
-    environment = rank_environment(os.environ, nproc, threads_per_rank)
+    environment = rank_environment(os.environ, nproc, threads_per_rank, deterministic)
     with _Forwarder() as forwarder:
         # A session of its own: Ctrl-C reaches the ranks once, through the forwarder, and never torchrun itself.
         agent = [sys.executable, "-P", "-m", "launch.cluster.agent"]
@@ -106,16 +108,20 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def rank_environment(environment: Mapping[str, str], nproc: int, threads_per_rank: int | None) -> dict[str, str]:
+def rank_environment(
+    environment: Mapping[str, str], nproc: int, threads_per_rank: int | None, deterministic: bool = False
+) -> dict[str, str]:
     """The variables that ranks start with: `environment`, and what is set there wins."""
     repository = str(Path(__file__).resolve().parents[2])
     inherited = environment.get("PYTHONPATH")
     threads = {} if threads_per_rank is None else {"OMP_NUM_THREADS": str(threads_per_rank)}
     # Threads that spin while they wait take the cores that the other ranks need.
     waiting = {"OMP_WAIT_POLICY": "PASSIVE"} if nproc * (threads_per_rank or 1) > usable_cpus() else {}
+    cublas = {CUBLAS_WORKSPACE_VARIABLE: CUBLAS_WORKSPACE} if deterministic else {}
     defaults = {
         **threads,
         **waiting,
+        **cublas,
         "CUDA_DEVICE_MAX_CONNECTIONS": "1",
         "PYTHONUNBUFFERED": "1",
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(FAILURE_GRACE_SECONDS),

@@ -8,6 +8,7 @@ from argparse import Namespace
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as torch_dist
@@ -34,6 +35,7 @@ from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.topology import resolve_topology
 from parallel.checkpoint_disks import find_disks
 from parallel.checkpoint_writer import SaveFailed
+from parallel.determinism import deterministic_kernels
 from parallel.process_groups import EngineContext, init_process_group, pick_device
 
 
@@ -66,6 +68,7 @@ def train(arguments: Namespace, stop: StopRequest) -> int:
             if torch_dist.get_rank() == 0:
                 stack.enter_context(RunLock.acquire(folder.path, share.launch_id))
                 folder.forget_failure()
+            stack.enter_context(deterministic_kernels(recipe.general.deterministic, device))
             _train_run(folder, recipe, device, arguments, stop, node)
     except UserError as error:
         # Found by all ranks alike (data and checkpoints are the same for all): all end with the same code.
@@ -135,8 +138,9 @@ def _train_run(
     disks = find_disks(folder.checkpoints, node, is_shared=is_shared)
     start = find_start(folder, recipe, plan.fingerprint, disks, node)
     first_step = start.first_step
+    state: dict[str, Any] = {}
     if start.checkpoint is not None:
-        load_start(start, engine.built.buckets, engine.optimizer)
+        state = load_start(start, engine.built.buckets, engine.optimizer)
     else:
         initialize_weights(engine.built)
     launch = Launch(
@@ -149,6 +153,7 @@ def _train_run(
         files={"recipe.yaml": folder.recipe_file.read_text()},
         disks=disks,
         damaged=frozenset(start.refused),
+        spikes=state.get("spikes", {}) if first_step > 1 else {},
     )
     callbacks = _callbacks(launch) if context.rank == 0 else []
     tracer = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from glob import escape, glob
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from launch.train.run_folder import NODE, RunFolder, on_node
 from launch.train.seen_checkpoint import problems_of_step
@@ -81,9 +81,10 @@ def find_start(folder: RunFolder, recipe: Recipe, data: str, disks: "Disks", nod
         UserError: no checkpoint can be used, or it is of a run on other data than those with the fingerprint `data`.
     """
     from parallel.checkpoint_disks import disk_per_node
-    from parallel.checkpoint_search import newest_sound_checkpoint, search_checkpoint
+    from parallel.checkpoint_search import first_sound_checkpoint, search_checkpoint, steps_on_all_disks
 
-    step, sound, refused = newest_sound_checkpoint(folder.checkpoints, folder.steps(), disks)
+    newest_first = reversed(steps_on_all_disks(folder.steps()))
+    step, sound, refused = first_sound_checkpoint(folder.checkpoints, newest_first, disks)
     own = folder.checkpoints / str(step)
     if sound is not None:
         _require_data(own, sound.manifest, data)
@@ -104,8 +105,11 @@ def find_start(folder: RunFolder, recipe: Recipe, data: str, disks: "Disks", nod
     return Start(parent, Path(path), disks, step + 1, wanted.load_optimizer, refused, scratch)
 
 
-def load_start(start: Start, buckets: "list[Bucket]", optimizer: "FlatAdamW") -> None:
+def load_start(start: Start, buckets: "list[Bucket]", optimizer: "FlatAdamW") -> dict[str, Any]:
     """Read what `find_start` found into this rank's buffers, from other nodes' disks too; every rank calls this.
+
+    Returns:
+        The `state` it was saved with.
 
     Raises:
         UserError: it cannot be read into this model, or a part could not be brought to the node that needs it.
@@ -128,7 +132,7 @@ def load_start(start: Start, buckets: "list[Bucket]", optimizer: "FlatAdamW") ->
             raise UserError(f"{start.folder}: its parts could not be fetched from the other nodes: {failure}") from None
         finally:
             torch_dist.destroy_process_group(files)
-    load_checkpoint(place, buckets, optimizer, load_optimizer=start.load_optimizer)
+    return load_checkpoint(place, buckets, optimizer, load_optimizer=start.load_optimizer)
 
 
 def require_data(checkpoint: Path, data: str) -> None:

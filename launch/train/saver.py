@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -63,6 +63,16 @@ class RunSaver:
         )
         self._saver.start(info, (lambda: self._prune(step)) if self._prunes else None)
         self._last_start = self._clock()
+
+    def go_back(self, to: int, files: Mapping[str, str], refused: Collection[int]) -> None:
+        """Go on saving a run that went back to step `to`: no newer checkpoint is left.
+
+        Args:
+            files: as in the constructor, from now on.
+            refused: steps that were found to be damaged.
+        """
+        self._files = files
+        self.damaged = {step for step in self.damaged.union(refused) if step <= to}
 
     def reports(self) -> list[Event]:
         """A record of every save that has ended since the last call."""

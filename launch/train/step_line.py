@@ -52,7 +52,7 @@ class StepLine:
             self._print_plain(record)
 
     def on_event(self, event: Event) -> None:
-        """Show validation losses, skipped steps and spikes; other events are for other callbacks."""
+        """Show validation losses, skipped steps, spikes and what follows; other events are for other callbacks."""
         if event["event"] == "validation" and event["validation_loss"]:
             losses = "  ".join(f"{source} {_number(loss)}" for source, loss in event["validation_loss"].items())
             self.print(f"step {event['step']}: validation loss (nats/token)  {losses}")
@@ -64,6 +64,8 @@ class StepLine:
         elif event["event"] == "spike":
             spike, median = _number(event["spike_loss"]), _number(event["median"])
             self.print(f"step {event['step']}: loss spike, {spike} where the median is {median}")
+        elif event["event"] == "rewind":
+            self._show_rewind(event)
 
     def _show_save(self, event: Event) -> None:
         """A save that went well is in the record only; what cost time or failed is said."""
@@ -72,6 +74,15 @@ class StepLine:
             self.print(f"step {step}: training waited {waited:.1f} s: the save before was still being written")
         if event["error"] is not None:
             self.print(f"step {step}: not saved: {event['error']}; training goes on, the next save is tried when due")
+
+    def _show_rewind(self, event: Event) -> None:
+        for step, reason in event["refused"].items():
+            self.print(f"checkpoint of step {step} refused: {reason}")
+        if event["to"] is None:
+            self.print(f"step {event['step']}: training goes on after the spike: {event['reason']}")
+            return
+        first, end = event["skipped"]
+        self.print(f"step {event['step']}: back to step {event['to']}; batches {first} to {end - 1} are skipped")
 
     def print(self, *what: object) -> None:
         """Print above the live line; everything that rank 0 says during training goes through here."""

@@ -1,5 +1,6 @@
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def folders(tmp_path: Path) -> list[str]:
     return [str(tmp_path / name) for name in names]
 
 
-def three_stages(folders: list[str], **changes: int) -> Recipe:
+def three_stages(folders: list[str], **changes: Any) -> Recipe:
     one, two, three = folders
     stages = [
         (1, {one: 0.5, two: 0.5}),
@@ -135,14 +136,31 @@ def test_a_stage_has_the_shares_of_its_weights(folders: list[str]) -> None:
     assert global_batch(plan, 11)[0].stage == "stage 1"
 
 
-def test_coverage_counts_what_is_read(folders: list[str]) -> None:
-    plan = DataPlan.from_recipe(three_stages(folders, train_steps=25))
+SKIPPED = [{"first": 4, "end": 7}, {"first": 6, "end": 9}, {"first": 15, "end": 20}]
+
+
+def test_where_batches_are_skipped_the_others_are_what_they_were(folders: list[str]) -> None:
+    """A skipped stretch may reach over a stage's border: samples, names and stages belong to the batch."""
+    plan = DataPlan.from_recipe(three_stages(folders))
+    skipping = DataPlan.from_recipe(three_stages(folders, data_skipped_ranges=SKIPPED))
+    read = [1, 2, 3, 9, 10, 11, 12, 13, 14, 20, 21, 22]
+    assert skipping.fingerprint == plan.fingerprint
+    for step, batch in enumerate(read, 1):
+        assert digest(global_batch(skipping, step, 3, 2)) == digest(global_batch(plan, batch, 3, 2))
+        assert skipping.source_names(step) == plan.source_names(batch)
+        assert global_batch(skipping, step)[0].stage == global_batch(plan, batch)[0].stage
+
+
+@pytest.mark.parametrize(("skipped", "last"), [([], 25), (SKIPPED, 35)])
+def test_coverage_counts_what_is_read(skipped: list[dict[str, int]], last: int, folders: list[str]) -> None:
+    plan = DataPlan.from_recipe(three_stages(folders, train_steps=25, data_skipped_ranges=skipped))
     read = windows_read(plan, range(1, 26))
+    passed = windows_read(DataPlan.from_recipe(three_stages(folders)), range(1, last + 1))
     lines = plan.coverage()
     for name in folders:
         mine = [line for line in lines if line.source == name]
         assert sum(line.samples for line in mine) == len(read[name])
-        assert mine[-1].epochs == pytest.approx(len(read[name]) / plan.sources[name].windows_per_epoch)
+        assert mine[-1].epochs == pytest.approx(len(passed[name]) / plan.sources[name].windows_per_epoch)
 
 
 @pytest.mark.parametrize("dp", [1, 2, 5])

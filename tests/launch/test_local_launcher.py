@@ -179,6 +179,9 @@ def test_what_the_user_set_wins() -> None:
     assert "OMP_NUM_THREADS" not in rank_environment({}, 2, None)
     assert rank_environment({}, 999, 1)["OMP_WAIT_POLICY"] == "PASSIVE"
     assert "OMP_WAIT_POLICY" not in rank_environment({}, 1, 1)
+    assert rank_environment({}, 1, 1, deterministic=True)["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert rank_environment({"CUBLAS_WORKSPACE_CONFIG": ":16:8"}, 1, 1, True)["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+    assert "CUBLAS_WORKSPACE_CONFIG" not in rank_environment({}, 1, 1)
     path = rank_environment({"PYTHONPATH": "mine"}, 1, 1)["PYTHONPATH"].split(os.pathsep)
     assert (Path(path[0]) / "launch" / "cluster").is_dir() and path[1] == "mine"
 

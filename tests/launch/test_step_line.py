@@ -82,14 +82,20 @@ def test_a_terminal_keeps_one_line_and_what_is_printed_stays_above_it() -> None:
     assert text.index("validation loss") < text.rindex("step 9/9")
 
 
-def test_skipped_steps_and_spikes_have_a_line() -> None:
+def test_skipped_steps_spikes_and_what_follows_have_a_line() -> None:
     console, output = plain_console()
     line = StepLine(9, console=console)
     line.on_event({"event": "skipped", "step": 3, "sources": ["code", "prose"], "in_a_row": 1})
     line.on_event({"event": "spike", "step": 5, "spike_loss": 7.5, "median": 2.25, "limit": 2.5})
+    back = {"event": "rewind", "step": 5, "to": 2, "skipped": [3, 8], "reason": None, "refused": {"4": "no manifest"}}
+    line.on_event(back)
+    line.on_event({**back, "to": None, "skipped": None, "reason": "there is none", "refused": {}})
     assert output.getvalue().splitlines() == [
         "step 3: skipped, loss or gradient norm is not finite (sources: code, prose)",
         "step 5: loss spike, 7.5000 where the median is 2.2500",
+        "checkpoint of step 4 refused: no manifest",
+        "step 5: back to step 2; batches 3 to 7 are skipped",
+        "step 5: training goes on after the spike: there is none",
     ]
 
 
@@ -139,6 +145,25 @@ def test_tensorboard_gets_the_same_records_and_forgets_steps_that_are_trained_ag
     ]
     assert [event.step for event in events.Scalars("validation/code")] == [6]
     assert {"train/lr", "train/mfu", "train/tokens_per_second"} <= set(events.Tags()["scalars"])
+
+
+def test_tensorboard_forgets_what_a_run_went_back_over(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = TensorBoard(tmp_path, 1)
+    for steps, loss in ((range(1, 6), 3.0), (range(3, 5), 2.0)):
+        for step in steps:
+            board.on_step(dataclasses.replace(record(step), loss=loss))
+        board.on_event({"event": "rewind", "step": 5, "to": 2 if loss == 3.0 else None})
+    board.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [
+        (1, 3.0),
+        (2, 3.0),
+        (3, 2.0),
+        (4, 2.0),
+    ]
 
 
 def test_wandb_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

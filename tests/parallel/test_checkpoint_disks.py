@@ -17,7 +17,7 @@ from parallel.checkpoint_disks import find_disks, one_disk
 from parallel.checkpoint_fetch import fetch_parts
 from parallel.checkpoint_files import FileEntry, describe_file, read_manifest, verify_checkpoint_files
 from parallel.checkpoint_saver import CheckpointSaver
-from parallel.checkpoint_search import newest_sound_checkpoint
+from parallel.checkpoint_search import first_sound_checkpoint, steps_on_all_disks
 from parallel.checkpoint_tensors import readable_tensors
 from parallel.checkpoint_transfer import Transfer, spread, transfer_files
 from parallel.checkpoint_writer import CheckpointInfo
@@ -66,7 +66,8 @@ def resume_on_rank(
     folder = base / node
     disks = find_disks(folder, node)
     steps = [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
-    step, sound, refused = newest_sound_checkpoint(folder, steps, disks)
+    newest_first = reversed(steps_on_all_disks(steps))
+    step, sound, refused = first_sound_checkpoint(folder, newest_first, disks)
     losses: list[float] = []
     if sound is not None:
         aside = base / f"scratch-{node}" if scratch else None
