@@ -61,15 +61,14 @@ def train(arguments: Namespace, stop: StopRequest) -> int:
         return 0
     recipe_file = Path(share.recipe_file)
     recipe = load_recipe(str(recipe_file)).recipe
-    node = arguments.node_name or socket.gethostname()
-    folder = RunFolder.of(recipe_file.parent.parent, recipe_file.parent.name, recipe, node)
+    folder = RunFolder.of(recipe_file.parent.parent, recipe_file.parent.name, recipe, _node_name(arguments))
     try:
         with ExitStack() as stack:
             if torch_dist.get_rank() == 0:
                 stack.enter_context(RunLock.acquire(folder.path, share.launch_id))
                 folder.forget_failure()
             stack.enter_context(deterministic_kernels(recipe.general.deterministic, device))
-            _train_run(folder, recipe, device, arguments, stop, node)
+            _train_run(folder, recipe, device, arguments, stop)
     except UserError as error:
         # Found by all ranks alike (data and checkpoints are the same for all): all end with the same code.
         return _refuse(str(error))
@@ -125,7 +124,7 @@ def _prepare(arguments: Namespace) -> _Share:
 
 
 def _train_run(
-    folder: RunFolder, recipe: Recipe, device: torch.device, arguments: Namespace, stop: StopRequest, node: str
+    folder: RunFolder, recipe: Recipe, device: torch.device, arguments: Namespace, stop: StopRequest
 ) -> None:
     level = recipe.logging.log_level if torch_dist.get_rank() == 0 else recipe.logging.log_level_replica
     if level != "passive":
@@ -134,7 +133,7 @@ def _train_run(
     topology = resolve_topology(recipe, torch_dist.get_world_size())
     context = EngineContext(topology.dp, topology.pp, topology.tp, device)
     engine = TrainingEngine(recipe, topology, context)
-    is_shared = recipe.checkpoints.checkpoints_path_is_shared_file_system
+    node, is_shared = _node_name(arguments), recipe.checkpoints.checkpoints_path_is_shared_file_system
     disks = find_disks(folder.checkpoints, node, is_shared=is_shared)
     start = find_start(folder, recipe, plan.fingerprint, disks, node)
     first_step = start.first_step
@@ -173,6 +172,10 @@ def _train_run(
     if context.rank == 0 and last == recipe.tokens.train_steps and not arguments.launch_id:
         _end_by_hand(launch)
     context.destroy()
+
+
+def _node_name(arguments: Namespace) -> str:
+    return arguments.node_name or socket.gethostname()
 
 
 def _peak_of_world(device: torch.device, dtype: str) -> float | None:

@@ -59,7 +59,9 @@ def train_on_rank(recipe_file: Path, plant: Callable[[pytest.MonkeyPatch], None]
     with pytest.MonkeyPatch.context() as patch:
         if plant is not None:
             plant(patch)
-        rank._train_run(folder, recipe, device, Namespace(stop_after=None, launch_id="test"), StopRequest())
+        rank._train_run(
+            folder, recipe, device, Namespace(stop_after=None, launch_id="test", node_name="here"), StopRequest()
+        )
 
 
 def spiking(patch: pytest.MonkeyPatch) -> None:
@@ -221,7 +223,7 @@ def killed_after_the_recipe(patch: pytest.MonkeyPatch) -> None:
 
 
 def killed_before_the_state_is_read(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(rewind, "load_checkpoint", kill)
+    patch.setattr(rewind, "load_start", kill)
 
 
 KILLS: list[tuple[Callable[[pytest.MonkeyPatch], None], list[str]]] = [
