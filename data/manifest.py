@@ -68,6 +68,22 @@ class Split(BaseModel):
         return self.text_bytes / self.tokens if self.text_bytes and self.tokens else None
 
 
+class Inputs(BaseModel):
+    """The files that a source's text was read from, as they were then."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    files: NotNegative
+    """How many."""
+    bytes: NotNegative
+    """Of all of them together."""
+    sha256: str
+    """Over their names, sizes and times of change, hexadecimal."""
+
+    def __str__(self) -> str:
+        return f"{self.files:,} {'file' if self.files == 1 else 'files'} of {self.bytes:,} bytes"
+
+
 class Manifest(BaseModel):
     """Everything that is known about a tokenized source; `manifest.json` in its folder, written last."""
 
@@ -87,6 +103,8 @@ class Manifest(BaseModel):
     """Of the tokenizer's `tokenizer.json`, hexadecimal."""
     settings_sha256: str
     """Of the recipe's settings that made these shards: `tokenize` does nothing while they are the same."""
+    inputs: Inputs | None = None
+    """What the text was read from; null for text that comes with Python, and for shards made elsewhere."""
     train: Split
     validation: Split
     rejected: dict[str, int] = {}

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from launch.cli.checkpoint_argument import CheckpointArgument, ChosenCheckpoint, choose_checkpoint
+from launch.cli.checkpoint_argument import CheckpointArgument, ChosenCheckpoint, choose_checkpoint, real_path
 from launch.cli.next_line import generation_command, loading_command
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.numbers import plural
@@ -56,8 +56,9 @@ def export(
 
 def _refuse_among_checkpoints(out: Path, chosen: ChosenCheckpoint) -> None:
     """What lies there counts as a step, or as a damaged file of one."""
-    places = [out.resolve(), *out.resolve().parents]
-    own = [chosen.folder.resolve(), *([chosen.run.checkpoints.resolve()] if chosen.run else [])]
+    target = real_path(out)
+    places = [target, *target.parents]
+    own = [real_path(chosen.folder), *([real_path(chosen.run.checkpoints)] if chosen.run else [])]
     of_runs = [place for place in places if place.name == "checkpoints" and (place.parent / "recipe.yaml").is_file()]
     if of_runs or any(place in own for place in places):
         raise UserError(f"{out}: expected a folder that is not among the checkpoints of a run")

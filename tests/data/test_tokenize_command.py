@@ -1,4 +1,5 @@
 import gzip
+import shlex
 from pathlib import Path
 
 import pytest
@@ -26,10 +27,12 @@ def recipe_file(folder: Path) -> Path:
 
 def test_the_command_makes_the_shards_and_says_what_is_next(tmp_path: Path) -> None:
     path = recipe_file(tmp_path)
-    arguments = [str(path), "--set", f"corpus.path={tmp_path / 'elsewhere'}", "--workers", "1"]
-    result = CliRunner().invoke(APP, arguments, catch_exceptions=False)
+    changes = ["--set", f"corpus.path={tmp_path / 'elsewhere'}", "--set", "general.purpose=my own text"]
+    result = CliRunner().invoke(APP, [str(path), *changes, "--workers", "1"], catch_exceptions=False)
     assert result.exit_code == 0
-    assert result.output.strip().endswith(f"next: nanotron-recipes pretrain {path}")
+    label, program, *arguments = shlex.split(result.output.strip().splitlines()[-1])
+    assert label == "next:" and Path(program).name == "nanotron-recipes"
+    assert arguments == ["pretrain", str(path), *changes], "the same data are the ones that it reads"
     assert read_manifest(tmp_path / "elsewhere" / "words").train.documents > 40
 
 

@@ -175,6 +175,7 @@ def test_a_file_that_is_no_recipe_is_one_line(text: str, expected: list[str], re
     ("arguments", "expected"),
     [
         (["tinny"], ["tinny", "did you mean tiny?"]),
+        ([""], ["'': expected the name of a shipped recipe, or a path"]),
         (["nowhere.yaml"], ["nowhere.yaml", "no such recipe or file"]),
         (["tiny", "--set", "tokens.train_step=3"], ["--set", "tokens.train_step", "did you mean train_steps?"]),
         (["tiny", "--set", "tokens.train_steps"], ["--set", "tokens.train_steps", "="]),
