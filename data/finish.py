@@ -11,17 +11,24 @@ import numpy as np
 from rich.console import Console
 
 from data.corpora import SplitName
-from data.manifest import Manifest, ShardFile, Split, write_manifest
+from data.manifest import Inputs, Manifest, ShardFile, Split, write_manifest
 from data.tokenization_job import Job, source_folder
 from data.tokenizer import TokenizerInfo
 
 _CHUNK = 1 << 22
 
 
-def finish_source(job: Job, source: str, tokenizer: TokenizerInfo, settings_sha256: str, console: Console) -> None:
+def finish_source(
+    job: Job,
+    source: str,
+    tokenizer: TokenizerInfo,
+    settings_sha256: str,
+    inputs: Inputs | None,
+    console: Console,
+) -> None:
     """Writes `manifest.json` for the shards that the job's complete tasks have made, and reports what was left out."""
     notes = _notes(job, source)
-    dtype: Literal["uint16", "uint32"] = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
+    dtype: Literal["uint16", "uint32"] = "uint16" if tokenizer.token_bytes == 2 else "uint32"
     rejected: Counter[str] = Counter()
     examples: dict[str, list[str]] = {}
     for split_name, note in notes:
@@ -42,6 +49,7 @@ def finish_source(job: Job, source: str, tokenizer: TokenizerInfo, settings_sha2
         eos_token_id=tokenizer.eos_token_id,
         tokenizer_sha256=tokenizer.sha256,
         settings_sha256=settings_sha256,
+        inputs=inputs,
         train=_split(folder, "train", notes, np.dtype(dtype), tokenizer),
         validation=_split(folder, "validation", notes, np.dtype(dtype), tokenizer),
         rejected=dict(rejected),

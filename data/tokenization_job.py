@@ -21,9 +21,11 @@ class Job(BaseModel):
     """All that a worker needs to know; written as JSON into its folder."""
 
     corpus: Corpus
+    """Its paths absolute, as all others here."""
     tasks: list[Task]
     tokenizer_file: str
     eos_token: str
+    token_bytes: int
     folder: Path
     """Where everything unfinished lies; nothing in it is data until it is moved to the corpus."""
     workers: int
@@ -49,6 +51,15 @@ class Job(BaseModel):
     def notes_of(self, rank: int) -> Path:
         """What a complete task says about the text that it read, JSON."""
         return self.folder / "notes" / f"{rank:05d}.json"
+
+
+def with_absolute_paths(corpus: Corpus) -> Corpus:
+    """The corpus as a process sees it that works elsewhere."""
+    sources = [
+        source if source.path is None else source.model_copy(update={"path": str(Path(source.path).absolute())})
+        for source in corpus.sources
+    ]
+    return corpus.model_copy(update={"path": str(Path(corpus.path).absolute()), "sources": sources})
 
 
 def source_folder(folder: Path, source: str) -> Path:

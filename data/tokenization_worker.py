@@ -15,17 +15,14 @@ from typing import Any
 from datatrove.data import Document, DocumentsPipeline
 from datatrove.executor.local import LocalPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
-from datatrove.pipeline.tokens.tokenizer import DocumentTokenizer
 
 from data.corpora import documents
+from data.encoding import DocumentEncoder
 from data.order import derive_key
 from data.rejected import Rejected
 from data.tokenization_job import Job
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.files import write_atomic
-
-_BATCH_DOCUMENTS = 256
-"""Documents that are encoded together; an encoding takes about 90 bytes a token until it is written."""
 
 
 class TokenizeShard(PipelineStep):
@@ -46,12 +43,12 @@ class TokenizeShard(PipelineStep):
         rejected = Rejected()
         texts = documents(source, job.corpus, task.split, shard=task.shard, shards=task.shards, rejected=rejected)
         reading = _Reading(texts)
-        writer = DocumentTokenizer(
+        writer = DocumentEncoder(
             str(job.folder_of(task)),
             job.tokenizer_file,
-            local_working_dir=str(job.scratch_of(rank)),
+            scratch=str(job.scratch_of(rank)),
             eos_token=job.eos_token,
-            batch_size=_BATCH_DOCUMENTS,
+            token_bytes=job.token_bytes,
             seed=derive_key(job.corpus.seed, task.source, task.split, task.shard),
         )
         try:

@@ -16,10 +16,10 @@ from model.hf_folder import (
     load_with_transformers,
     tokenizer_token_ids,
     tokenizer_vocab_size,
-    whole_folder,
 )
 from model.hf_mapping import TokenIds, hf_class, hf_config, hf_shapes, parameter_map, split_to_hf, token_ids_of
 from model.model_card import facts_from_recipe, render_card
+from model.whole_folder import check_replaceable, whole_folder
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.loading import load_recipe
 from nanotron_recipes.recipe import Recipe
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch
 
 MARKER = "nanotron_recipes.json"
-"""File that marks a folder as an export of ours, which a later export may replace."""
+"""File that marks a folder as an export of ours, and lists its files: a later export may replace these."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def export_checkpoint(
 
     `tokenizer_dir`: a folder whose tokenizer is copied in. `card`: the README.md; None: one made from the recipe.
     `out` appears whole or not at all; an earlier export there is replaced. Raises UserError where `out` holds
-    something else, the model has no Hugging Face class, or the tokenizer does not fit the vocabulary.
+    anything else, the model has no Hugging Face class, or the tokenizer does not fit the vocabulary.
     """
     from parallel.checkpoint import read_tensors
 
@@ -83,7 +83,7 @@ def export_tensors(
     """`export_checkpoint` from global tensors by our names, in any order; their dtype is kept (all must have one)."""
     name = hf_class(recipe)
     token_ids = _token_ids(recipe, tokenizer_dir)
-    with whole_folder(out, marker=MARKER) as folder:
+    with whole_folder(out, own_files=exported_files) as folder:
         writer, dtype = _write_weights(folder, tensors, recipe, max_shard_bytes)
         config = hf_config(recipe, dtype=dtype, token_ids=token_ids, transformers_version=version("transformers"))
         generation = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -96,8 +96,23 @@ def export_tensors(
         copied = copy_tokenizer(tokenizer_dir, folder) if tokenizer_dir else []
         facts = replace(facts_from_recipe(recipe, name=out.name, step=step), has_tokenizer=bool(copied))
         (folder / "README.md").write_text(card or render_card(facts), encoding="utf-8")
-        _write_json(folder / MARKER, {"class": name, "step": step})
+        files = sorted([MARKER, *(path.name for path in folder.iterdir())])
+        _write_json(folder / MARKER, {"class": name, "step": step, "files": files})
     return ExportReport(out, name, num_parameters(recipe), dtype, writer.files, writer.total_bytes, copied)
+
+
+def check_export_target(out: Path) -> None:
+    """Raise UserError where an export to `out` would be refused for what is there; `export_checkpoint` does so too."""
+    check_replaceable(out, exported_files)
+
+
+def exported_files(folder: Path) -> set[str]:
+    """Names of the files that an export of ours wrote into a folder; none where no export did, or nobody knows."""
+    try:
+        files = json.loads((folder / MARKER).read_text(encoding="utf-8"))["files"]
+        return {str(name) for name in files}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return set()
 
 
 def _token_ids(recipe: Recipe, tokenizer_dir: Path | None) -> TokenIds:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from model.arithmetic import num_parameters, parameter_shapes
 from model.hf_config_types import REQUIRED, check_types
 from model.hf_files import SafetensorsReader, open_safetensors
-from model.hf_folder import whole_folder
+from model.hf_folder import tokenizer_vocab_size
 from model.hf_mapping import LLAMA, QWEN3, SMOLLM3, fuse_from_hf, hf_shapes, no_rope_layer_of, parameter_map
+from model.whole_folder import whole_folder
 from nanotron_recipes.errors import UserError, shorten, user_error
 from nanotron_recipes.loading import dump_yaml, recipe_from_mapping
 from nanotron_recipes.recipe import Recipe
@@ -46,12 +47,13 @@ def import_hf(hf_dir: Path, out: Path) -> ImportReport:
     windows, layers without RoPE that are not every n-th, …
     """
     config = read_config(hf_dir)
+    tokenizer_vocab_size(hf_dir)  # a tokenizer that cannot be read would be found only by whoever uses the recipe
     from parallel.checkpoint import save_tensors  # and torch, which takes seconds
 
     with open_safetensors(hf_dir) as reader:
         recipe = recipe_of(config, hf_dir, stored_dtype(reader, hf_dir))
         check_tensors(reader, recipe, hf_dir)
-        with whole_folder(out, marker=None) as folder:
+        with whole_folder(out) as folder:
             files = {"recipe.yaml": dump_yaml(recipe)}
             save_tensors(folder, our_tensors(reader, recipe), {"step": 0}, files)
     return ImportReport(out, config["architectures"][0], num_parameters(recipe), recipe.model.dtype)

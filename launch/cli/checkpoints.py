@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def checkpoints(
-    action: Annotated[Literal["list", "verify", "prune"], typer.Argument(help="What to do.")],
+    action: Annotated[
+        Literal["list", "verify", "prune"], typer.Argument(metavar="ACTION", help="list, verify or prune.")
+    ],
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run: its name, its folder, or runs/latest.")],
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="prune: say what would be deleted, delete nothing.")
@@ -54,11 +56,12 @@ def checkpoints(
 
 
 def _find(run: str, runs_dir: Path) -> tuple[RunFolder, Recipe]:
+    from launch.cli.checkpoint_argument import real_path
     from launch.train.run_folder import RunFolder
     from nanotron_recipes.errors import nearest_name, user_error
     from nanotron_recipes.loading import load_recipe
 
-    path = (Path(run) if (Path(run) / "recipe.yaml").is_file() else runs_dir / run).resolve()
+    path = real_path(Path(run) if (Path(run) / "recipe.yaml").is_file() else runs_dir / run)
     if not (path / "recipe.yaml").is_file():
         names = [entry.name for entry in runs_dir.iterdir()] if runs_dir.is_dir() else []
         raise user_error(f"no such run in {runs_dir}/", source=run, nearest=nearest_name(run, names))

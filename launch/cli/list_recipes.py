@@ -21,13 +21,26 @@ def list_recipes() -> None:
     table.add_column("recipe", no_wrap=True)
     table.add_column("parameters", justify="right", no_wrap=True)
     table.add_column("tokens", justify="right", no_wrap=True)
+    table.add_column("needs", no_wrap=True)
     table.add_column("purpose", overflow="fold")
     for name in shipped_recipes():
         recipe = load_recipe(name).recipe
         tokens = _training_tokens(recipe)
-        table.add_row(name, short_number(num_parameters(recipe)), short_number(tokens), recipe.general.purpose)
+        parameters = short_number(num_parameters(recipe))
+        table.add_row(name, parameters, short_number(tokens), _needs(recipe), recipe.general.purpose)
     Console().print(table)
 
 
 def _training_tokens(recipe: Recipe) -> int:
     return recipe.tokens.train_steps * global_batch_size(recipe) * recipe.tokens.sequence_length
+
+
+def _needs(recipe: Recipe) -> str:
+    """What a recipe cannot be trained without, and does not bring along."""
+    has_network = recipe.corpus is not None and any(source.needs_network for source in recipe.corpus.sources)
+    missing = {
+        "data_stages": not recipe.data_stages,
+        "a tokenizer": recipe.tokenizer.train is None,
+        "the network": has_network,
+    }
+    return ", ".join(name for name, is_missing in missing.items() if is_missing) or "nothing"

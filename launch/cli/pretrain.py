@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from launch.cli.next_line import command, generation_command, tool
 from launch.cli.options import OverrideOption, RecipeArgument
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.machine import check_local_ranks, usable_cpus
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from launch.train.prepare import PreparedRun
     from nanotron_recipes.loading import LoadedRecipe
     from nanotron_recipes.recipe import Recipe
+
+_LONGEST_NAME = 100
+"""Characters of a recipe's name; a run's is that and a number."""
 
 
 def pretrain(
@@ -53,6 +56,11 @@ def pretrain(
     loaded = load_recipe(recipe, overrides or [])
     if run is not None:
         checked_name(run)
+    elif len(loaded.name) > _LONGEST_NAME:
+        raise UserError(
+            f"{loaded.path.name}: runs are named after their recipe; expected a name of at most {_LONGEST_NAME} "
+            "characters, or --run NAME"
+        )
     if launcher == "slurm" or (launcher == "auto" and nodes is not None):
         require_sbatch()
         raise UserError("--nodes: submitting to Slurm is not available yet; start torchrun in a job of your own")
@@ -148,6 +156,7 @@ def _finish(prepared: PreparedRun, console: Console) -> int:
     """What follows the last step; a run that was stopped before it only says how to go on."""
     from data.plan import DataPlan
     from launch.evaluate.best_effort import best_effort
+    from launch.evaluate.prompts import one_prompt
     from launch.train.loss_plot import plot_losses
     from launch.train.metrics import read_metrics
 
@@ -160,9 +169,13 @@ def _finish(prepared: PreparedRun, console: Console) -> int:
         )
         return 0
     if recipe.checkpoints.export_at_end:
-        from launch.evaluate.finish import finish_run
+        from launch.evaluate.finish import ExportIsWrong, finish_run
 
-        finish_run(folder, recipe, DataPlan.from_recipe(recipe), console)
+        try:
+            finish_run(folder, recipe, DataPlan.from_recipe(recipe), console)
+        except ExportIsWrong as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
     with best_effort("the picture of the losses"):
         plot_losses(read_metrics(folder.metrics_file), folder.path / "loss.png")
     folder.mark_completed(recipe.tokens.train_steps)
@@ -170,26 +183,16 @@ def _finish(prepared: PreparedRun, console: Console) -> int:
     picture = folder.path / "loss.png"
     if picture.is_file():
         console.print(f"losses:      {picture} (a picture of {folder.metrics_file.name})", highlight=False)
-    console.print(f"tensorboard: {_tool('tensorboard')} --logdir {folder.tensorboard}", highlight=False)
+    console.print(f"tensorboard: {tool('tensorboard')} --logdir {folder.tensorboard}", highlight=False)
     if recipe.checkpoints.export_at_end:
         console.print(f"export:      {folder.export} (a Hugging Face folder; see its README.md)", highlight=False)
         console.print(
-            f'next:        {_tool("python")} -c "from transformers import pipeline; '
-            f"print(pipeline('text-generation', '{folder.export}')('Compute 47+86?\\n'))\"",
-            highlight=False,
-            markup=False,
+            f"next:        {generation_command(folder.export, one_prompt(recipe))}", highlight=False, markup=False
         )
     else:
-        console.print(f"next:        {_tool('nanotron-recipes')} export {folder.name} OUT --verify", highlight=False)
+        following = command("nanotron-recipes", "export", folder.name, "OUT", "--verify")
+        console.print(f"next:        {following}", highlight=False)
     return 0
-
-
-def _tool(name: str) -> str:
-    """A command of this environment as it can be pasted: by its path where the environment is not on PATH."""
-    here = Path(sys.executable).with_name(name)
-    if shutil.which(name) == str(here) or not here.exists():
-        return name
-    return str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here)
 
 
 def _is_trained(prepared: PreparedRun) -> bool:

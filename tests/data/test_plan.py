@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from small_data import random_documents, recipe_with, write_source
+from tokenizers import Tokenizer, models
 
 from data.batch import StepBatch
 from data.plan import DataPlan
@@ -204,7 +205,7 @@ def test_a_sequence_longer_than_the_source_is_refused(folders: list[str]) -> Non
 def test_shards_of_another_tokenizer_are_refused(folders: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "tokenizer"
     folder.mkdir()
-    (folder / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}, "added_tokens": []}')
+    Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text('{"eos_token": "a"}')
     recipe = recipe_with([(1, {folders[0]: 1.0})], vocab_size=6000, tokenizer={"tokenizer_name_or_path": str(folder)})
     with pytest.raises(UserError, match="not made with the tokenizer in"):

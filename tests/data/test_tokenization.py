@@ -13,10 +13,12 @@ import pytest
 from rich.console import Console
 from small_data import corpus_recipe, write_jsonl
 
+from data import tokenization
 from data.manifest import Manifest, read_manifest
 from data.plan import DataPlan
 from data.shards import ShardReader
 from data.tokenization import tokenize
+from data.tokenization_job import Job
 from data.tokenizer import read_tokenizer
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.loading import dump_yaml
@@ -271,3 +273,15 @@ def test_another_vocabulary_than_the_tokenizers_is_refused(texts: Path, tmp_path
 def test_a_tokenizer_folder_that_is_none_is_refused(texts: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent: no folder with a tokenizer\.json"):
         read_tokenizer(tmp_path / "absent")
+
+
+def test_workers_are_given_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    jobs: list[Job] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tokenization, "run_job", lambda job, _: jobs.append(job) or sys.exit("seen"))
+    with pytest.raises(SystemExit, match="seen"):
+        tokenize(corpus_recipe(Path("mine"), [{"name": "words", "reader": "jsonl", "path": "a.jsonl"}]), "mine")
+    (job,) = jobs
+    paths = [job.folder, Path(job.tokenizer_file), Path(job.corpus.path), Path(job.corpus.sources[0].path or "")]
+    assert [path.relative_to(tmp_path).parts[0] for path in paths] == ["mine", "mine", "mine", "a.jsonl"]

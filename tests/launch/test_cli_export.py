@@ -9,8 +9,10 @@ import pytest
 
 from data.manifest import Manifest, ShardFile, Split, write_manifest
 from launch.cli.checkpoint_argument import choose_checkpoint
+from launch.cli.checkpoints import checkpoints
 from launch.cli.export import export
 from launch.cli.import_hf import import_folder
+from launch.cli.next_line import tool
 from launch.evaluate.card_facts import facts_of_run
 from launch.evaluate.verification import LOGIT_TOLERANCE, verification_tokens, verify_checkpoint
 from launch.train.run_folder import RunFolder, RunHeader, point_latest
@@ -173,7 +175,7 @@ def test_import_then_export_gives_the_folder_back(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("SmolLM3ForCausalLM of ")
     assert any(line.startswith("verified: logits differ by at most") for line in lines)
-    assert lines[-1].startswith("next: python -c")
+    assert lines[-1].startswith(f"next: {tool('python')} -c ")
     for name in ("model.safetensors", "tokenizer.json", "config.json"):
         before, after = (hf_dir / name), (tmp_path / "again" / name)
         if name == "model.safetensors":
@@ -216,3 +218,16 @@ def test_an_import_into_a_folder_that_is_not_empty_is_refused(hf_dir: Path, tmp_
     with pytest.raises(UserError, match="not empty"):
         import_folder(hf_dir, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_links_in_a_circle_are_refused_as_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    begun_run(tmp_path / "runs", "tiny-1", (3,))
+    for link in (tmp_path / "loop", tmp_path / "runs" / "loop"):
+        link.symlink_to(link.name)
+    with pytest.raises(UserError, match="loop: is not a folder"):
+        export("tiny-1", Path("loop"))
+    with pytest.raises(UserError, match="loop: no such folder, and no such run"):
+        export("loop", Path("out"))
+    with pytest.raises(UserError, match="loop: no such run"):
+        checkpoints("list", "loop")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,8 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from model.arithmetic import num_parameters
-from model.hf_export import MARKER, export_tensors, verify_export
+from model.hf_export import MARKER, check_export_target, export_tensors, verify_export
 from model.hf_files import INDEX_FILE, SINGLE_FILE, SafetensorsWriter
+from model.hf_folder import tokenizer_token_ids
 from model.hf_mapping import hf_shapes
 from model.model_card import ArithmeticFact, ModelCardFacts, StageFact, ValidationFact, facts_from_recipe, render_card
 from nanotron_recipes.errors import UserError
@@ -130,6 +132,25 @@ def test_a_folder_of_someone_else_is_refused_and_left_alone(tmp_path: Path) -> N
     assert (tmp_path / "theirs" / "config.json").read_text() == "{}"
 
 
+@pytest.mark.parametrize("name", ["notes.txt", ".git", "tokenizer.json", "model-00001-of-00002.safetensors"])
+def test_an_export_with_a_file_of_the_users_is_refused_by_name_and_left_alone(name: str, tmp_path: Path) -> None:
+    recipe, out = small_recipe(), tmp_path / "out"
+    export_tensors(random_weights(recipe).items(), recipe, out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    (out / name).write_text("mine")
+    for _ in range(2):
+        with pytest.raises(UserError, match=rf"out: holds {re.escape(name)}, which this command did not write"):
+            export_tensors(random_weights(recipe, seed=2).items(), recipe, out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before | {name: b"mine"}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    with pytest.raises(UserError, match="holds"):
+        check_export_target(out)
+    (out / name).unlink()
+    check_export_target(out)
+    export_tensors(random_weights(recipe, seed=2).items(), recipe, out)
+    assert (out / SINGLE_FILE).read_bytes() != before[SINGLE_FILE]
+
+
 def test_an_earlier_export_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
     recipe, out = small_recipe(), tmp_path / "out"
     first, second = random_weights(recipe, seed=1), random_weights(recipe, seed=2)
@@ -149,19 +170,40 @@ def test_an_earlier_export_stays_until_the_new_one_is_whole(tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_what_a_killed_export_left_is_no_obstacle(tmp_path: Path) -> None:
-    recipe = small_recipe()
-    (tmp_path / ".out.partial").mkdir()
-    (tmp_path / ".out.partial" / SINGLE_FILE).write_bytes(b"half")
-    export_tensors(random_weights(recipe).items(), recipe, tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
 def test_a_tokenizer_larger_than_the_vocabulary_is_refused(tmp_path: Path) -> None:
     recipe = small_recipe()
     tokenizer = tokenizer_folder(tmp_path / "tok", vocabulary=100)
     with pytest.raises(UserError, match="vocab_size: 96"):
         export_tensors(random_weights(recipe).items(), recipe, tmp_path / "out", tokenizer_dir=tokenizer)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xfe",
+        b"",
+        b"[" * 100_000,
+        b'{"model": {"vocab": {"a": "x"}}}',
+        b'{"model": {"vocab": [[["a"]]]}}',
+        b'{"model": {"vocab": [3]}}',
+        b'{"added_tokens": [{"id": 1}]}',
+        b'{"added_tokens": [{"id": "x", "content": "y"}]}',
+        b'{"added_tokens": [3]}',
+    ],
+)
+def test_a_damaged_tokenizer_is_refused_by_name(content: bytes, tmp_path: Path) -> None:
+    recipe = small_recipe()
+    tokenizer = tokenizer_folder(tmp_path / "tok")
+    (tokenizer / "tokenizer.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"tok/tokenizer\.json: not "):
+        export_tensors(random_weights(recipe).items(), recipe, tmp_path / "out", tokenizer_dir=tokenizer)
+
+
+@pytest.mark.parametrize("content", ["3", "[]", "{}", '{"eos_token": ["x"]}', '{"eos_token": {"content": {}}}'])
+def test_a_strange_configuration_of_a_tokenizer_names_no_tokens(content: str, tmp_path: Path) -> None:
+    tokenizer = tokenizer_folder(tmp_path / "tok")
+    (tokenizer / "tokenizer_config.json").write_text(content)
+    assert tokenizer_token_ids(tokenizer) == {}
 
 
 MEMORY_SCRIPT = """
