@@ -1,4 +1,4 @@
-"""torchrun with an exit code that means something: `python -m launch.cluster.agent [torchrun's arguments]`.
+"""torchrun with an exit code that means something: `python -m launch.cluster.agent [--launcher=PID] [torchrun's …]`.
 
 torchrun turns the failure of a rank into a traceback of its own and exit code 1. A rank that met a user's mistake has
 already said so in one line and ended with 2: then this ends with 2 and says nothing more. Ranks that were asked to stop
@@ -11,16 +11,23 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launch.cluster.parent_death import signal_when_parent_ends
+from launch.train.streams import open_standard_streams, say
+
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 USER_ERROR = 2
 TERMINATED = 128 + signal.SIGTERM
+LAUNCHER = "--launcher="
 _SHOWN_LINES = 30
 
 
 def main(arguments: list[str]) -> int:
     """Run torchrun and return the exit code: 0, USER_ERROR, TERMINATED, or 1 for any other failure."""
+    open_standard_streams()
+    if arguments and arguments[0].startswith(LAUNCHER):
+        signal_when_parent_ends(signal.SIGKILL, int(arguments.pop(0).removeprefix(LAUNCHER)))
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
@@ -35,7 +42,7 @@ def main(arguments: list[str]) -> int:
             return USER_ERROR
         if codes == {-signal.SIGTERM}:
             return TERMINATED
-        print(_describe(*error.get_first_failure(), Path(options.log_dir)), file=sys.stderr)
+        say(_describe(*error.get_first_failure(), Path(options.log_dir)), error=True)
         return 1
     return 0
 
