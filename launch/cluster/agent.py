@@ -8,6 +8,7 @@ before they could listen end this with 143, and what that means is up to the cal
 import logging
 import signal
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,7 @@ def main(arguments: list[str]) -> int:
     except ChildFailedError as error:
         codes = {failure.exitcode for failure in error.failures.values()}
         if USER_ERROR in codes:
+            _tell_mistake(error.failures.values(), Path(options.log_dir))
             return USER_ERROR
         if codes == {-signal.SIGTERM}:
             return TERMINATED
@@ -52,11 +54,25 @@ def _describe(rank: int, failure: "ProcessFailure", log_dir: Path) -> str:
         f"was ended by {failure.signal_name()}" if failure.exitcode < 0 else f"failed with exit code {failure.exitcode}"
     )
     message = f"Training failed: rank {rank} (process {failure.pid}) {how}."
-    logs = sorted(log_dir.glob(f"*/attempt_*/{failure.local_rank}/stderr.log"), key=lambda file: file.stat().st_mtime)
-    if not logs:
+    log = _log_of(failure.local_rank, log_dir)
+    if log is None:
         return message
-    lines = logs[-1].read_text(errors="replace").splitlines()[-_SHOWN_LINES:]
-    return "\n".join([f"{message} The end of {logs[-1]}:", *lines])
+    lines = log.read_text(errors="replace").splitlines()[-_SHOWN_LINES:]
+    return "\n".join([f"{message} The end of {log}:", *lines])
+
+
+def _tell_mistake(failures: Iterable["ProcessFailure"], log_dir: Path) -> None:
+    """The mistake that a rank has found, and not the first one, which has this terminal and says it itself."""
+    finders = sorted(failure.local_rank for failure in failures if failure.exitcode == USER_ERROR)
+    log = _log_of(finders[0], log_dir) if finders[0] > 0 else None
+    lines = log.read_text(errors="replace").splitlines() if log is not None else []
+    for line in [line for line in lines if line.startswith("error: ")][-1:]:
+        say(f"{line} (rank {finders[0]} on this machine)", error=True)
+
+
+def _log_of(local_rank: int, log_dir: Path) -> Path | None:
+    logs = log_dir.glob(f"*/attempt_*/{local_rank}/stderr.log")
+    return max(logs, key=lambda file: file.stat().st_mtime, default=None)
 
 
 if __name__ == "__main__":

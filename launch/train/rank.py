@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 import warnings
 from argparse import Namespace
 from collections.abc import Iterator
@@ -37,6 +38,8 @@ from parallel.checkpoint import load_checkpoint
 from parallel.checkpoint_writer import SaveFailed
 from parallel.process_groups import EngineContext, init_process_group, pick_device
 
+_LONGER_THAN_ENDING_SECONDS = 2.0
+
 
 @dataclass(frozen=True)
 class _Share:
@@ -66,7 +69,7 @@ def _train(arguments: Namespace, stop: StopRequest) -> int:
         return 2
     share = _agree_on_run(arguments)
     if share.mistake:
-        return _refuse(share.mistake)
+        return _refuse(share.mistake, stop)
     if share.is_done:
         torch_dist.destroy_process_group()
         return 0
@@ -80,8 +83,7 @@ def _train(arguments: Namespace, stop: StopRequest) -> int:
                 folder.forget_failure()
             _train_run(folder, recipe, device, arguments, stop)
     except UserError as error:
-        # Found by all ranks alike (data and checkpoints are the same for all): all end with the same code.
-        return _refuse(str(error))
+        return _refuse(str(error), stop)
     except RunFailed as failure:
         return _fail(folder, failure)
     except SaveFailed as failure:
@@ -105,13 +107,19 @@ def _join_world(local_rank: int) -> torch.device:
 def _fail(folder: RunFolder, failure: RunFailed) -> int:
     """All ranks come here; the first says why, and leaves word for whoever would start the run again."""
     if torch_dist.get_rank() == 0:
-        folder.mark_failed(failure.kind, failure.step, str(failure))
         say(f"error: {folder.path}: {failure}", error=True)
+        folder.mark_failed(failure.kind, failure.step, str(failure))
     torch_dist.destroy_process_group()
     return 1
 
 
-def _refuse(mistake: str) -> int:
+def _refuse(mistake: str, stop: StopRequest) -> int:
+    """Mostly all ranks find the same mistake; then the first one tells it, ends, and the others are asked to stop. A
+    rank that finds something alone, as on a node that lacks the data, is asked nothing and tells it itself."""
+    if torch_dist.get_rank() > 0:
+        time.sleep(_LONGER_THAN_ENDING_SECONDS)
+        if not stop.is_set:
+            say(f"error: {mistake}", error=True)
     return _end(mistake, 2)
 
 

@@ -130,6 +130,20 @@ def test_a_users_mistake_ends_with_2_and_its_own_line_only(launcher: Launcher) -
     assert launch.end() == (2, "", "tokens: too few\n")
 
 
+def test_a_mistake_that_one_rank_alone_has_found_is_shown(launcher: Launcher) -> None:
+    launch = launcher(
+        2,
+        """
+        import time
+        if rank == 1:
+            print("error: shards: no such folder", file=sys.stderr)
+            sys.exit(2)
+        time.sleep(60)
+        """,
+    )
+    assert launch.end() == (2, "", "error: shards: no such folder (rank 1 on this machine)\n")
+
+
 def test_the_log_of_a_rank_that_failed_is_shown(launcher: Launcher) -> None:
     code, out, err = launcher(2, "import time; assert rank == 0, 'rank 1 is unwell'; time.sleep(60)").end()
     assert (code, out) == (1, "")

@@ -1,14 +1,18 @@
 """A rank that is started in the wrong way says so in one line, before it imports torch or makes a folder."""
 
 import os
+import signal
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small_pretraining import REPOSITORY
 
 from launch.train.arguments import Parser, step_number
+from launch.train.signals import StopRequest
 from launch.train.world import World
 from nanotron_recipes.errors import UserError
 
@@ -91,6 +95,46 @@ def test_a_wrong_call_is_one_line(command: list[str], variables: dict[str, str],
     else:
         (line,) = err
         assert line.startswith(f"error: {expected}")
+
+
+def test_an_error_of_the_file_system_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    from launch.train import rank
+
+    def fail(*arguments: object) -> int:
+        Path("/nowhere/at/all").read_text()
+        return 0
+
+    monkeypatch.setattr(rank, "_train", fail)
+    with StopRequest() as stop:
+        assert rank.train(Namespace(), stop) == 1
+    assert capsys.readouterr().err == "error: /nowhere/at/all: No such file or directory\n"
+
+
+@pytest.mark.parametrize(("number", "is_asked", "said"), [(0, False, 1), (0, True, 1), (1, False, 1), (1, True, 0)])
+def test_a_mistake_that_all_ranks_find_is_told_by_the_first(
+    number: int, is_asked: bool, said: int, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from launch.train import rank
+
+    monkeypatch.setattr(rank.torch_dist, "get_rank", lambda: number)
+    monkeypatch.setattr(rank.torch_dist, "destroy_process_group", lambda: None)
+    with StopRequest() as stop:
+        monkeypatch.setattr(rank.time, "sleep", lambda seconds: is_asked and os.kill(os.getpid(), signal.SIGTERM))
+        assert rank._refuse("shards: no such folder", stop) == 2
+    assert capsys.readouterr().err == "error: shards: no such folder\n" * said
+
+
+def test_what_is_told_is_why_the_training_failed_not_that_a_file_did_not_close_either() -> None:
+    from launch.train import rank
+
+    class Full:
+        def close(self) -> None:
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"), rank._closing(Full()):  # type: ignore[arg-type]
+        pass
+    with pytest.raises(ValueError, match="the reason"), rank._closing(Full()):  # type: ignore[arg-type]
+        raise ValueError("the reason")
 
 
 def test_a_meeting_place_where_nobody_is_ends_in_one_line(tmp_path: Path) -> None:
