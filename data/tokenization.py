@@ -109,7 +109,8 @@ def _changes(corpus: Corpus, pending: list[CorpusSource], inputs: Mapping[str, I
             continue
         why = "made with other settings or another tokenizer"
         if made.inputs is not None and now is not None and made.inputs != now:
-            why = f"its files have changed since ({made.inputs} then, {now} now)"
+            facts = f"{made.inputs} then, {now} now" if str(made.inputs) != str(now) else f"{now}, written again"
+            why = f"its files have changed since ({facts})"
         lines.append(f"{source.name}: to be tokenized again: {why}")
     return lines
 

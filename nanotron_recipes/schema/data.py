@@ -140,8 +140,8 @@ class CorpusSource(Section):
     """An entry of `corpus.sources`: text of one kind."""
 
     name: Annotated[str, AfterValidator(_folder_name)]
-    """Name of the source; the folder of its shards, and what dataset_folder calls it. At most 100 letters a to z, digits,
-    '.', '-' and '_'; not 'tokenizer', which is the tokenizer's folder."""
+    """Name of the source; the folder of its shards, and what dataset_folder calls it. At most 100 letters a to z,
+    digits, '.', '-' and '_'; not 'tokenizer', which is the tokenizer's folder."""
 
     reader: Reader
     """python-code: modules of the standard library; python-docs: their docstrings and Python's help topics; arithmetic:
