@@ -11,6 +11,7 @@ from small_data import corpus_recipe, write_jsonl
 
 from data import tokenization
 from data.corpora import inputs_of
+from data.corpus_folder import remove_unfinished, unfinished_folder
 from data.finish import finish_source
 from data.tokenization import outdated, tokenize
 from data.tokenization_job import Job, source_folder
@@ -147,10 +148,12 @@ def test_a_file_in_the_place_of_a_source_is_refused(recipe: Recipe, tmp_path: Pa
 
 
 def test_only_our_own_unfinished_work_is_removed(recipe: Recipe, tmp_path: Path) -> None:
-    (tmp_path / "mine" / ".tokenizing-notes").mkdir(parents=True)
-    (tmp_path / "mine" / ".tokenizing-0123456789ab").mkdir()
-    tokenize(recipe, "mine", workers=1)
-    assert [path.name for path in (tmp_path / "mine").glob(".tokenizing-*")] == [".tokenizing-notes"]
+    for name in (".tokenizing-notes", ".tokenizing-0123456789ab", ".tokenizing-ba9876543210"):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+    assert recipe.corpus is not None
+    remove_unfinished(recipe.corpus, keep=unfinished_folder(recipe.corpus, "ba9876543210"))
+    left = sorted(path.name for path in (tmp_path / "mine").iterdir())
+    assert left == [".tokenizing-ba9876543210", ".tokenizing-notes"]
 
 
 def test_a_tokenizer_of_the_users_is_not_written_over(tmp_path: Path, tokenizer: Path) -> None:
@@ -165,18 +168,17 @@ def test_a_tokenizer_of_the_users_is_not_written_over(tmp_path: Path, tokenizer:
 
 def test_a_tokenizer_that_was_interrupted_or_removed_is_made_again(tmp_path: Path) -> None:
     recipe = corpus_recipe(tmp_path / "mine", [{"name": "sums", "reader": "arithmetic", "documents": 60}])
-    tokenize(recipe, "mine", workers=1)
-    file = tmp_path / "mine" / "tokenizer" / "tokenizer.json"
-    whole = file.read_bytes()
-    file.write_text("cut off")
+    corpus, console = recipe.corpus, Console(quiet=True)
+    assert corpus is not None
+    first = tokenization._ensure_tokenizer(recipe, corpus, "settings", console)
+    written = first.file.stat().st_mtime_ns
+    assert tokenization._ensure_tokenizer(recipe, corpus, "settings", console) == first
+    assert first.file.stat().st_mtime_ns == written
+    first.file.write_text("cut off")
     (tmp_path / "mine" / "tokenizer.settings").write_bytes(b"unfinished\xff")
-    shutil.rmtree(tmp_path / "mine" / "sums")
-    tokenize(recipe, "mine", workers=1)
-    assert file.read_bytes() == whole
-    for name in ("sums", "tokenizer"):
-        shutil.rmtree(tmp_path / "mine" / name)
-    tokenize(recipe, "mine", workers=1)
-    assert file.read_bytes() == whole
+    assert tokenization._ensure_tokenizer(recipe, corpus, "settings", console) == first
+    shutil.rmtree(first.folder)
+    assert tokenization._ensure_tokenizer(recipe, corpus, "settings", console) == first
 
 
 def cut_off(job: Job) -> None:
