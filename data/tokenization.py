@@ -32,7 +32,7 @@ from data.rejected import NO_TEXT, NOT_JSON, Rejected
 from data.tokenization_job import Job, tasks_of, with_absolute_paths
 from data.tokenization_process import run_job
 from data.tokenizer import TokenizerInfo, read_tokenizer, tokenizer_folder, train_tokenizer
-from nanotron_recipes.errors import UserError, nearest_name, user_error
+from nanotron_recipes.errors import UserError, nearest_name, one_line, user_error
 from nanotron_recipes.files import write_atomic
 from nanotron_recipes.machine import usable_cpus
 from nanotron_recipes.recipe import Recipe
@@ -90,7 +90,7 @@ def tokenize(
 
 
 def _say(console: Console, line: str) -> None:
-    console.print(line, soft_wrap=True, highlight=False, markup=False)
+    console.print(one_line(line), soft_wrap=True, highlight=False, markup=False)
 
 
 def outdated(recipe: Recipe) -> list[str]:
@@ -109,7 +109,8 @@ def _changes(corpus: Corpus, pending: list[CorpusSource], inputs: Mapping[str, I
             continue
         why = "made with other settings or another tokenizer"
         if made.inputs is not None and now is not None and made.inputs != now:
-            why = f"its files have changed since ({made.inputs} then, {now} now)"
+            facts = f"{made.inputs} then, {now} now" if str(made.inputs) != str(now) else f"{now}, written again"
+            why = f"its files have changed since ({facts})"
         lines.append(f"{source.name}: to be tokenized again: {why}")
     return lines
 

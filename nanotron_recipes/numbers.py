@@ -1,4 +1,4 @@
-"""Numbers as people say them."""
+"""Large numbers as people say them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,3 @@ def short_number(number: float) -> str:
             decimals = 2 if abs(scaled) < 9.995 else 1 if abs(scaled) < 99.95 else 0
             return f"{scaled:.{decimals}f}{unit}"
     return f"{number:.3g}"
-
-
-def plural(count: int, noun: str) -> str:
-    """Return a number of things whose plural ends in s or es: 1 file, 2 files, 3 batches."""
-    ending = "" if count == 1 else "es" if noun.endswith(("s", "x", "ch", "sh")) else "s"
-    return f"{count:,} {noun}{ending}"

@@ -12,7 +12,6 @@ import typer
 from launch.cli.checkpoint_argument import CheckpointArgument, ChosenCheckpoint, choose_checkpoint, real_path
 from launch.cli.next_line import generation_command, loading_command
 from nanotron_recipes.errors import UserError
-from nanotron_recipes.numbers import plural
 from nanotron_recipes.recipe import Recipe
 
 
@@ -34,6 +33,7 @@ def export(
     `nanotron-recipes export runs/tiny-1/checkpoints/800 my-model-800`
     """
     from launch.evaluate.prompts import one_prompt
+    from launch.train.step_line import counted
     from model.hf_export import export_checkpoint
 
     chosen = choose_checkpoint(checkpoint, Path("runs"))
@@ -46,7 +46,7 @@ def export(
     )
     print(
         f"{report.hf_class} of {report.num_parameters:,} parameters, {report.dtype}, "
-        f"{report.weight_bytes / 1e6:,.1f} MB in {plural(len(report.weight_files), 'file')}: {out}"
+        f"{report.weight_bytes / 1e6:,.1f} MB in {counted(len(report.weight_files), 'file')}: {out}"
     )
     if verify:
         _verify(chosen, out)

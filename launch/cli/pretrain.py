@@ -110,11 +110,15 @@ def _threads_per_rank(recipe: Recipe, num_ranks: int) -> int | None:
 def _ensure_tokens(loaded: LoadedRecipe, console: Console) -> bool:
     """Tokenize a corpus that needs no network; otherwise the data must be there, which preparing the run checks."""
     corpus = loaded.recipe.corpus
-    if corpus is None or any(source.needs_network for source in corpus.sources):
+    if corpus is None:
         return True
-    from data.tokenization import tokenize
+    from data.tokenization import outdated, tokenize
     from data.tokenization_process import TokenizationFailed
 
+    if any(source.needs_network for source in corpus.sources):
+        for line in outdated(loaded.recipe):
+            console.print(f"note: {line}; next: `tokenize`", markup=False, highlight=False)
+        return True
     try:
         tokenize(loaded.recipe, loaded.name, console=console)
     except TokenizationFailed as error:
@@ -124,6 +128,8 @@ def _ensure_tokens(loaded: LoadedRecipe, console: Console) -> bool:
 
 
 def _train(loaded: LoadedRecipe, run: str | None, num_ranks: int, stop_after: int | None, console: Console) -> int:
+    from data.plan import DataPlan
+    from data.repetition import repetition_notes
     from launch.cluster.local import launch_local
     from launch.train.prepare import RunRequest, prepare_run, reason_not_to_train
 
@@ -136,6 +142,8 @@ def _train(loaded: LoadedRecipe, run: str | None, num_ranks: int, stop_after: in
             console.print(reason, highlight=False)
             return 0 if prepared.state == "complete" else _finish(prepared, console)
         how = f"goes on after step {prepared.step}" if prepared.step else "begins"
+        for note in repetition_notes(DataPlan.from_recipe(prepared.recipe)):
+            console.print(f"note: {note}", markup=False, highlight=False)
         ranks = "1 rank" if num_ranks == 1 else f"{num_ranks} ranks"
         console.print(f"{prepared.folder.path}: {how}; starting {ranks} …", highlight=False)
         arguments = [str(prepared.folder.recipe_file), "--launch-id", prepared.launch_id]

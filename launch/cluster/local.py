@@ -12,7 +12,8 @@ from typing import Any
 
 import psutil
 
-from launch.cluster.agent import TERMINATED, USER_ERROR
+from launch.cluster.agent import LAUNCHER, TERMINATED, USER_ERROR
+from launch.train.streams import say
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.machine import CUBLAS_WORKSPACE, CUBLAS_WORKSPACE_VARIABLE, usable_cpus
 
@@ -37,7 +38,8 @@ def launch_local(
     what a rank computes with where the user has not set OMP_NUM_THREADS; None leaves it to the libraries. With
     `deterministic` the ranks have what `general.deterministic` needs on CUDA. SIGTERM, SIGHUP and SIGINT reach the
     ranks as SIGTERM: they save and end; a second SIGINT kills them. The exit code is 0 (done, or stopped as asked), 2
-    (a user's mistake) or 1. Raises UserError for fewer than one rank.
+    (a user's mistake) or 1. Where this process dies, the ranks save and end (see `launch.cluster.parent_death`);
+    therefore it is called in the main thread. Raises UserError for fewer than one rank.
     """
     if nproc < 1:
         raise UserError(f"{nproc} ranks: at least one is needed")
@@ -47,6 +49,7 @@ def launch_local(
         "-P",
         "-m",
         "launch.cluster.agent",
+        f"{LAUNCHER}{os.getpid()}",
         *torchrun_arguments(module, arguments, nproc, logs, launch_id),
     ]
     environment = rank_environment(os.environ, nproc, threads_per_rank, deterministic)
@@ -106,6 +109,7 @@ class _Forwarder:
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._asked_at: float | None = None
+        self._asked_by = ""
         self._stopped_before_ranks = False
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -125,16 +129,23 @@ class _Forwarder:
             self._pass_on()
         code = process.wait()
         if self._stopped_before_ranks or (code == TERMINATED and self._asked_at is not None):
-            print("Stopped before training began.", file=sys.stderr)
+            say("Stopped before training began.", error=True)
             return 0
         if code == TERMINATED:
-            print("Training failed: a rank was ended by SIGTERM before it could listen.", file=sys.stderr)
+            say("Training failed: a rank was ended by SIGTERM before it could listen.", error=True)
+        elif code < 0:
+            say(
+                f"Training failed: process {process.pid}, which started the ranks, was ended by {_signal_name(-code)}; "
+                "what still runs of them saves and ends.",
+                error=True,
+            )
         return code if code in (0, USER_ERROR) else 1
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self._asked_at is None:
             self._asked_at = now
+            self._asked_by = signal.Signals(number).name
             self._pass_on()
         elif number == signal.SIGINT and now - self._asked_at > _REPEATED_DELIVERY_SECONDS:
             self._kill()
@@ -146,12 +157,15 @@ class _Forwarder:
         ranks = self._ranks()
         for rank in ranks:
             _send(rank, signal.SIGTERM)
-        if not ranks:
+        if ranks:
+            at_once = " Ctrl-C again ends at once, without." if self._asked_by == "SIGINT" else ""
+            say(f"Stopping ({self._asked_by}): the state after the step at hand is saved.{at_once}")
+        else:
             self._stopped_before_ranks = True
             self._process.terminate()
 
     def _kill(self) -> None:
-        print("Ended at once, as asked: what was not saved is lost.", file=sys.stderr)
+        say("Ended at once, as asked: what was not saved is lost.", error=True)
         for rank in self._ranks():
             _send(rank, signal.SIGKILL)
 
@@ -161,6 +175,13 @@ class _Forwarder:
             return psutil.Process(self._process.pid).children()
         except psutil.NoSuchProcess:
             return []
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # one of the real-time signals
+        return f"signal {number}"
 
 
 def _send(process: psutil.Process, number: signal.Signals) -> None:

@@ -1,10 +1,12 @@
 """One rank of a run, from its start to its end."""
 
 import logging
-import sys
+import os
+import time
 import warnings
 from argparse import Namespace
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,8 @@ from launch.train.resume import Start, find_start
 from launch.train.run_folder import RunFolder
 from launch.train.run_lock import RunLock
 from launch.train.signals import StopRequest
-from launch.train.step_line import StepLine
+from launch.train.step_line import StepLine, counted
+from launch.train.streams import describe, say
 from launch.train.tensorboard import TensorBoard
 from launch.train.tracing import StepTracer
 from launch.train.wandb_log import Wandb
@@ -36,6 +39,8 @@ from parallel.checkpoint import load_checkpoint
 from parallel.checkpoint_writer import SaveFailed
 from parallel.determinism import deterministic_kernels
 from parallel.process_groups import EngineContext, init_process_group, pick_device
+
+_LONGER_THAN_ENDING_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -50,11 +55,23 @@ class _Share:
 
 def train(arguments: Namespace, stop: StopRequest) -> int:
     """Train as this rank of the world that torchrun made; returns the exit code."""
-    device = pick_device(int(arguments.local_rank))
-    init_process_group(device)
+    try:
+        return _train(arguments, stop)
+    except OSError as error:
+        # Of this rank alone: the others are in a collective, and whoever started the ranks ends them.
+        say(f"error: {describe(error)}", error=True)
+        return 1
+
+
+def _train(arguments: Namespace, stop: StopRequest) -> int:
+    try:
+        device = _join_world(arguments.local_rank)
+    except UserError as error:
+        say(f"error: {error}", error=True)
+        return 2
     share = _agree_on_run(arguments)
     if share.mistake:
-        return _refuse(share.mistake)
+        return _refuse(share.mistake, stop)
     if share.is_done:
         torch_dist.destroy_process_group()
         return 0
@@ -69,8 +86,7 @@ def train(arguments: Namespace, stop: StopRequest) -> int:
             stack.enter_context(deterministic_kernels(recipe.general.deterministic, device))
             _train_run(folder, recipe, device, arguments, stop)
     except UserError as error:
-        # Found by all ranks alike (data and checkpoints are the same for all): all end with the same code.
-        return _refuse(str(error))
+        return _refuse(str(error), stop)
     except RunFailed as failure:
         return _fail(folder, failure)
     except SaveFailed as failure:
@@ -78,22 +94,41 @@ def train(arguments: Namespace, stop: StopRequest) -> int:
     return 0
 
 
+def _join_world(local_rank: int) -> torch.device:
+    device = pick_device(local_rank)
+    if device.type == "cuda" and local_rank >= torch.cuda.device_count():
+        raise UserError(f"LOCAL_RANK: {local_rank}: {torch.cuda.device_count()} GPUs are here; start a rank for each")
+    try:
+        init_process_group(device)
+    except torch_dist.DistError as error:
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        reason = describe(error).partition(". ")[0]
+        raise UserError(f"the ranks did not meet at MASTER_ADDR:MASTER_PORT {address}: {reason}") from error
+    return device
+
+
 def _fail(folder: RunFolder, failure: RunFailed) -> int:
     """All ranks come here; the first says why, and leaves word for whoever would start the run again."""
     if torch_dist.get_rank() == 0:
+        say(f"error: {folder.path}: {failure}", error=True)
         folder.mark_failed(failure.kind, failure.step, str(failure))
-        print(f"error: {folder.path}: {failure}", file=sys.stderr)
     torch_dist.destroy_process_group()
     return 1
 
 
-def _refuse(mistake: str) -> int:
+def _refuse(mistake: str, stop: StopRequest) -> int:
+    """Mostly all ranks find the same mistake; then the first one tells it, ends, and the others are asked to stop. A
+    rank that finds something alone, as on a node that lacks the data, is asked nothing and tells it itself."""
+    if torch_dist.get_rank() > 0:
+        time.sleep(_LONGER_THAN_ENDING_SECONDS)
+        if not stop.is_set:
+            say(f"error: {mistake}", error=True)
     return _end(mistake, 2)
 
 
 def _end(message: str, code: int) -> int:
     if torch_dist.get_rank() == 0:
-        print(f"error: {message}", file=sys.stderr)
+        say(f"error: {message}", error=True)
     torch_dist.destroy_process_group()
     return code
 
@@ -110,15 +145,15 @@ def _agree_on_run(arguments: Namespace) -> _Share:
 def _prepare(arguments: Namespace) -> _Share:
     try:
         prepared = prepare_run(RunRequest(load_recipe(arguments.recipe, arguments.set or []), arguments.run))
-    except UserError as error:
-        return _Share(mistake=str(error))
+    except (UserError, OSError) as error:
+        return _Share(mistake=describe(error))
     for change in prepared.changes:
-        print(f"changed: {change}")
+        say(f"changed: {change}")
     reason = reason_not_to_train(prepared, arguments.stop_after)
     if reason is None:
         return _Share(str(prepared.folder.recipe_file), prepared.launch_id)
     prepared.lock.release()
-    print(reason)
+    say(reason)
     return _Share(is_done=True)
 
 
@@ -151,24 +186,34 @@ def _train_run(
         damaged=frozenset(start.refused),
         spikes=state.get("spikes", {}) if first_step > 1 else {},
     )
-    callbacks = _callbacks(launch) if context.rank == 0 else []
-    tracer = None
-    if recipe.profiler is not None and recipe.profiler.profiler_export_path is not None:
-        tracer = StepTracer(folder.path, recipe.profiler, first_step, context.rank)
-    try:
+    with ExitStack() as stack:
+        tracer = None
+        if recipe.profiler is not None and recipe.profiler.profiler_export_path is not None:
+            tracer = StepTracer(folder.path, recipe.profiler, first_step, context.rank)
+            stack.enter_context(_closing(tracer))
+        callbacks = _callbacks(launch) if context.rank == 0 else []
+        for callback in callbacks:
+            stack.enter_context(_closing(callback))
         for callback in callbacks:
             callback.on_event(start_event(engine, launch))
         _say_start(callbacks, engine, launch, start)
         last = TrainingLoop(launch, engine, callbacks, tracer).run(stop)
-    finally:
-        for callback in callbacks:
-            callback.close()
-        if tracer is not None:
-            tracer.close()
     _say_end(callbacks, launch, last)
     if context.rank == 0 and last == recipe.tokens.train_steps and not arguments.launch_id:
         _end_by_hand(launch)
     context.destroy()
+
+
+@contextmanager
+def _closing(thing: Callback | StepTracer) -> Iterator[None]:
+    """Close it at the end; where the body failed, that is what is told, not that a file could not be closed either."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            thing.close()
+        raise
+    thing.close()
 
 
 def _peak_of_world(device: torch.device, dtype: str) -> float | None:
@@ -199,8 +244,8 @@ def _say_start(callbacks: list[Callback], engine: TrainingEngine, launch: Launch
         line.print(
             f"{launch.folder.path}: dp {topology.dp} · pp {topology.pp} · tp {topology.tp} on "
             f"{engine.context.device.type}, {launch.recipe.model.dtype}; a step is {topology.global_batch_size} × "
-            f"{launch.recipe.tokens.sequence_length} tokens = {topology.dp} replica(s) × {topology.num_micro_batches} "
-            f"micro-batch(es) of {topology.micro_batch_size}"
+            f"{launch.recipe.tokens.sequence_length} tokens = {counted(topology.dp, 'replica')} × "
+            f"{counted(topology.num_micro_batches, 'micro-batch')} of {topology.micro_batch_size}"
         )
         line.print(f"attention: {attention.name} ({attention.reason})")
         for said in start.lines():
@@ -220,7 +265,7 @@ def _say_end(callbacks: list[Callback], launch: Launch, last: int) -> None:
 def _end_by_hand(launch: Launch) -> None:
     """Without our launcher nobody exports; a run that has nothing to export is complete."""
     if launch.recipe.checkpoints.export_at_end:
-        print(f"next: nanotron-recipes pretrain {launch.folder.recipe_file} --run {launch.folder.name}  (exports)")
+        say(f"next: nanotron-recipes pretrain {launch.folder.recipe_file} --run {launch.folder.name}  (exports)")
     else:
         launch.folder.mark_completed(launch.recipe.tokens.train_steps)
 

@@ -1,6 +1,5 @@
 """When a run saves, what is told about it, and what is deleted afterwards."""
 
-import sys
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
@@ -10,6 +9,7 @@ from launch.train.engine import TrainingEngine
 from launch.train.metrics import Event
 from launch.train.retention import damaged_steps, delete_checkpoint, prunable_steps
 from launch.train.run_folder import RunFolder
+from launch.train.streams import describe, say
 from parallel.checkpoint_saver import CheckpointSaver, SaveOutcome
 from parallel.checkpoint_writer import CheckpointInfo, SaveFailed, remove_leftovers
 
@@ -97,7 +97,7 @@ class RunSaver:
             for old in prunable_steps(steps, damaged, self._policy):
                 delete_checkpoint(self._folder, old)
         except OSError as error:  # the save itself is good
-            print(f"{self._folder.checkpoints}: an old checkpoint could not be deleted: {error}", file=sys.stderr)
+            say(f"an old checkpoint could not be deleted: {describe(error)}", error=True)
 
 
 def _world(engine: TrainingEngine) -> dict[str, int]:

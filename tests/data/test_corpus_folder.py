@@ -9,9 +9,13 @@ import pytest
 from rich.console import Console
 from small_data import corpus_recipe, write_jsonl
 
+from data import tokenization
 from data.corpora import inputs_of
+from data.finish import finish_source
 from data.tokenization import outdated, tokenize
-from data.tokenizer import train_tokenizer
+from data.tokenization_job import Job, source_folder
+from data.tokenization_process import run_job
+from data.tokenizer import read_tokenizer, train_tokenizer
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.schema.data import CorpusSource
@@ -173,3 +177,42 @@ def test_a_tokenizer_that_was_interrupted_or_removed_is_made_again(tmp_path: Pat
         shutil.rmtree(tmp_path / "mine" / name)
     tokenize(recipe, "mine", workers=1)
     assert file.read_bytes() == whole
+
+
+def cut_off(job: Job) -> None:
+    (shard,) = source_folder(job.folder, "sums").glob("00000*.ds")
+    shard.write_bytes(shard.read_bytes()[:-6])
+
+
+def lose_an_index(job: Job) -> None:
+    next(source_folder(job.folder, "sums").glob("*.ds.index")).unlink()
+
+
+def lose_a_shard(job: Job) -> None:
+    next(source_folder(job.folder, "sums").glob("*.ds")).unlink()
+
+
+def spoil_a_note(job: Job) -> None:
+    job.notes_of(0).write_bytes(b"\xff{")
+
+
+def test_damaged_unfinished_work_is_named_instead_of_becoming_data(
+    tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = corpus_recipe(tmp_path / "mine", [{"name": "sums", "reader": "arithmetic", "documents": 60}])
+    given = recipe.tokenizer.model_validate({"tokenizer_name_or_path": str(tokenizer)})
+    tried = []
+
+    def run_and_damage(job: Job, console: Console) -> None:
+        run_job(job, console)
+        for number, damage in enumerate((cut_off, lose_an_index, lose_a_shard, spoil_a_note)):
+            copy = job.model_copy(update={"folder": tmp_path / f"copy {number}"})
+            shutil.copytree(job.folder, copy.folder)
+            damage(copy)
+            with pytest.raises(UserError, match=rf"unfinished work is damaged: .*; remove {copy.folder} and"):
+                finish_source(copy, "sums", read_tokenizer(tokenizer), "settings", None, console)
+            tried.append(damage)
+
+    monkeypatch.setattr(tokenization, "run_job", run_and_damage)
+    (manifest,) = tokenize(recipe.model_copy(update={"tokenizer": given}), "mine", workers=1)
+    assert len(tried) == 4 and manifest.train.documents == 60

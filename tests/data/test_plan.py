@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, models
 
 from data.batch import StepBatch
 from data.plan import DataPlan
+from data.repetition import repetition_notes
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.recipe import Recipe
 
@@ -161,6 +162,18 @@ def test_coverage_counts_what_is_read(skipped: list[dict[str, int]], last: int, 
         mine = [line for line in lines if line.source == name]
         assert sum(line.samples for line in mine) == len(read[name])
         assert mine[-1].epochs == pytest.approx(len(passed[name]) / plan.sources[name].windows_per_epoch)
+
+
+def test_sources_that_are_read_many_times_over_are_named(folders: list[str]) -> None:
+    assert repetition_notes(DataPlan.from_recipe(three_stages(folders, train_steps=60))) == []
+    plan = DataPlan.from_recipe(three_stages(folders, train_steps=100))
+    epochs = {line.source: line.epochs for line in plan.coverage()}
+    assert max(epochs.values()) > 4 > min(epochs.values())
+    notes = repetition_notes(plan)
+    assert {note.split(":")[0] for note in notes} == {name for name, times in epochs.items() if times > 4}
+    assert any(
+        f"its 700 training tokens are read {max(epochs.values()):.1f} times over in 100" in note for note in notes
+    )
 
 
 @pytest.mark.parametrize("dp", [1, 2, 5])

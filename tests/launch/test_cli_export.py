@@ -130,6 +130,21 @@ def test_the_card_reports_the_records_of_its_own_step(tmp_path: Path) -> None:
     assert "390" not in render_card(replace(facts, arithmetic=None))
 
 
+@pytest.mark.parametrize(
+    "junk", [3, None, [1], "x", {}, {"prose": "x"}, {"prose": [1]}, {"correct": 0, "total": 0}, {"total": 4}]
+)
+def test_records_that_are_no_figures_are_left_out_of_the_card(junk: object, tmp_path: Path) -> None:
+    run = begun_run(tmp_path / "runs", "tiny-1", (1100,))
+    events = [
+        {"event": "validation", "step": 1100, "validation_loss": junk},
+        {"event": "evaluation", "step": 1100, "bigram_bits_per_byte": junk, "arithmetic": junk},
+    ]
+    run.metrics_file.write_text("".join(json.dumps(event) + "\n" for event in events))
+    facts = facts_of_run(run, load_recipe(str(run.recipe_file)).recipe, 1100)
+    assert facts.arithmetic is None and "prose" not in {fact.source for fact in facts.validation}
+    assert "## How to load it" in render_card(facts)
+
+
 def test_verification_reads_real_text(tmp_path: Path) -> None:
     tokens = verification_tokens(tmp_path, vocab_size=256)
     assert tokens.shape == (2, 64)

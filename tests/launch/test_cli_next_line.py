@@ -20,7 +20,6 @@ from model.arithmetic import parameter_shapes
 from model.hf_export import export_tensors
 from model.model_card import facts_from_recipe, render_card
 from nanotron_recipes.loading import load_recipe
-from nanotron_recipes.numbers import plural
 
 NAMES = ["plain", "two words", "it's", 'say "x"', "$HOME", "`id`", "back\\slash", "a\nb", "!x", "ä"]
 
@@ -111,8 +110,3 @@ def test_a_run_begins_from_an_import_as_its_last_line_says(
     prepared.lock.release()
     assert (prepared.state, prepared.step) == ("new", 0)
     assert prepared.folder.header().parent.startswith("my import (step 0")
-
-
-def test_things_are_counted_as_people_do() -> None:
-    counted = [plural(count, noun) for count, noun in ((1, "file"), (2, "file"), (0, "batch"), (1234, "micro-batch"))]
-    assert counted == ["1 file", "2 files", "0 batches", "1,234 micro-batches"]

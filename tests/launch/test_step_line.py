@@ -8,7 +8,16 @@ import pytest
 from rich.console import Console
 
 from launch.train.metrics import StepRecord, validation_event
-from launch.train.step_line import StepLine, ValidationRow, bits_per_byte, format_seconds, format_step, validation_table
+from launch.train.step_line import (
+    StepLine,
+    ValidationRow,
+    average,
+    bits_per_byte,
+    counted,
+    format_seconds,
+    format_step,
+    validation_table,
+)
 from launch.train.tensorboard import TensorBoard
 from launch.train.wandb_log import Wandb
 from nanotron_recipes.errors import UserError
@@ -58,6 +67,28 @@ def test_a_log_gets_the_first_the_last_and_some_lines_between() -> None:
     shown = [int(text.split()[1].split("/")[0]) for text in output.getvalue().splitlines()]
     # 2 seconds a step: 4 steps make 8 seconds, and are more than 3.
     assert shown == [1, 5, 9, 13, 17, 20]
+
+
+def test_a_line_tells_the_mean_speed_of_the_steps_since_the_line_before() -> None:
+    console, output = plain_console()
+    line = StepLine(5, every_steps=3, every_seconds=0.0, console=console)
+    for step, seconds in enumerate((9.0, 1.0, 1.0, 4.0), start=1):
+        speeds = {"tokens_per_second": 1200 / seconds, "mfu": 0.6 / seconds, "data_wait_seconds": seconds / 2}
+        line.on_step(dataclasses.replace(record(step), step_seconds=seconds, **speeds))
+    shown = output.getvalue().splitlines()
+    assert [text.split()[1] for text in shown] == ["1/5", "4/5"]
+    assert "133 tok/s | prose | mfu 6.7% | wait 50.0%" in shown[0]
+    # 3 × 1200 tokens in 6 seconds; the mean of the three speeds would be 900.
+    assert "600 tok/s | prose | mfu 30.0% | wait 50.0%" in shown[1]
+    unknown = [dataclasses.replace(record(1), mfu=0.5), dataclasses.replace(record(2), mfu=None)]
+    assert average(unknown).mfu is None and average(unknown[:1]) == unknown[0]
+    still = dataclasses.replace(record(1), step_seconds=0.0)
+    assert average([still]) == still
+
+
+def test_numbers_and_nouns_agree() -> None:
+    assert [counted(1, "replica"), counted(2, "replica")] == ["1 replica", "2 replicas"]
+    assert [counted(1, "micro-batch"), counted(1200, "micro-batch")] == ["1 micro-batch", "1,200 micro-batches"]
 
 
 def test_the_last_step_of_a_run_that_is_stopped_is_shown() -> None:
