@@ -6,7 +6,6 @@ on how many workers there are.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
@@ -125,11 +124,11 @@ def files_of(source: CorpusSource) -> tuple[Path, list[str]]:
 
 
 def inputs_of(source: CorpusSource) -> Inputs | None:
-    """The files that a source reads, told by name, size and time; null where it reads none, or its path is gone.
+    """The files that a source reads, told by name, size and time; null where it reads none.
 
-    Raises UserError where the path is there and holds no file for the reader.
+    Raises UserError as `files_of` does.
     """
-    if source.path is None or source.reader not in _GLOBS or not os.path.lexists(source.path):
+    if source.reader not in _GLOBS:
         return None
     folder, files = files_of(source)
     facts = [(name, (folder / name).stat()) for name in files]

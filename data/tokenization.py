@@ -11,7 +11,6 @@ shards and its manifest are complete, so that a crash leaves nothing behind that
 import hashlib
 import json
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,16 +56,18 @@ def tokenize(
     if corpus is None:
         raise UserError(f"{recipe_name}: corpus: missing; there is nothing to tokenize")
     settings = _settings(recipe, corpus)
-    for line in settings.notes:
-        _say(console, f"note: {line}")
-    if not pending_sources(corpus, settings.sources):
+    pending = pending_sources(corpus, settings.sources)
+    for source in corpus.sources:
+        if source.name in settings.notes and source not in pending:
+            _say(console, f"note: {settings.notes[source.name]}")
+    if not pending:
         _say(console, f"{corpus.path}: all sources are tokenized already")
         return [read_manifest(Path(corpus.path, source.name)) for source in corpus.sources]
     started = time.perf_counter()
     with locked(Path(corpus.path)):
         move_finished(corpus, settings.sources)
         pending = pending_sources(corpus, settings.sources)
-        for line in _changes(corpus, pending, settings.inputs):
+        for line in _changes(corpus, settings):
             _say(console, line)
         _check_readable(corpus, pending)
         tokenizer = _ensure_tokenizer(recipe, corpus, settings.tokenizer, console)
@@ -94,18 +95,17 @@ def _say(console: Console, line: str) -> None:
 
 
 def outdated(recipe: Recipe) -> list[str]:
-    """What `tokenize` would make again, and why: a line a source. Raises UserError where that cannot be told."""
-    if recipe.corpus is None:
+    """Which shards were made with other settings or of other files than `tokenize` would use now: a line a source."""
+    if recipe.corpus is None or (recipe.tokenizer.tokenizer_name_or_path is None and recipe.tokenizer.train is None):
         return []
-    settings = _settings(recipe, recipe.corpus)
-    return _changes(recipe.corpus, pending_sources(recipe.corpus, settings.sources), settings.inputs)
+    return _changes(recipe.corpus, _settings(recipe, recipe.corpus))
 
 
-def _changes(corpus: Corpus, pending: list[CorpusSource], inputs: Mapping[str, Inputs | None]) -> list[str]:
+def _changes(corpus: Corpus, settings: "_Settings") -> list[str]:
     lines = []
-    for source in pending:
-        made, now = made_before(corpus, source), inputs[source.name]
-        if made is None:
+    for source in corpus.sources:
+        made, now = made_before(corpus, source), settings.inputs[source.name]
+        if made is None or made.settings_sha256 == settings.sources[source.name]:
             continue
         why = "made with other settings or another tokenizer"
         if made.inputs is not None and now is not None and made.inputs != now:
@@ -125,19 +125,24 @@ class _Settings:
     """Hash, by source, of what its shards follow from."""
     inputs: dict[str, Inputs | None]
     """By source, the files that it reads; null for what comes with Python."""
-    notes: list[str]
+    notes: dict[str, str]
+    """By source, why its text cannot be read any more."""
 
 
 def _settings(recipe: Recipe, corpus: Corpus) -> _Settings:
     folder = tokenizer_folder(recipe)
     common = {"version": SETTINGS_VERSION, "fraction": corpus.validation_fraction, "seed": corpus.seed}
-    inputs, notes = {}, []
+    inputs: dict[str, Inputs | None] = {}
+    notes = {}
     for source in corpus.sources:
-        inputs[source.name] = inputs_of(source)
-        made = made_before(corpus, source)
-        if inputs[source.name] is None and made is not None and made.inputs is not None:
-            inputs[source.name] = made.inputs
-            notes.append(f"{source.name}: {source.path} is not there any more; the shards made of it are used")
+        try:
+            inputs[source.name] = inputs_of(source)
+        except UserError as error:
+            # Text that is gone is no reason to do without its shards; where there are none, it is missed later.
+            made = made_before(corpus, source)
+            inputs[source.name] = made.inputs if made else None
+            if made:
+                notes[source.name] = f"{error}; the shards made before are used"
     sources = [
         source.model_dump(exclude={"needs_network"}) | {"files": found.sha256 if found else None}
         for source, found in zip(corpus.sources, inputs.values(), strict=True)

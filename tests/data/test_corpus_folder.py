@@ -95,11 +95,14 @@ def test_a_trained_tokenizer_follows_its_files(tmp_path: Path) -> None:
 def test_shards_outlive_the_text_that_they_were_made_of(recipe: Recipe, tmp_path: Path) -> None:
     before = tokenize(recipe, "mine", workers=1)
     (tmp_path / "texts" / "a.jsonl").unlink()
-    with pytest.raises(UserError, match=r"corpus\.sources words: path: .*: no file matches"):
-        tokenize(recipe, "mine")
-    (tmp_path / "texts").rmdir()
-    assert f"note: words: {tmp_path / 'texts'} is not there any more; the shards made of it are used" in said(recipe)
-    assert tokenize(recipe, "mine") == before
+    for reason in ("no file matches **/*.jsonl or", "no such file or folder"):
+        line = next(line for line in said(recipe).splitlines() if line.startswith("note: corpus.sources words: path:"))
+        assert reason in line and line.endswith("; the shards made before are used")
+        assert tokenize(recipe, "mine") == before and outdated(recipe) == []
+        if (tmp_path / "texts").is_dir():
+            (tmp_path / "texts").rmdir()
+    with pytest.raises(UserError, match=r"corpus\.sources words: path: .*: no such file or folder$"):
+        tokenize(with_documents(recipe, 5), "mine")
 
 
 def test_inputs_are_told_by_name_size_and_time(tmp_path: Path) -> None:
