@@ -64,12 +64,10 @@ def start(recipe: Recipe) -> Any:
     import torch.distributed as torch_dist
 
     from launch.train.engine import TrainingEngine
-    from launch.train.rank import silence_known_warnings
     from model.build import initialize_weights
     from nanotron_recipes.topology import resolve_topology
     from parallel.process_groups import EngineContext, init_process_group
 
-    silence_known_warnings()
     device = torch.device("cpu")
     init_process_group(device)
     topology = resolve_topology(recipe, torch_dist.get_world_size())

@@ -26,9 +26,8 @@ def main() -> int:
             if os.environ.get("RANK", "0") == "0":
                 say(f"error: {describe(error)}", error=True)
             return 2
-        from launch.train.rank import silence_known_warnings, train
+        from launch.train.rank import train
 
-        silence_known_warnings()
         try:
             return train(arguments, stop)
         except KeyboardInterrupt:

@@ -4,7 +4,6 @@ import logging
 import os
 import socket
 import time
-import warnings
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -285,8 +284,3 @@ def _end_by_hand(launch: Launch) -> None:
         say(f"next: nanotron-recipes pretrain {launch.folder.recipe_file} --run {launch.folder.name}  (exports)")
     else:
         launch.folder.mark_completed(launch.recipe.tokens.train_steps)
-
-
-def silence_known_warnings() -> None:
-    """nanotron calls torch's collectives by names that newer releases deprecate; said once a rank, it helps nobody."""
-    warnings.filterwarnings("ignore", message=r".*`torch\.distributed\..*` is deprecated", category=FutureWarning)
