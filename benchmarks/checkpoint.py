@@ -1,6 +1,7 @@
-"""What a checkpoint costs: the step that saves, the run that saves, loading and resharding, beside plain torch.save.
+"""What a checkpoint costs: the step that saves, the run that saves, loading and resharding, beside plain torch.save
+and nanotron's own format (its `save_weights` and `save_optimizer`).
 
-    make bench-checkpoint        [ARGS="--rounds 10 --shape tiny"]
+    make bench-checkpoint        [ARGS="--rounds 10 --shape tiny --shape 135m"]
 
 Two ranks at dp 2 with ZeRO-1 on gloo, one thread each, float32. A round is a block of steps without a save and a block
 that begins with one and ends when it is on disk; which comes first changes every round. The checkpoints go to a
@@ -16,6 +17,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.optimizer_step import nanotron_optimizer
+from benchmarks.recompute_memory import SHAPE as SMOLLM2_135M
 from benchmarks.report import Section, publish
 from benchmarks.rounds import ratios, seconds_of, spread
 from nanotron_recipes.loading import load_recipe
@@ -23,6 +26,7 @@ from nanotron_recipes.recipe import Recipe
 
 SHAPES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "tiny": ("tiny", (), "tp"),
+    "135m": ("tiny", (*SMOLLM2_135M, "tokens.sequence_length=256", "tokens.global_batch_size=2"), "pp"),
 }
 """Recipe, overrides, and along what the model is split over two ranks to read the checkpoint at another topology."""
 
@@ -40,6 +44,7 @@ class Measurement:
         normal_step, saving_step: of one step; of a step with the copy to host memory that follows it.
         save: from the copy to the renamed folder, with nothing else going on.
         torch_save: of `torch.save` of the same values, flushed, one file a rank.
+        nanotron_save: of nanotron's functions, flushed afterwards, of its own optimizer with moments of the same sizes.
         num_bytes: of the checkpoint.
     """
 
@@ -49,6 +54,7 @@ class Measurement:
     saving_step: list[float] = field(default_factory=list)
     save: list[float] = field(default_factory=list)
     torch_save: list[float] = field(default_factory=list)
+    nanotron_save: list[float] = field(default_factory=list)
     num_bytes: int = 0
 
 
@@ -58,12 +64,10 @@ def start(recipe: Recipe) -> Any:
     import torch.distributed as torch_dist
 
     from launch.train.engine import TrainingEngine
-    from launch.train.rank import silence_known_warnings
     from model.build import initialize_weights
     from nanotron_recipes.topology import resolve_topology
     from parallel.process_groups import EngineContext, init_process_group
 
-    silence_known_warnings()
     device = torch.device("cpu")
     init_process_group(device)
     topology = resolve_topology(recipe, torch_dist.get_world_size())
@@ -102,6 +106,11 @@ def measure(recipe: Recipe, folder: Path, rounds: int, interval: int) -> Measure
         saver.start(info)
         saver.wait()
 
+    theirs = nanotron_optimizer(engine)
+    for bucket in engine.built.buckets:
+        bucket.gradients.zero_()
+    theirs.step()  # makes its moments
+
     for number in range(rounds + 1):
         blocks = {"plain_block": plain_block, "saving_block": saving_block}
         for name in list(blocks) if number % 2 else list(blocks)[::-1]:
@@ -111,10 +120,12 @@ def measure(recipe: Recipe, folder: Path, rounds: int, interval: int) -> Measure
         found.save.append(seconds_of(save_and_wait))
         torch_dist.barrier()
         found.torch_save.append(seconds_of(lambda: torch_save(engine, folder / f"plain-{engine.context.rank}.pt")))
+        torch_dist.barrier()
+        found.nanotron_save.append(seconds_of(lambda: nanotron_save(engine, theirs, folder / "nanotron")))
     found.num_bytes = saver.finished()[-1].num_bytes
     engine.context.destroy()
     del found.normal_step[:interval], found.saving_step[0]  # the first round does not count
-    for values in (found.plain_block, found.saving_block, found.save, found.torch_save):
+    for values in (found.plain_block, found.saving_block, found.save, found.torch_save, found.nanotron_save):
         del values[0]
     return found
 
@@ -135,6 +146,25 @@ def torch_save(engine: Any, path: Path) -> None:
         torch.save(values, file)
         file.flush()
         os.fsync(file.fileno())
+    torch_dist.barrier()
+
+
+def nanotron_save(engine: Any, optimizer: Any, folder: Path) -> None:
+    """nanotron's format, whose files are flushed afterwards: it flushes nothing, and ours is on the disk."""
+    import os
+
+    import torch.distributed as torch_dist
+    from nanotron.serialize.optimizer import save_optimizer
+    from nanotron.serialize.weights import save_weights
+
+    save_weights(engine.built.module, engine.context, folder)
+    save_optimizer(optimizer, engine.context, folder)
+    torch_dist.barrier()
+    if engine.context.rank == 0:
+        for path in folder.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
     torch_dist.barrier()
 
 
@@ -186,7 +216,11 @@ def sections_of(shape: str, rounds: int, interval: int, folder: Path) -> list[Se
         ],
         notes=f"Median (smallest to largest) of {rounds} rounds. The second row waits for the save to be on disk.",
     )  # fmt: skip
-    speed = [("save: written, flushed, checksums, manifest", found.save), ("torch.save, flushed", found.torch_save)]
+    speed = [
+        ("save: written, flushed, checksums, manifest", found.save),
+        ("torch.save, flushed", found.torch_save),
+        ("nanotron's format, flushed, without checksums", found.nanotron_save),
+    ]
     speed += [(f"{name}, all files verified first", [sum(pair) for pair in zip(*times, strict=True)])
               for name, times in loads.items()]  # fmt: skip
     rows: list[tuple[str, ...]] = [

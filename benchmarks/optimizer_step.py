@@ -46,12 +46,10 @@ def measure(recipe: Recipe, rounds: int) -> Measurement:
     import torch.distributed as torch_dist
 
     from launch.train.engine import TrainingEngine
-    from launch.train.rank import silence_known_warnings
     from model.build import initialize_weights
     from nanotron_recipes.topology import resolve_topology
     from parallel.process_groups import EngineContext, init_process_group
 
-    silence_known_warnings()
     device = torch.device("cpu")
     init_process_group(device)
     topology = resolve_topology(recipe, torch_dist.get_world_size())
@@ -84,8 +82,23 @@ def our_step(engine: "TrainingEngine") -> Callable[[], None]:
 
 def nanotron_step(engine: "TrainingEngine") -> Callable[[], None]:
     """The same with nanotron's classes, on the parameters and gradients of `engine`."""
-    import torch
     from nanotron.optim.clip_grads import clip_grad_norm
+
+    from parallel.parameters import named_parameters
+
+    optimizer, parameters = nanotron_optimizer(engine), list(named_parameters(engine.built.module))
+    max_norm = engine.recipe.optimizer.clip_grad or 1.0
+
+    def step() -> None:
+        clip_grad_norm(engine.context.mp_pg, parameters, max_norm, grad_accumulator=None)
+        optimizer.step()
+
+    return step
+
+
+def nanotron_optimizer(engine: "TrainingEngine") -> Any:
+    """nanotron's own optimizer with the recipe's settings, on the parameters of `engine`."""
+    import torch
     from nanotron.optim.named_optimizer import NamedOptimizer
     from nanotron.optim.zero import ZeroDistributedOptimizer
 
@@ -113,14 +126,7 @@ def nanotron_step(engine: "TrainingEngine") -> Callable[[], None]:
         return NamedOptimizer(named_groups, adamw)
 
     sharded = recipe.optimizer.zero_stage > 0
-    optimizer = ZeroDistributedOptimizer(groups, named, context.dp_pg) if sharded else named(groups)
-    max_norm = recipe.optimizer.clip_grad or 1.0
-
-    def step() -> None:
-        clip_grad_norm(context.mp_pg, parameters, max_norm, grad_accumulator=None)
-        optimizer.step()
-
-    return step
+    return ZeroDistributedOptimizer(groups, named, context.dp_pg) if sharded else named(groups)
 
 
 def main() -> None:

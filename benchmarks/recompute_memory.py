@@ -64,14 +64,12 @@ def measure(rounds: int, threads: int) -> dict[str, Measurement]:
     from benchmarks.kept_tensors import kept_bytes, peak_bytes
     from benchmarks.rounds import take_turns
     from launch.train.engine import StepResult, TrainingEngine
-    from launch.train.rank import silence_known_warnings
     from launch.train.synthetic import synthetic_batch
     from model.build import initialize_weights
     from model.llama import DecoderLayer
     from nanotron_recipes.topology import resolve_topology
     from parallel.process_groups import EngineContext, init_process_group
 
-    silence_known_warnings()
     torch.set_num_threads(threads)
     device = torch.device("cpu")
     init_process_group(device)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from data.coverage import coverage
 from data.manifest import Manifest, ShardFile, Split, write_manifest
 from data.plan import DataPlan
-from data.samples import PlannedStep
+from data.samples import PlannedBatch
 from data.shards import INDEX_ENTRY_BYTES, ShardReader
 from data.sources import Source
 from nanotron_recipes.recipe import Recipe
@@ -62,7 +62,7 @@ def tokens_read(recipe: Recipe) -> dict[str, int]:
     return {name: tokens + 1 for name, tokens in read.items()}
 
 
-def make_sources(recipe: Recipe, step: int) -> tuple[int, PlannedStep]:
+def make_sources(recipe: Recipe, step: int) -> tuple[int, PlannedBatch]:
     """Make the folders of all sources of a recipe so that step `step` can be planned and read. Entries of the indices
     are written where looking up that step's documents comes past.
 

@@ -74,11 +74,9 @@ def measure(plain: Recipe, masked: Recipe, threads: int, rounds: int, block_seco
 
     from benchmarks.loops import BareLoop, OurLoop, mean_over_ranks
     from launch.train.hardware import measured_cpu_flops
-    from launch.train.rank import silence_known_warnings
     from nanotron_recipes.topology import resolve_topology
     from parallel.process_groups import EngineContext, init_process_group
 
-    silence_known_warnings()
     torch.set_num_threads(threads)
     device = torch.device("cpu")
     init_process_group(device)

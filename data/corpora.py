@@ -5,6 +5,7 @@ on how many workers there are.
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from data import arithmetic, python_text
+from data.manifest import Inputs
 from data.rejected import Rejected
 from nanotron_recipes.errors import UserError, user_error
 from nanotron_recipes.schema.data import Corpus, CorpusSource
@@ -119,6 +121,19 @@ def files_of(source: CorpusSource) -> tuple[Path, list[str]]:
     if not found:
         raise UserError(f"{where}: path: {path}: no file matches {' or '.join(globs)}")
     return path, sorted(found)
+
+
+def inputs_of(source: CorpusSource) -> Inputs | None:
+    """The files that a source reads, told by name, size and time; null where it reads none.
+
+    Raises UserError as `files_of` does.
+    """
+    if source.reader not in _GLOBS:
+        return None
+    folder, files = files_of(source)
+    facts = [(name, (folder / name).stat()) for name in files]
+    digest = hashlib.sha256(json.dumps([[name, fact.st_size, fact.st_mtime_ns] for name, fact in facts]).encode())
+    return Inputs(files=len(facts), bytes=sum(fact.st_size for _, fact in facts), sha256=digest.hexdigest())
 
 
 def _matches(path: Path, glob: str, where: str) -> list[Path]:

@@ -4,23 +4,25 @@ import numpy as np
 import numpy.typing as npt
 
 from data.batch import StepBuffers
-from data.samples import Piece, PlannedStep
+from data.samples import Piece, PlannedBatch
 
 Int64Array = npt.NDArray[np.int64]
 
 
-def fill(buffers: StepBuffers, planned: PlannedStep, samples: slice, *, restart_positions: bool) -> None:
+def fill(buffers: StepBuffers, planned: PlannedBatch, samples: slice, *, restart_positions: bool) -> None:
     """Reads some samples of a step into `buffers`, which has a row for each.
 
     A document's first token is no valid target; with `restart_positions` (document masking) positions count from 0 at
-    it. The same holds where a sample goes on in another place of its source.
+    it. The same holds where a sample goes on in another place of its source. UserError where the shards hold what they
+    cannot.
     """
     pieces = planned.pieces(samples)
     read_tokens(buffers.tokens, planned, pieces, samples.start)
+    _check_vocabulary(buffers.tokens, planned, pieces, samples.start)
     mark(buffers, _begins(planned, pieces, samples), restart_positions=restart_positions)
 
 
-def read_tokens(tokens: Int64Array, planned: PlannedStep, pieces: list[Piece], first_sample: int) -> None:
+def read_tokens(tokens: Int64Array, planned: PlannedBatch, pieces: list[Piece], first_sample: int) -> None:
     """Reads the pieces of samples `first_sample` … into `tokens`, int64 [samples, S + 1]."""
     readers = [source.train for source in planned.stage.sources]
     length, rows = tokens.shape[1] - 1, list(tokens)
@@ -32,7 +34,17 @@ def read_tokens(tokens: Int64Array, planned: PlannedStep, pieces: list[Piece], f
         readers[source].read(start, row)
 
 
-def _begins(planned: PlannedStep, pieces: list[Piece], samples: slice) -> Int64Array:
+def _check_vocabulary(tokens: Int64Array, planned: PlannedBatch, pieces: list[Piece], first_sample: int) -> None:
+    readers = [source.train for source in planned.stage.sources]
+    sizes = [reader.vocab_size for reader in readers if reader.vocab_size is not None]
+    if not sizes or tokens.max() < min(sizes):
+        return
+    for piece in pieces:
+        row = tokens[piece.sample - first_sample, piece.offset : piece.offset + piece.length + 1]
+        readers[piece.source].check_tokens(row[None], [piece.start])
+
+
+def _begins(planned: PlannedBatch, pieces: list[Piece], samples: slice) -> Int64Array:
     """The places where a document, or a later piece of a sample, begins, as `mark` wants them."""
     length = planned.stage.sequence_length
     readers = [source.train for source in planned.stage.sources]
@@ -43,7 +55,8 @@ def _begins(planned: PlannedStep, pieces: list[Piece], samples: slice) -> Int64A
         if piece.offset:
             joints.append(place)
         if last > first:
-            begins.append(readers[piece.source].document_starts(first, last) + (place - piece.start))
+            bounds = piece.start + 1, piece.start + piece.length + 1
+            begins.append(readers[piece.source].document_starts(first, last, *bounds) + (place - piece.start))
     return np.concatenate([*begins, np.array(joints, dtype=np.int64)])
 
 

@@ -40,7 +40,8 @@ def document_parts(plan: DataPlan, step: int, samples: range) -> Iterator[Docume
     for piece, (first_document, last_document) in zip(planned.pieces(rows), planned.documents(rows), strict=True):
         reader = planned.stage.sources[piece.source].train
         end = piece.offset + piece.length
-        starts = reader.document_starts(first_document, last_document) - piece.start + piece.offset
+        starts = reader.document_starts(first_document, last_document, piece.start + 1, piece.start + piece.length + 1)
+        starts = starts - piece.start + piece.offset
         borders = [piece.offset, *starts[starts < end].tolist(), end]
         begins_here = reader.documents_before(np.array([piece.start, piece.start + 1], dtype=np.int64))
         for number, (first, last) in enumerate(pairwise(borders)):

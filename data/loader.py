@@ -1,6 +1,6 @@
 """Reads batches ahead in threads, so that a training step finds its batch ready."""
 
-import os
+import mmap
 import threading
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -40,7 +40,7 @@ class RankBatches:
         self._num_micro_batches, self._micro_batch_size = num_micro_batches, micro_batch_size
         self._allocate = allocate
         self._ring: dict[int, StepBuffers] = {}
-        self._announce = announce and hasattr(os, "posix_fadvise")
+        self._announce = announce and hasattr(mmap, "MADV_WILLNEED")
         self._announced = 0
 
     def __call__(self, step: int, slot: int) -> StepBatch:

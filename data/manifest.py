@@ -2,15 +2,25 @@
 
 import hashlib
 import json
-from pathlib import Path
-from typing import Literal
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.files import write_atomic
 
 MANIFEST_NAME = "manifest.json"
+
+Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
+
+
+def _inside(name: str) -> str:
+    if not name or "\0" in name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise PydanticCustomError("inside", "expected a file inside the source's folder")
+    return name
 
 
 class ShardFile(BaseModel):
@@ -18,17 +28,17 @@ class ShardFile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
+    name: Annotated[str, AfterValidator(_inside)]
     """Path of the `.ds` file relative to the source's folder; the index is beside it as `<name>.index`."""
-    size: int
+    size: Positive
     """Size of the `.ds` file in bytes."""
     sha256: str
     """Of the `.ds` file, hexadecimal."""
     index_sha256: str
     """Of the `.ds.index` file, hexadecimal."""
-    tokens: int
+    tokens: Positive
     """Tokens in the file, end-of-document tokens included."""
-    documents: int
+    documents: Positive
     """Documents in the file, each with at least one token."""
 
 
@@ -39,7 +49,7 @@ class Split(BaseModel):
 
     files: tuple[ShardFile, ...] = ()
     """In reading order: the split is their concatenation."""
-    text_bytes: int = 0
+    text_bytes: NotNegative = 0
     """UTF-8 bytes of the text that the tokens stand for (0 = unknown, for shards made elsewhere)."""
 
     @property
@@ -58,6 +68,22 @@ class Split(BaseModel):
         return self.text_bytes / self.tokens if self.text_bytes and self.tokens else None
 
 
+class Inputs(BaseModel):
+    """The files that a source's text was read from, as they were then."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    files: NotNegative
+    """How many."""
+    bytes: NotNegative
+    """Of all of them together."""
+    sha256: str
+    """Over their names, sizes and times of change, hexadecimal."""
+
+    def __str__(self) -> str:
+        return f"{self.files:,} {'file' if self.files == 1 else 'files'} of {self.bytes:,} bytes"
+
+
 class Manifest(BaseModel):
     """Everything that is known about a tokenized source; `manifest.json` in its folder, written last."""
 
@@ -69,18 +95,31 @@ class Manifest(BaseModel):
     """Name of the source in the recipe that tokenized it."""
     dtype: Literal["uint16", "uint32"]
     """Little-endian type of a token in the `.ds` files."""
-    vocab_size: int
+    vocab_size: Positive
     """Entries of the tokenizer, special tokens included; every token is smaller."""
-    eos_token_id: int
+    eos_token_id: NotNegative
     """The token at the end of every document."""
     tokenizer_sha256: str
     """Of the tokenizer's `tokenizer.json`, hexadecimal."""
     settings_sha256: str
     """Of the recipe's settings that made these shards: `tokenize` does nothing while they are the same."""
+    inputs: Inputs | None = None
+    """What the text was read from; null for text that comes with Python, and for shards made elsewhere."""
     train: Split
     validation: Split
     rejected: dict[str, int] = {}
     """Lines or documents that were not used, by reason."""
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> "Manifest":
+        for file in (*self.train.files, *self.validation.files):
+            if file.size != file.tokens * self.token_bytes or file.documents > file.tokens:
+                raise PydanticCustomError(
+                    "sizes",
+                    "{name}: {size} bytes cannot be {tokens} tokens of {dtype} in {documents} documents",
+                    file.model_dump() | {"dtype": self.dtype},
+                )
+        return self
 
     @property
     def token_bytes(self) -> int:
@@ -92,7 +131,9 @@ class Manifest(BaseModel):
         """sha256 over what the shards hold, hexadecimal; not over where they lie or what they are called."""
         content = self.model_dump(include={"format_version", "dtype", "eos_token_id", "tokenizer_sha256"})
         for name, split in (("train", self.train), ("validation", self.validation)):
-            content[name] = [[file.size, file.sha256, file.index_sha256] for file in split.files]
+            content[name] = [
+                [file.size, file.tokens, file.documents, file.sha256, file.index_sha256] for file in split.files
+            ]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -100,7 +141,7 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of the source in `folder`; UserError where it is missing, unreadable or of another version."""
     path = folder / MANIFEST_NAME
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; {folder} holds no tokenized source") from None
     except OSError as error:

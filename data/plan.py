@@ -13,21 +13,23 @@ from threading import Lock
 import numpy as np
 
 from data.batch import MicroBatch, StepBatch, StepBuffers, fill_rows, micro_batch_from_windows
+from data.coverage import Coverage, coverage
 from data.filling import fill
 from data.order import Permutation, derive_key
-from data.samples import PlannedStep, plan_steps
+from data.samples import PlannedBatch, plan_batches
 from data.sources import Source, open_sources
 from data.stages import plan_stages
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.recipe import Recipe
+from nanotron_recipes.skipped import SkippedBatches
 from nanotron_recipes.topology import global_batch_size
 
 ORDER_VERSION = 1
 """Part of every fingerprint: raise it when the same shards shall be read in another order than before."""
 SAMPLES_AT_ONCE = 2048
-"""Steps are planned so many samples at a time: more is no faster, and a start waits for the first ones."""
+"""Batches are planned so many samples at a time: more is no faster, and a start waits for the first ones."""
 CHUNKS_KEPT = 3
-"""Of steps planned together: threads that read ahead are not all in the same one."""
+"""Of batches planned together: threads that read ahead are not all in the same one."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,12 @@ class DataPlan:
         self.global_batch_size = global_batch_size(recipe)
         self.train_steps = recipe.tokens.train_steps
         self.sources = sources
+        self._recipe = recipe
+        self._skipped = SkippedBatches.of(recipe)
         self._restart_positions = recipe.model.architecture.use_doc_masking
         self._stages, self._orders = plan_stages(recipe, sources)
-        self._first_steps = [stage.first_step for stage in self._stages]
-        self._planned: dict[tuple[int, int], list[PlannedStep]] = {}
+        self._first_batches = [stage.first_batch for stage in self._stages]
+        self._planned: dict[tuple[int, int], list[PlannedBatch]] = {}
         self._planning = Lock()
 
     @classmethod
@@ -74,26 +78,30 @@ class DataPlan:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def stage_of(self, step: int) -> int:
-        """The number of the stage that step `step` (from 1) belongs to."""
-        return max(bisect_right(self._first_steps, step) - 1, 0)
+        """The number of the stage that step `step` (from 1) belongs to: that of the batch it reads."""
+        return self._stage_of_batch(self._skipped.batch_of(step))
+
+    def _stage_of_batch(self, batch: int) -> int:
+        return max(bisect_right(self._first_batches, batch) - 1, 0)
 
     def sequence_length_at(self, step: int) -> int:
         """Tokens of a sequence in step `step` (from 1)."""
         return self._stages[self.stage_of(step)].sequence_length
 
-    def planned(self, step: int) -> PlannedStep:
+    def planned(self, step: int) -> PlannedBatch:
         """The global batch of step `step` (from 1) in its final order, whatever the number of ranks."""
-        number = self.stage_of(step)
+        batch = self._skipped.batch_of(step)
+        number = self._stage_of_batch(batch)
         stage = self._stages[number]
-        steps = max(1, SAMPLES_AT_ONCE // self.global_batch_size)
-        chunk, place = divmod(step - stage.first_step, steps)
+        batches = max(1, SAMPLES_AT_ONCE // self.global_batch_size)
+        chunk, place = divmod(batch - stage.first_batch, batches)
         with self._planning:
             if (number, chunk) not in self._planned:
                 if len(self._planned) == CHUNKS_KEPT:
                     del self._planned[next(iter(self._planned))]
-                first = stage.first_step + chunk * steps
-                count = steps if stage.last_step is None else min(steps, stage.last_step + 1 - first)
-                self._planned[number, chunk] = plan_steps(stage, self._orders, first, count, self.global_batch_size)
+                first = stage.first_batch + chunk * batches
+                count = batches if stage.last_batch is None else min(batches, stage.last_batch + 1 - first)
+                self._planned[number, chunk] = plan_batches(stage, self._orders, first, count, self.global_batch_size)
             return self._planned[number, chunk][place]
 
     def announce(self, step: int, *, dp: int, dp_rank: int) -> None:
@@ -171,3 +179,7 @@ class DataPlan:
             )
             micro_batches.append(fill_rows(batch, micro_batch_size))
         return ValidationBatches(micro_batches, valid)
+
+    def coverage(self) -> list[Coverage]:
+        """What the run reads of every source in every stage, up to its last step."""
+        return coverage(self._recipe, {name: source.manifest.train.tokens for name, source in self.sources.items()})

@@ -1,4 +1,4 @@
-"""The global batches of some steps at once: of every sample its source, the pieces of text it reads, and how many
+"""Some global batches at once: of every sample its source, the pieces of text it reads, and how many
 documents begin in them. Only the documents' index is looked at here; tokens are read by who needs them.
 """
 
@@ -34,7 +34,7 @@ class Piece(NamedTuple):
 
 
 class Pieces:
-    """The pieces of the samples of some steps of one stage, with the documents in them."""
+    """The pieces of the samples of some batches of one stage, with the documents in them."""
 
     def __init__(self, stage: Stage, numbers: Int64Array, blocks: Int64Array) -> None:
         """`numbers` (int64 [samples]) are the sources in the stage, `blocks` (int64 [samples, blocks of a sequence])
@@ -56,20 +56,23 @@ class Pieces:
     @cached_property
     def documents(self) -> Int64Array:
         """Of each piece (int64 [pieces, 2]) the first document of its source that begins after its first token, and the
-        first one that begins after its last target. Looked up in the index, when it is first asked for."""
+        first one that begins after its last target. Looked up in the index when it is first asked for; UserError where
+        that cannot be."""
         starts = self.columns[:, 1]
         is_last = np.append(self.samples[1:] != self.samples[:-1], True)
         positions = np.stack([starts + 1, starts + self.columns[:, 2] + is_last])
         found = np.empty_like(positions)
         for number, mine in _grouped(self._numbers[self.samples]):
-            asked = positions[:, mine]
-            found[:, mine] = self._stage.sources[number].train.documents_before(asked.ravel()).reshape(asked.shape)
+            asked, reader = positions[:, mine], self._stage.sources[number].train
+            first, last = found[:, mine] = reader.documents_before(asked.ravel()).reshape(asked.shape)
+            for start in asked[0][(last < first) | (last - first > self.columns[mine, 2])].tolist():
+                raise reader.not_rising(start - 1)
         return found.T
 
 
 @dataclass(frozen=True)
-class PlannedStep:
-    """The global batch of a step in its final order."""
+class PlannedBatch:
+    """A global batch in its final order."""
 
     stage: Stage
     numbers: Int64Array
@@ -116,16 +119,16 @@ class PlannedStep:
         return slice(*np.searchsorted(self.all_pieces.samples, bounds).tolist())
 
 
-def plan_steps(
-    stage: Stage, orders: dict[str, BlockOrder], first_step: int, num_steps: int, global_batch_size: int
-) -> list[PlannedStep]:
-    """Plans steps `first_step` … of one stage together: numpy works on many samples as fast as on few."""
+def plan_batches(
+    stage: Stage, orders: dict[str, BlockOrder], first_batch: int, num_batches: int, global_batch_size: int
+) -> list[PlannedBatch]:
+    """Plans batches `first_batch` … of one stage together: numpy works on many samples as fast as on few."""
     size = global_batch_size
     # The mixture is even over any stretch of samples, so ranks would see their own repeating pattern of sources
     # without one more permutation inside the batch.
-    keys = derive_keys(stage.seed, "batch", last=range(first_step, first_step + num_steps))
+    keys = derive_keys(stage.seed, "batch", last=range(first_batch, first_batch + num_batches))
     places = permutations(size, keys)
-    firsts = (np.arange(num_steps, dtype=np.int64) + (first_step - stage.first_step)) * size
+    firsts = (np.arange(num_batches, dtype=np.int64) + (first_batch - stage.first_batch)) * size
     numbers, before = stage.mixture.at((places + firsts[:, None]).ravel())
     width = stage.sequence_length // stage.sources[0].block_length
     positions = before[:, None] * width + np.arange(width, dtype=np.int64)
@@ -135,8 +138,8 @@ def plan_steps(
         blocks[mine] = order.blocks(positions[mine] + stage.read_before[number])
     pieces = Pieces(stage, numbers, blocks)
     return [
-        PlannedStep(stage, numbers[first : first + size], blocks[first : first + size], first, pieces)
-        for first in range(0, num_steps * size, size)
+        PlannedBatch(stage, numbers[first : first + size], blocks[first : first + size], first, pieces)
+        for first in range(0, num_batches * size, size)
     ]
 
 

@@ -5,12 +5,11 @@ Sizes are checked when the files are opened, because reading past the end of a t
 """
 
 import mmap
-import os
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +21,14 @@ Int64Array = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
 INDEX_ENTRY_BYTES = 8
+_DAMAGED = "the file is damaged; remove its folder and tokenize again"
 
 
 @dataclass(frozen=True)
 class _Shard:
-    file: BinaryIO
-    """The open file of its tokens, closed with the shard."""
+    path: Path
+    mapping: mmap.mmap
+    """The file of its tokens."""
     tokens: npt.NDArray[Any]
     document_ends: Int64Array
 
@@ -35,9 +36,13 @@ class _Shard:
 class ShardReader:
     """The tokens of one split of a source, as one sequence of `num_tokens` tokens and `num_documents` documents."""
 
-    def __init__(self, folder: Path, split: Split, dtype: str) -> None:
-        """Opens and checks the split's files under `folder`; UserError where one is missing or not of its size."""
-        self._shards = [_open_shard(folder, file, np.dtype(dtype)) for file in split.files if file.tokens > 0]
+    def __init__(self, folder: Path, split: Split, dtype: str, vocab_size: int | None = None) -> None:
+        """Opens and checks the split's files under `folder`; UserError where one is missing or not of its size.
+
+        With `vocab_size` every token that is read has to be smaller.
+        """
+        self._shards = [_open_shard(folder, file, np.dtype(dtype)) for file in split.files]
+        self.vocab_size = vocab_size
         self._token_offsets = _offsets([len(shard.tokens) for shard in self._shards])
         self._document_offsets = _offsets([len(shard.document_ends) for shard in self._shards])
         self._first_tokens: list[int] = self._token_offsets.tolist()
@@ -58,39 +63,60 @@ class ShardReader:
             self.read(start + len(part), out[len(part) :])
 
     def announce(self, start: int, length: int) -> None:
-        """Asks the system to have these tokens in memory soon; returns at once, without the interpreter's lock held."""
+        """Asks the system to have these tokens in memory soon; returns without waiting for them."""
         number = bisect_right(self._first_tokens, start) - 1
-        done = 0
-        while done < length:
-            shard, first = self._shards[number], start + done - self._first_tokens[number]
-            part = min(length - done, len(shard.tokens) - first)
-            size = shard.tokens.itemsize
-            os.posix_fadvise(shard.file.fileno(), first * size, part * size, os.POSIX_FADV_WILLNEED)
-            done, number = done + part, number + 1
+        while length:
+            shard, first = self._shards[number], start - self._first_tokens[number]
+            part = min(length, len(shard.tokens) - first)
+            begin, end = first * shard.tokens.itemsize, (first + part) * shard.tokens.itemsize
+            page = begin // mmap.PAGESIZE * mmap.PAGESIZE
+            shard.mapping.madvise(mmap.MADV_WILLNEED, page, end - page)
+            start, length, number = start + part, length - part, number + 1
 
-    def document_starts(self, first: int, last: int) -> Int64Array:
-        """The first tokens of documents `first` … `last` - 1 (counted over all files), int64."""
-        parts = []
-        number = bisect_right(self._first_documents, first) - 1
-        while first < last:
-            low = first - self._first_documents[number]
+    def document_starts(self, first: int, last: int, start: int, end: int) -> Int64Array:
+        """The first tokens of documents `first` … `last` - 1 (counted over all files), int64: those that begin from
+        token `start` on before token `end`. UserError where the index says otherwise."""
+        parts = [np.empty(0, dtype=np.int64)]
+        asked, number = first, bisect_right(self._first_documents, first) - 1
+        while asked < last:
+            low = asked - self._first_documents[number]
             high = min(last, self._first_documents[number + 1]) - self._first_documents[number]
             ends = self._shards[number].document_ends
             starts = ends[low - 1 : high - 1] if low else np.concatenate([[0], ends[: high - 1]])
             parts.append(starts + self._first_tokens[number])
-            first = self._first_documents[number] + high
-            number += 1
-        return parts[0] if len(parts) == 1 else np.concatenate([*parts, np.empty(0, dtype=np.int64)])
+            asked, number = self._first_documents[number] + high, number + 1
+        found = parts[1] if len(parts) == 2 else np.concatenate(parts)
+        if last < first or (len(found) and (found[0] < start or found[-1] >= end or (np.diff(found) <= 0).any())):
+            raise self.not_rising(start)
+        return found
 
     def windows(self, starts: Int64Array, length: int) -> tuple[Int64Array, BoolArray]:
-        """The `length` tokens from each of `starts` (int64 [n]) on: tokens int64 [n, length], document starts bool."""
+        """The `length` tokens from each of `starts` (int64 [n]) on: tokens int64 [n, length], document starts bool.
+
+        Raises UserError where the shards hold what they cannot: a token beyond the vocabulary, document ends that do
+        not rise.
+        """
         tokens = np.empty((len(starts), length), dtype=np.int64)
         document_starts = np.zeros((len(starts), length), dtype=np.bool_)
         documents = zip(self.documents_before(starts), self.documents_before(starts + length), strict=True)
         for row, (start, (first, last)) in enumerate(zip(starts.tolist(), documents, strict=True)):
             self.read(start, tokens[row])
-            document_starts[row, self.document_starts(int(first), int(last)) - start] = True
+            document_starts[row, self.document_starts(int(first), int(last), start, start + length) - start] = True
+        self.check_tokens(tokens, starts.tolist())
         return tokens, document_starts
+
+    def check_tokens(self, tokens: Int64Array, starts: Sequence[int]) -> None:
+        """UserError where a row of `tokens` (int64 [n, length]), read from the same of `starts` on, has a token beyond
+        the vocabulary."""
+        if self.vocab_size is None or not tokens.size or tokens.max() < self.vocab_size:
+            return
+        row, column = np.argwhere(tokens >= self.vocab_size)[0].tolist()
+        position = starts[row] + column
+        number = bisect_right(self._first_tokens, position) - 1
+        raise UserError(
+            f"{self._shards[number].path}: token {tokens[row, column]} at position "
+            f"{position - self._first_tokens[number]}, but the vocabulary has {self.vocab_size} entries: {_DAMAGED}"
+        )
 
     def documents_before(self, positions: Int64Array) -> Int64Array:
         """How many documents start before each position (int64, 0 … num_tokens): all of them in one go."""
@@ -106,7 +132,16 @@ class ShardReader:
     def valid_targets(self, starts: Int64Array, length: int) -> int:
         """Targets of the windows of `length` tokens from `starts` on that are not the first token of a document."""
         first, last = self.documents_before(starts + 1), self.documents_before(starts + length)
+        for start in starts[(last < first) | (last - first >= length)].tolist():
+            raise self.not_rising(start)
         return len(starts) * (length - 1) - int((last - first).sum())
+
+    def not_rising(self, start: int) -> UserError:
+        """What to raise where the index around token `start` cannot be."""
+        number = bisect_right(self._first_tokens, start) - 1
+        position = start - self._first_tokens[number]
+        path = self._shards[number].path
+        return UserError(f"{path}.index: document ends after token {position} do not rise: {_DAMAGED}")
 
 
 def _offsets(lengths: Sequence[int]) -> Int64Array:
@@ -116,34 +151,36 @@ def _offsets(lengths: Sequence[int]) -> Int64Array:
 def _open_shard(folder: Path, file: ShardFile, dtype: np.dtype[Any]) -> _Shard:
     path = folder / file.name
     index_path = path.with_name(path.name + ".index")
-    _check_size(path, file.size)
-    _check_size(index_path, file.documents * INDEX_ENTRY_BYTES)
-    opened = path.open("rb", buffering=0)
-    # Without MADV_RANDOM, under which every 4 KiB of a window cost a page fault of their own.
-    tokens = _map(opened, dtype.newbyteorder("<"))
-    # Read as signed: searchsorted would otherwise convert the whole index to floating point.
-    with index_path.open("rb") as index:
-        ends = _map(index, np.dtype("<i8"), mmap.MADV_RANDOM if hasattr(mmap, "MADV_RANDOM") else None)
-    if len(tokens) != file.tokens or int(ends[-1]) != file.tokens:
+    try:
+        _check_size(path, file.tokens * dtype.itemsize)
+        _check_size(index_path, file.documents * INDEX_ENTRY_BYTES)
+        # Without MADV_RANDOM, under which every 4 KiB of a window cost a page fault of their own.
+        mapping = _map(path)
+        # Plain arrays: np.memmap costs over a microsecond more for each row that is cut out of it.
+        tokens = np.frombuffer(mapping, dtype=dtype.newbyteorder("<"))
+        # Read as signed: searchsorted would otherwise convert the whole index to floating point.
+        index = _map(index_path)
+        if hasattr(mmap, "MADV_RANDOM"):
+            index.madvise(mmap.MADV_RANDOM)
+        ends = np.frombuffer(index, dtype="<i8")
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename}: no such file, but the manifest beside it names it") from None
+    except OSError as error:
+        raise UserError(f"{error.filename or path}: cannot be read: {error.strerror}") from None
+    if int(ends[-1]) != file.tokens:
         raise UserError(
             f"{index_path}: the last document ends at token {int(ends[-1])}, "
-            f"but {path.name} has {len(tokens)} tokens of {dtype.name}; expected {file.tokens}"
+            f"but {path.name} has {len(tokens)} tokens of {dtype.name}"
         )
-    return _Shard(opened, tokens, ends)
+    return _Shard(path, mapping, tokens, ends)
 
 
 def _check_size(path: Path, expected: int) -> None:
-    try:
-        found = path.stat().st_size
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file, but the manifest beside it names it") from None
+    found = path.stat().st_size
     if found != expected:
         raise UserError(f"{path}: {found} bytes found, {expected} expected by its manifest")
 
 
-def _map(file: BinaryIO, dtype: np.dtype[Any], advice: int | None = None) -> npt.NDArray[Any]:
-    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    if advice is not None:
-        mapped.madvise(advice)
-    # A plain array: np.memmap costs over a microsecond more for each row that is cut out of it.
-    return np.frombuffer(mapped, dtype=dtype)
+def _map(path: Path) -> mmap.mmap:
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

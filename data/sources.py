@@ -86,8 +86,8 @@ def _open(recipe: Recipe, name: str, seed: int) -> Source:
         name=name,
         folder=folder,
         manifest=manifest,
-        train=ShardReader(folder, manifest.train, manifest.dtype),
-        validation=ShardReader(folder, manifest.validation, manifest.dtype),
+        train=ShardReader(folder, manifest.train, manifest.dtype, vocab_size),
+        validation=ShardReader(folder, manifest.validation, manifest.dtype, vocab_size),
         seed=seed,
         block_length=block_length(recipe),
     )

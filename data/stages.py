@@ -14,18 +14,18 @@ from nanotron_recipes.topology import global_batch_size
 
 @dataclass(frozen=True)
 class Stage:
-    """A mixture and the steps that read it."""
+    """A mixture and the batches that are made of it; where none is skipped, step n reads batch n."""
 
     name: str
     seed: int
-    first_step: int
-    last_step: int | None
-    """The step before the next stage; None for the last one, which has no end."""
+    first_batch: int
+    last_batch: int | None
+    """The batch before the next stage; None for the last one, which has no end."""
     sequence_length: int
     sources: list[Source]
     mixture: Mixture
     read_before: list[int]
-    """Blocks that each source gave before this stage."""
+    """Blocks that each source gave before this stage, to skipped batches too."""
 
 
 def plan_stages(recipe: Recipe, sources: dict[str, Source]) -> tuple[list[Stage], dict[str, BlockOrder]]:
@@ -40,8 +40,8 @@ def plan_stages(recipe: Recipe, sources: dict[str, Source]) -> tuple[list[Stage]
         stage = Stage(
             name=entry.name,
             seed=entry.data.seed,
-            first_step=entry.start_training_step,
-            last_step=following.start_training_step - 1 if following else None,
+            first_batch=entry.start_training_step,
+            last_batch=following.start_training_step - 1 if following else None,
             sequence_length=stage_sequence_length(recipe, entry),
             sources=[sources[name] for name in names],
             mixture=mixture,
@@ -51,9 +51,9 @@ def plan_stages(recipe: Recipe, sources: dict[str, Source]) -> tuple[list[Stage]
         blocks = stage.sequence_length // block
         for name in names:
             readings[name].append(Reading(read[name], blocks))
-        if stage.last_step is not None:
-            steps = stage.last_step - stage.first_step + 1
-            for name, count in zip(names, mixture.counts(steps * global_batch_size(recipe)), strict=True):
+        if stage.last_batch is not None:
+            batches = stage.last_batch - stage.first_batch + 1
+            for name, count in zip(names, mixture.counts(batches * global_batch_size(recipe)), strict=True):
                 read[name] += count * blocks
     stretch = contiguous_length(recipe) // block
     orders = {

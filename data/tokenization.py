@@ -8,34 +8,37 @@ Unfinished work lies in `.tokenizing-<hash>` beside them. A source's folder take
 shards and its manifest are complete, so that a crash leaves nothing behind that could be taken for data.
 """
 
-import fcntl
 import hashlib
 import json
-import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
-from data.corpora import documents, files_of
+from data.corpora import documents, files_of, inputs_of
+from data.corpus_folder import (
+    locked,
+    made_before,
+    move_finished,
+    pending_sources,
+    remove_unfinished,
+    unfinished_folder,
+)
 from data.finish import finish_source
-from data.manifest import MANIFEST_NAME, Manifest, read_manifest
+from data.manifest import Inputs, Manifest, read_manifest
 from data.rejected import NO_TEXT, NOT_JSON, Rejected
-from data.tokenization_job import Job, source_folder, tasks_of, with_absolute_paths
+from data.tokenization_job import Job, tasks_of, with_absolute_paths
 from data.tokenization_process import run_job
 from data.tokenizer import TokenizerInfo, read_tokenizer, tokenizer_folder, train_tokenizer
-from nanotron_recipes.errors import UserError, nearest_name, user_error
-from nanotron_recipes.files import sync, write_atomic
+from nanotron_recipes.errors import UserError, nearest_name, one_line, user_error
+from nanotron_recipes.files import write_atomic
 from nanotron_recipes.machine import usable_cpus
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.schema.data import Corpus, CorpusSource
 
-SETTINGS_VERSION = 1
+SETTINGS_VERSION = 2
 """Part of every settings hash: raise it when the same settings shall make other shards than before."""
-_UNFINISHED = ".tokenizing-"
 _KEYS_SHOWN = 10
 
 
@@ -53,19 +56,25 @@ def tokenize(
     if corpus is None:
         raise UserError(f"{recipe_name}: corpus: missing; there is nothing to tokenize")
     settings = _settings(recipe, corpus)
-    if not _pending(corpus, settings):
+    pending = pending_sources(corpus, settings.sources)
+    for source in corpus.sources:
+        if source.name in settings.notes and source not in pending:
+            _say(console, f"note: {settings.notes[source.name]}")
+    if not pending:
         _say(console, f"{corpus.path}: all sources are tokenized already")
         return [read_manifest(Path(corpus.path, source.name)) for source in corpus.sources]
     started = time.perf_counter()
-    with _locked(Path(corpus.path)):
-        _move_finished(corpus, settings)
-        pending = _pending(corpus, settings)
+    with locked(Path(corpus.path)):
+        move_finished(corpus, settings.sources)
+        pending = pending_sources(corpus, settings.sources)
+        for line in _changes(corpus, settings):
+            _say(console, line)
         _check_readable(corpus, pending)
-        tokenizer = _ensure_tokenizer(recipe, corpus, console)
+        tokenizer = _ensure_tokenizer(recipe, corpus, settings.tokenizer, console)
         if pending:
             _make(corpus, pending, settings, tokenizer, workers or usable_cpus(), console)
-            _move_finished(corpus, settings)
-        _remove_unfinished(corpus)
+            move_finished(corpus, settings.sources)
+        remove_unfinished(corpus)
     manifests = [read_manifest(Path(corpus.path, source.name)) for source in corpus.sources]
     tokens = sum(manifest.train.tokens + manifest.validation.tokens for manifest in manifests)
     seconds = time.perf_counter() - started
@@ -82,56 +91,73 @@ def tokenize(
 
 
 def _say(console: Console, line: str) -> None:
-    console.print(line, soft_wrap=True, highlight=False, markup=False)
+    console.print(one_line(line), soft_wrap=True, highlight=False, markup=False)
+
+
+def outdated(recipe: Recipe) -> list[str]:
+    """Which shards were made with other settings or of other files than `tokenize` would use now: a line a source."""
+    if recipe.corpus is None or (recipe.tokenizer.tokenizer_name_or_path is None and recipe.tokenizer.train is None):
+        return []
+    return _changes(recipe.corpus, _settings(recipe, recipe.corpus))
+
+
+def _changes(corpus: Corpus, settings: "_Settings") -> list[str]:
+    lines = []
+    for source in corpus.sources:
+        made, now = made_before(corpus, source), settings.inputs[source.name]
+        if made is None or made.settings_sha256 == settings.sources[source.name]:
+            continue
+        why = "made with other settings or another tokenizer"
+        if made.inputs is not None and now is not None and made.inputs != now:
+            facts = f"{made.inputs} then, {now} now" if str(made.inputs) != str(now) else f"{now}, written again"
+            why = f"its files have changed since ({facts})"
+        lines.append(f"{source.name}: to be tokenized again: {why}")
+    return lines
 
 
 @dataclass(frozen=True)
 class _Settings:
+    """What the tokenizer and the shards of a recipe follow from."""
+
     tokenizer: str
     """Hash of what a trained tokenizer follows from; of the file, where it is given."""
     sources: dict[str, str]
     """Hash, by source, of what its shards follow from."""
+    inputs: dict[str, Inputs | None]
+    """By source, the files that it reads; null for what comes with Python."""
+    notes: dict[str, str]
+    """By source, why its text cannot be read any more."""
 
 
 def _settings(recipe: Recipe, corpus: Corpus) -> _Settings:
     folder = tokenizer_folder(recipe)
     common = {"version": SETTINGS_VERSION, "fraction": corpus.validation_fraction, "seed": corpus.seed}
-    sources = [source.model_dump(exclude={"needs_network"}) for source in corpus.sources]
+    inputs: dict[str, Inputs | None] = {}
+    notes = {}
+    for source in corpus.sources:
+        try:
+            inputs[source.name] = inputs_of(source)
+        except UserError as error:
+            # Text that is gone is no reason to do without its shards; where there are none, it is missed later.
+            made = made_before(corpus, source)
+            inputs[source.name] = made.inputs if made else None
+            if made:
+                notes[source.name] = f"{error}; the shards made before are used"
+    sources = [
+        source.model_dump(exclude={"needs_network"}) | {"files": found.sha256 if found else None}
+        for source, found in zip(corpus.sources, inputs.values(), strict=True)
+    ]
     if recipe.tokenizer.tokenizer_name_or_path is not None:
         tokenizer = read_tokenizer(folder).sha256
     else:
         assert recipe.tokenizer.train is not None, "tokenizer_folder has checked it"
         tokenizer = _hash([common, recipe.tokenizer.train.vocab_size, sources])
-    return _Settings(tokenizer, {source["name"]: _hash([common, tokenizer, source]) for source in sources})
+    hashes = {source["name"]: _hash([common, tokenizer, source]) for source in sources}
+    return _Settings(tokenizer, hashes, inputs, notes)
 
 
 def _hash(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _pending(corpus: Corpus, settings: _Settings) -> list[CorpusSource]:
-    """The sources whose shards are missing or were made with other settings."""
-    pending = []
-    for source in corpus.sources:
-        folder = Path(corpus.path, source.name)
-        if not (folder / MANIFEST_NAME).is_file():
-            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-                raise UserError(f"{folder}: expected a free place for shards; it is there and has no {MANIFEST_NAME}")
-            pending.append(source)
-        elif read_manifest(folder).settings_sha256 != settings.sources[source.name]:
-            pending.append(source)
-    return pending
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder}: another process is tokenizing into this folder; wait for it") from None
-        yield
 
 
 def _check_readable(corpus: Corpus, sources: list[CorpusSource]) -> None:
@@ -160,17 +186,19 @@ def _empty(source: CorpusSource, rejected: Rejected) -> UserError:
     return UserError(f"{where}: {looked}: no document in there" + (f" ({reasons})" if reasons else ""))
 
 
-def _ensure_tokenizer(recipe: Recipe, corpus: Corpus, console: Console) -> TokenizerInfo:
+def _ensure_tokenizer(recipe: Recipe, corpus: Corpus, settings: str, console: Console) -> TokenizerInfo:
     folder = tokenizer_folder(recipe)
     train = recipe.tokenizer.train
     if recipe.tokenizer.tokenizer_name_or_path is None:
         assert train is not None, "tokenizer_folder has checked it"
         _check_vocab_size(recipe, train.vocab_size, "tokenizer.train.vocab_size is")
         made_with = Path(corpus.path, "tokenizer.settings")
-        settings = _settings(recipe, corpus).tokenizer
-        if not made_with.is_file() or made_with.read_text().strip() != settings:
+        if not made_with.exists() and folder.exists() and any(folder.iterdir()):
+            raise UserError(f"{folder}: expected a free place for a tokenizer; `tokenize` did not make this one")
+        recorded = made_with.read_bytes() if made_with.is_file() else b""
+        if not folder.is_dir() or recorded.strip() != settings.encode():
             _say(console, f"training a tokenizer of {train.vocab_size:,} entries")
-            made_with.unlink(missing_ok=True)
+            write_atomic(made_with, "unfinished\n")
             train_tokenizer(corpus, train.vocab_size, folder)
             write_atomic(made_with, settings + "\n")
     tokenizer = read_tokenizer(folder)
@@ -195,8 +223,8 @@ def _make(
     """Encodes the pending sources and completes their folders, still among the unfinished work."""
     tasks = tasks_of(pending, with_validation=corpus.validation_fraction > 0)
     name = _hash([tokenizer.sha256, [settings.sources[source.name] for source in pending]])[:12]
-    folder = Path(corpus.path, _UNFINISHED + name)
-    _remove_unfinished(corpus, keep=folder)
+    folder = unfinished_folder(corpus, name)
+    remove_unfinished(corpus, keep=folder)
     job = Job(
         corpus=with_absolute_paths(corpus),
         tasks=tasks,
@@ -208,32 +236,4 @@ def _make(
     )
     run_job(job, console)
     for source in pending:
-        finish_source(job, source.name, tokenizer, settings.sources[source.name], console)
-
-
-def _unfinished(corpus: Corpus) -> list[Path]:
-    return sorted(Path(corpus.path).glob(f"{_UNFINISHED}*"))
-
-
-def _move_finished(corpus: Corpus, settings: _Settings) -> None:
-    """Gives complete folders of sources their final names."""
-    for unfinished in _unfinished(corpus):
-        for source in corpus.sources:
-            made = source_folder(unfinished, source.name)
-            if not (made / MANIFEST_NAME).is_file():
-                continue
-            if read_manifest(made).settings_sha256 != settings.sources[source.name]:
-                continue
-            final = Path(corpus.path, source.name)
-            if final.exists():
-                replaced = unfinished / "replaced" / source.name
-                replaced.parent.mkdir(exist_ok=True)
-                final.rename(replaced)
-            made.rename(final)
-            sync(Path(corpus.path))
-
-
-def _remove_unfinished(corpus: Corpus, keep: Path | None = None) -> None:
-    for folder in _unfinished(corpus):
-        if folder != keep:
-            shutil.rmtree(folder)
+        finish_source(job, source.name, tokenizer, settings.sources[source.name], settings.inputs[source.name], console)

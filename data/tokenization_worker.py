@@ -1,14 +1,18 @@
-"""The process that `tokenize` starts: datatrove's local executor over all shards of all sources that are to be made.
+"""The process that `tokenize` starts: datatrove's executor for each shard of all sources that are to be made.
 
 A task is one shard of one split of one source; datatrove's completion marks let an interrupted job go on. The process
 lives no longer than the one that started it: when its standard input closes, it kills its whole process group.
 """
 
 import json
+import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +87,42 @@ def _die_with_parent() -> None:
 def main(job_file: str) -> None:
     """Runs every task of the job that is not complete yet.
 
-    To be called from `python -c`, because datatrove's own workers must be able to import TokenizeShard by its name.
+    To be called from `python -c`, because the processes of the pool must be able to import this module by its name.
     """
     job = Job.model_validate_json(Path(job_file).read_text(encoding="utf-8"))
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    workers = min(job.workers, len(job.tasks))
+    if workers == 1:
+        LocalPipelineExecutor([TokenizeShard(job_file)], len(job.tasks), 1, str(job.logs)).run()
+    else:
+        _run_in_pool(job_file, len(job.tasks), workers)
+
+
+def _run_in_pool(job_file: str, tasks: int, workers: int) -> None:
+    # Not in datatrove's own pool: that waits for ever for a process that the system has killed.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    pool = ProcessPoolExecutor(workers, mp_context=context)
+    try:
+        for task in as_completed([pool.submit(run_task, job_file, rank) for rank in range(tasks)]):
+            task.result()
+    except BrokenProcessPool:
+        sys.exit("a worker was killed, as happens where memory is short: fewer --workers need less")
+    except BaseException:
+        for process in multiprocessing.active_children():
+            process.kill()
+        raise
+    pool.shutdown()
+
+
+def run_task(job_file: str, rank: int) -> None:
+    """Runs one task of the job unless it is complete, and marks it as complete."""
+    job = Job.model_validate_json(Path(job_file).read_text(encoding="utf-8"))
     LocalPipelineExecutor(
         [TokenizeShard(job_file)],
         tasks=len(job.tasks),
-        workers=min(job.workers, len(job.tasks)),
+        workers=1,
         logging_dir=str(job.logs),
+        local_tasks=1,
+        local_rank_offset=rank,
     ).run()

@@ -5,10 +5,10 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from data.corpora import documents, num_shards
-from nanotron_recipes.errors import UserError
+from nanotron_recipes.errors import UserError, shorten, user_error
 from nanotron_recipes.files import write_atomic
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.schema.data import Corpus, CorpusSource
@@ -74,33 +74,43 @@ def tokenizer_folder(recipe: Recipe) -> Path:
 
 
 def read_tokenizer(folder: Path) -> TokenizerInfo:
-    """What a tokenizer's folder says; UserError where it is missing or names no end-of-document token."""
-    path = folder / "tokenizer.json"
-    if not path.is_file():
+    """What a tokenizer's folder says, after loading it as those who encode do; UserError where it is missing or
+    damaged, or names no end-of-document token."""
+    file, config_file = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    if not file.is_file():
         raise UserError(
             f"tokenizer.tokenizer_name_or_path: {folder}: no folder with a tokenizer.json "
             f"(a tokenizer of the hub: `hf download {folder} --local-dir FOLDER`)"
         )
-    content = path.read_bytes()
+    content = _content(file)
+    tokens = _tokens_of(content, file)
     try:
-        tokens = _all_tokens(json.loads(content))
-        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder}: not a tokenizer in Hugging Face form ({type(error).__name__}: {error})") from None
-    eos = config.get("eos_token")
-    eos = eos.get("content") if isinstance(eos, dict) else eos
-    if eos not in tokens:
-        raise UserError(f"{folder}/tokenizer_config.json: eos_token: {eos!r}: expected one of the tokenizer's tokens")
+        config = json.loads(_content(config_file))
+        eos = config.get("eos_token")
+        eos = eos.get("content") if isinstance(eos, dict) else eos
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"{config_file}: expected a JSON object with an eos_token ({error})") from None
+    if not isinstance(eos, str) or eos not in tokens:
+        raise user_error("expected one of the tokenizer's tokens", source=f"{config_file}", key="eos_token", value=eos)
     return TokenizerInfo(folder, hashlib.sha256(content).hexdigest(), max(tokens.values()) + 1, eos, tokens[eos])
 
 
-def _all_tokens(tokenizer: dict[str, Any]) -> dict[str, int]:
-    vocabulary = tokenizer["model"]["vocab"]
-    tokens: dict[str, int] = (
-        # Unigram: pairs of token and score in the order of their ids
-        {entry[0]: i for i, entry in enumerate(vocabulary)} if isinstance(vocabulary, list) else vocabulary
-    )
-    return tokens | {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+def _content(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from None
+
+
+def _tokens_of(content: bytes, file: Path) -> dict[str, int]:
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_buffer(content).get_vocab(with_added_tokens=True)
+    except Exception as error:  # the library raises nothing more special
+        raise UserError(
+            f"{file}: not a tokenizer that the tokenizers library reads ({shorten(str(error), 200)})"
+        ) from None
 
 
 def train_tokenizer(corpus: Corpus, vocab_size: int, folder: Path) -> TokenizerInfo:

@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -77,12 +78,15 @@ def flash_attention_is_installed() -> bool:
     return importlib.util.find_spec("flash_attn") is not None
 
 
-def choose_attention(requested: str, dtype: torch.dtype, device: torch.device) -> AttentionBackend:
+def choose_attention(
+    requested: str, dtype: torch.dtype, device: torch.device, *, deterministic: bool = False
+) -> AttentionBackend:
     """The kernel for this run.
 
     Args:
         requested: `_attn_implementation` of the recipe; "sdpa" asks for torch's kernel, everything else for flash-attn
             where it can run.
+        deterministic: flash-attn's backward pass adds in a fixed order; torch's own kernels do as torch was told.
     """
     if requested == "sdpa":
         return AttentionBackend("sdpa", "the recipe asks for it", sdpa_attention)
@@ -92,7 +96,8 @@ def choose_attention(requested: str, dtype: torch.dtype, device: torch.device) -
         return AttentionBackend("sdpa", f"flash-attn has no {str(dtype).removeprefix('torch.')} kernel", sdpa_attention)
     if not flash_attention_is_installed():
         return AttentionBackend("sdpa", "flash-attn is not installed (extra `gpu`)", sdpa_attention)
-    return AttentionBackend("flash_attention_2", "flash-attn is installed", flash_attention, True)
+    function = partial(flash_attention, deterministic=deterministic)
+    return AttentionBackend("flash_attention_2", "flash-attn is installed", function, True)
 
 
 def sdpa_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, inputs: AttentionInputs) -> torch.Tensor:
@@ -106,12 +111,14 @@ def sdpa_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, inputs: At
     return out.transpose(1, 2)
 
 
-def flash_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, inputs: AttentionInputs) -> torch.Tensor:
+def flash_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, inputs: AttentionInputs, *, deterministic: bool = False
+) -> torch.Tensor:
     """flash-attn's fused kernel (CUDA, half precision): documents as variable-length sequences."""
     from flash_attn import flash_attn_func, flash_attn_varlen_func
 
     if inputs.cu_seqlens is None:
-        return flash_attn_func(q, k, v, causal=True)
+        return flash_attn_func(q, k, v, causal=True, deterministic=deterministic)
     out = flash_attn_varlen_func(
         *(tensor.flatten(0, 1) for tensor in (q, k, v)),
         cu_seqlens_q=inputs.cu_seqlens,
@@ -119,5 +126,6 @@ def flash_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, inputs: A
         max_seqlen_q=inputs.max_seqlen,
         max_seqlen_k=inputs.max_seqlen,
         causal=True,
+        deterministic=deterministic,
     )
     return out.view(q.shape)

@@ -67,7 +67,10 @@ def build_on_meta(recipe: Recipe, context: EngineContext) -> LlamaForTraining:
         recipe=recipe,
         tp_pg=context.tp_pg,
         attention=choose_attention(
-            recipe.model.architecture.attn_implementation, DTYPES[recipe.model.dtype], context.device
+            recipe.model.architecture.attn_implementation,
+            DTYPES[recipe.model.dtype],
+            context.device,
+            deterministic=recipe.general.deterministic,
         ),
         current=CurrentMicroBatch(),
     )

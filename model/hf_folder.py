@@ -35,22 +35,27 @@ def copy_tokenizer(tokenizer_dir: Path, out: Path) -> list[str]:
 
 
 def tokenizer_token_ids(tokenizer_dir: Path) -> dict[str, int]:
-    """Ids of the tokens that a tokenizer folder names as "bos", "eos" and "pad"; those it has not are left out."""
+    """Ids of the tokens that a tokenizer folder names as "bos", "eos" and "pad"; those it has not are left out.
+
+    Raises UserError where its files are not those of a tokenizer.
+    """
     config = _json(tokenizer_dir / "tokenizer_config.json")
-    tokenizer = _json(tokenizer_dir / "tokenizer.json")
-    vocabulary = _vocabulary(tokenizer)
+    vocabulary = _vocabulary(tokenizer_dir / "tokenizer.json")
     ids = {}
     for kind in ("bos", "eos", "pad"):
         token = config.get(f"{kind}_token")
         text = token.get("content") if isinstance(token, dict) else token
-        if text in vocabulary:
+        if isinstance(text, str) and text in vocabulary:
             ids[kind] = vocabulary[text]
     return ids
 
 
 def tokenizer_vocab_size(tokenizer_dir: Path) -> int | None:
-    """Highest token id of a tokenizer folder plus one; None where tokenizer.json does not tell."""
-    vocabulary = _vocabulary(_json(tokenizer_dir / "tokenizer.json"))
+    """Highest token id of a tokenizer folder plus one; None where tokenizer.json does not tell.
+
+    Raises UserError where tokenizer.json is not that of a tokenizer.
+    """
+    vocabulary = _vocabulary(tokenizer_dir / "tokenizer.json")
     return max(vocabulary.values()) + 1 if vocabulary else None
 
 
@@ -68,22 +73,28 @@ def load_with_transformers(folder: Path, dtype: torch.dtype | str) -> Any:
             logging.enable_progress_bar()
 
 
-def _vocabulary(tokenizer: dict[str, object]) -> dict[str, int]:
+def _vocabulary(path: Path) -> dict[str, int]:
+    tokenizer = _json(path)
     model, added = tokenizer.get("model"), tokenizer.get("added_tokens")
     listed = model.get("vocab") if isinstance(model, dict) else None
-    if isinstance(listed, list):  # Unigram: pairs of token and score, in the order of their ids
-        listed = {pair[0]: number for number, pair in enumerate(listed)}
-    vocabulary = dict(listed) if isinstance(listed, dict) else {}
-    if isinstance(added, list):
-        vocabulary |= {token["content"]: token["id"] for token in added}
+    try:
+        if isinstance(listed, list):  # Unigram: pairs of token and score, in the order of their ids
+            listed = {pair[0]: number for number, pair in enumerate(listed)}
+        vocabulary = dict(listed) if isinstance(listed, dict) else {}
+        if isinstance(added, list):
+            vocabulary |= {token["content"]: token["id"] for token in added}
+    except (TypeError, LookupError):
+        vocabulary = {"": None}
+    if not all(isinstance(token, str) and isinstance(number, int) for token, number in vocabulary.items()):
+        raise UserError(f"{path}: not a tokenizer in Hugging Face form")
     return vocabulary
 
 
-def _json(path: Path) -> dict[str, object]:
+def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from error
     return content if isinstance(content, dict) else {}

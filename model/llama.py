@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from model.arithmetic import EMBEDDING, LM_HEAD
 from model.attention import AttentionBackend
 from model.micro_batch import CurrentMicroBatch, MicroBatch
 from model.pointwise import rms_norm, swiglu
@@ -35,9 +36,6 @@ from nanotron.parallel.tensor_parallel.nn import (  # noqa: E402
     TensorParallelEmbedding,
     TensorParallelLinearMode,
 )
-
-EMBEDDING = "model.token_position_embeddings.pp_block.token_embedding.weight"
-LM_HEAD = "model.lm_head.pp_block.weight"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -58,6 +59,8 @@ class ModelCardFacts:
     validation: tuple[ValidationFact, ...] = ()
     arithmetic: ArithmeticFact | None = None
     has_tokenizer: bool = True
+    prompt: str = "The"
+    """What the example lets the model go on with."""
 
 
 def facts_from_recipe(
@@ -185,7 +188,7 @@ folder = "."  # where this file lies
 model = AutoModelForCausalLM.from_pretrained(folder)
 {%- if facts.has_tokenizer %}
 tokenizer = AutoTokenizer.from_pretrained(folder)
-prompt = tokenizer("The function returns", return_tensors="pt")
+prompt = tokenizer({{ quoted(facts.prompt) }}, return_tensors="pt")
 print(tokenizer.decode(model.generate(**prompt, max_new_tokens=40)[0]))
 {%- endif %}
 ```
@@ -211,6 +214,7 @@ def render_card(facts: ModelCardFacts) -> str:
         facts=facts,
         trained=facts.step is not None,
         bigram=any(row.bigram_bits_per_byte is not None for row in facts.validation),
+        quoted=lambda text: json.dumps(text, ensure_ascii=False),
         figure=lambda value: "–" if value is None else f"{value:.3f}",
         shares=lambda stage: ", ".join(f"{name} {100 * share:.3g} %" for name, share in stage.weights.items()),
         interval=wilson_interval(arithmetic.correct, arithmetic.total) if arithmetic else None,

@@ -45,6 +45,7 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _pipeline(recipe)
     yield from _recomputation(recipe)
     yield from _stages(recipe)
+    yield from _skipped_ranges(recipe)
     yield from _weight_decay(recipe)
     yield from _tokenizer(recipe)
     yield from _corpus(recipe)
@@ -148,6 +149,13 @@ def _blocks(recipe: Recipe) -> Iterator[Problem]:
         if length % block:
             key = "tokens" if stage.sequence_length is None else f"data_stages.{index}"
             yield Problem(f"{key}.sequence_length", length, f"expected a multiple of tokens.block_length {block}")
+
+
+def _skipped_ranges(recipe: Recipe) -> Iterator[Problem]:
+    for index, skipped in enumerate(recipe.data_skipped_ranges):
+        if skipped.end <= skipped.first:
+            expected = f"expected more than first {skipped.first}: the batch after the last skipped one"
+            yield Problem(f"data_skipped_ranges.{index}.end", skipped.end, expected)
 
 
 def _mixture(recipe: Recipe, key: str, index: int) -> Iterator[Problem]:

@@ -20,6 +20,7 @@ from nanotron_recipes.schedule import same_learning_rates
 from nanotron_recipes.schema.data import DataStage
 from nanotron_recipes.schema.section import Section
 from nanotron_recipes.sequences import block_length, contiguous_length
+from nanotron_recipes.skipped import SkippedBatches
 from nanotron_recipes.topology import global_batch_size
 
 _SCHEDULE = "optimizer.learning_rate_scheduler"
@@ -27,6 +28,7 @@ _STEPS = "tokens.train_steps"
 _BATCH = "tokens.global_batch_size"
 _BLOCK, _CONTIGUOUS = "tokens.block_length", "tokens.contiguous_length"
 _STAGES = "data_stages"
+_SKIPPED = "data_skipped_ranges"
 
 _FREE = (
     # Where, how fast, how observed.
@@ -41,6 +43,7 @@ _FREE = (
     "general.purpose",
     "general.cpu_ranks_per_node",
     "general.replica_check_interval",
+    "general.deterministic",
     "optimizer.zero_stage",
     "optimizer.optimizer_factory.torch_adam_is_fused",
     "model.ddp_bucket_cap_mb",
@@ -88,24 +91,25 @@ class Change:
 
 def changes_of_the_past(old: Recipe, new: Recipe, step: int) -> list[Change]:
     """Return the differences that would have altered a step up to and including `step`; none means it may resume."""
-    changes = [
-        change for change in _changes(old, new) if not _is_under(change.key, (*_FREE, _SCHEDULE, _STEPS, _STAGES))
-    ]
+    elsewhere = (*_FREE, _SCHEDULE, _STEPS, _STAGES, _SKIPPED)
+    changes = [change for change in _changes(old, new) if not _is_under(change.key, elsewhere)]
     if global_batch_size(old) != global_batch_size(new):
         changes.append(Change(_BATCH, global_batch_size(old), global_batch_size(new)))
     if step and old.tokens.sequence_length == new.tokens.sequence_length:  # otherwise that is what changed
         for key, value in ((_BLOCK, block_length), (_CONTIGUOUS, contiguous_length)):
             if value(old) != value(new):
                 changes.append(Change(key, value(old), value(new)))
-    past_stages = [change for change, first in _stage_changes(old, new) if first <= step]
-    return [*changes, *_past_schedule_changes(old, new, step), *past_stages]
+    batch = SkippedBatches.of(old).batch_of(step)
+    past_data = [change for change, first in _data_changes(old, new) if first <= batch]
+    return [*changes, *_past_schedule_changes(old, new, step), *past_data]
 
 
 def later_changes(old: Recipe, new: Recipe, step: int) -> list[Change]:
-    """Return the differences in schedule, stages and length of the run that only alter steps after `step`."""
+    """Return the differences in schedule, data and length of the run that only alter steps after `step`."""
     past = {change.key for change in _past_schedule_changes(old, new, step)}
     schedule = [change for change in _schedule_changes(old, new) if change.key not in past]
-    return [*schedule, *(change for change, first in _stage_changes(old, new) if first > step)]
+    batch = SkippedBatches.of(old).batch_of(step)
+    return [*schedule, *(change for change, first in _data_changes(old, new) if first > batch)]
 
 
 def _schedule_changes(old: Recipe, new: Recipe) -> list[Change]:
@@ -130,8 +134,17 @@ def _with(recipe: Recipe, change: Change) -> Recipe:
     return recipe.model_copy(update={"optimizer": optimizer})
 
 
+def _data_changes(old: Recipe, new: Recipe) -> Iterator[tuple[Change, int]]:
+    """Yield each difference between what is read, with the first batch that it concerns."""
+    yield from _stage_changes(old, new)
+    before, after = SkippedBatches.of(old), SkippedBatches.of(new)
+    first = before.first_difference(after)
+    if first is not None:
+        yield Change(_SKIPPED, str(before), str(after)), first
+
+
 def _stage_changes(old: Recipe, new: Recipe) -> Iterator[tuple[Change, int]]:
-    """Yield each difference between the stages, with the first step in which either recipe reads the stage."""
+    """Yield each difference between the stages, with the first batch of which either recipe says that it is in it."""
     for index, (before, after) in enumerate(zip_longest(old.data_stages, new.data_stages)):
         key = f"{_STAGES}.{index}"
         if before is None or after is None:

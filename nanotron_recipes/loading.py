@@ -67,6 +67,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedRecip
 def find_recipe(name_or_path: str) -> Path:
     """Return the file of a shipped name or a path. Raises UserError with the nearest shipped name."""
     shipped = shipped_recipes()
+    if not name_or_path:
+        raise user_error("expected the name of a shipped recipe, or a path", value=name_or_path)
     if name_or_path in shipped:
         return shipped[name_or_path]
     path = Path(name_or_path)

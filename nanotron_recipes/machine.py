@@ -9,6 +9,9 @@ from nanotron_recipes.errors import UserError
 MAX_RANKS_PER_CPU = 8
 """More processes than this on a CPU only wait for each other, and for memory."""
 
+CUBLAS_WORKSPACE_VARIABLE, CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+"""What a process is started with so that cuBLAS gives the same bits on every run; `:16:8` does too, more slowly."""
+
 
 def usable_cpus() -> int:
     """Return the number of CPUs that this process may run on (a container or taskset may leave it fewer)."""

@@ -11,6 +11,7 @@ from nanotron_recipes.fields import keys_without_effect
 from nanotron_recipes.paths import REMOTE_IN_NANOTRON, is_url, paths_of
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.schedule import decay_length, decay_start
+from nanotron_recipes.skipped import SkippedBatches
 from nanotron_recipes.unsupported import unsupported_features
 from nanotron_recipes.variables import how_to_set, unset_variables
 
@@ -64,8 +65,9 @@ def _schedule(recipe: Recipe) -> Iterator[str]:
     # A start given as the number of the first decayed step, as in the published files, ends one step later.
     elif decays and start + length > steps + 1:
         yield f"{key}.lr_decay_steps: the decay ends at step {start + length}, beyond the run of {steps} steps"
+    skipped = SkippedBatches.of(recipe)
     for index, stage in enumerate(recipe.data_stages):
-        first = stage.start_training_step
+        first = skipped.step_of(stage.start_training_step)
         if first > steps:
             key = f"data_stages.{index}.start_training_step"
             yield f"{key}: stage {stage.name!r} starts at step {first}, beyond the run of {steps} steps"

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from nanotron_recipes.schema.checkpoints import Checkpoints, S3Upload
-from nanotron_recipes.schema.data import Corpus, DataStage, Tokenizer
+from nanotron_recipes.schema.data import Corpus, DataStage, SkippedRange, Tokenizer
 from nanotron_recipes.schema.general import General
 from nanotron_recipes.schema.guards import Guards
 from nanotron_recipes.schema.model import Model
@@ -38,6 +38,10 @@ class Recipe(Section):
 
     data_stages: list[DataStage] = Field(default_factory=list)
     """Mixtures in the order in which they are read."""
+
+    data_skipped_ranges: list[SkippedRange] = Field(default_factory=list)
+    """Batches that are left out: step t reads the t-th batch that is in no range. A run that goes back after a loss
+    spike appends to the list; entries of yours leave out what you know to be bad. Ranges may overlap."""
 
     tokenizer: Tokenizer = Tokenizer()
     """The tokenizer."""

@@ -15,6 +15,7 @@ from typing import Literal
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.schema.data import DataStage
 from nanotron_recipes.schema.optimizer import LearningRateScheduler
+from nanotron_recipes.skipped import SkippedBatches
 
 Shape = Literal["constant", "warm-up", "linear", "cosine", "1-sqrt"]
 
@@ -114,14 +115,18 @@ def decay_length(recipe: Recipe) -> int:
 
 def stage_at(recipe: Recipe, step: int) -> tuple[int, DataStage]:
     """Return the index and the data stage that step `step` (from 1) reads. The recipe must have stages."""
-    index = max(i for i, stage in enumerate(recipe.data_stages) if stage.start_training_step <= step)
+    batch = SkippedBatches.of(recipe).batch_of(step)
+    index = max(i for i, stage in enumerate(recipe.data_stages) if stage.start_training_step <= batch)
     return index, recipe.data_stages[index]
 
 
 def stage_boundaries(recipe: Recipe) -> list[tuple[int, int]]:
-    """Return for each data stage its first step and the step after its last, within train_steps."""
-    end = recipe.tokens.train_steps + 1
-    starts = [min(stage.start_training_step, end) for stage in recipe.data_stages]
+    """Return for each data stage its first step and the step after its last, within train_steps.
+
+    Stages follow the batches that are read: skipped ones bring the next stage forward. The learning rate does not.
+    """
+    end, skipped = recipe.tokens.train_steps + 1, SkippedBatches.of(recipe)
+    starts = [min(skipped.step_of(stage.start_training_step), end) for stage in recipe.data_stages]
     return list(zip(starts, [*starts[1:], end], strict=False))
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from nanotron_recipes.recipe import Recipe
-from nanotron_recipes.schedule import stage_at, stage_boundaries
+from nanotron_recipes.schedule import stage_at
 from nanotron_recipes.schema.data import DataStage
+from nanotron_recipes.skipped import SkippedBatches
 from nanotron_recipes.topology import global_batch_size
 
 
@@ -15,7 +16,9 @@ def stage_sequence_length(recipe: Recipe, stage: DataStage) -> int:
 
 def sequence_length_at(recipe: Recipe, step: int) -> int:
     """Return the tokens of a sequence in step `step` (from 1)."""
-    return stage_sequence_length(recipe, stage_at(recipe, step)[1]) if recipe.data_stages else _length(recipe)
+    if not recipe.data_stages:
+        return _length(recipe)
+    return stage_sequence_length(recipe, stage_at(recipe, step)[1])
 
 
 def block_length(recipe: Recipe) -> int:
@@ -36,11 +39,12 @@ def tokens_through(recipe: Recipe, step: int) -> int:
     """Return the tokens that steps 1 to `step` train on."""
     if not recipe.data_stages:
         return step * global_batch_size(recipe) * _length(recipe)
-    sequences = 0
-    bounds = stage_boundaries(recipe)
-    for number, (stage, (first, end)) in enumerate(zip(recipe.data_stages, bounds, strict=True)):
-        last = step if number == len(bounds) - 1 else min(step, end - 1)
-        sequences += max(0, last - first + 1) * stage_sequence_length(recipe, stage)
+    skipped, sequences = SkippedBatches.of(recipe), 0
+    end = skipped.batch_of(step) + 1 if step else 1
+    for number, stage in enumerate(recipe.data_stages):
+        following = [entry.start_training_step for entry in recipe.data_stages[number + 1 :][:1]]
+        for first, last in skipped.read_between(stage.start_training_step, min([end, *following])):
+            sequences += (last - first) * stage_sequence_length(recipe, stage)
     return sequences * global_batch_size(recipe)
 
 

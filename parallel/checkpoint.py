@@ -69,7 +69,7 @@ def load_checkpoint(
     Raises:
         UserError: the folder holds no complete checkpoint, one that was not written like this, or one of another model.
     """
-    _require_files(folder, checksums=False)
+    _require_files(folder, checksums=False, may_lie_elsewhere=True)
     state, step = read_state(folder), read_manifest(folder).step
     if state.get("step", 0) != step:
         raise user_error(f"expected {step}", source=str(folder / STATE_FILE), key="step", value=state.get("step"))
@@ -138,8 +138,9 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def _require_files(folder: Path, *, checksums: bool) -> None:
-    spoiling = [problem for problem in verify_checkpoint_files(folder, checksums=checksums) if problem.spoils]
+def _require_files(folder: Path, *, checksums: bool, may_lie_elsewhere: bool = False) -> None:
+    problems = verify_checkpoint_files(folder, checksums=checksums)
+    spoiling = [one for one in problems if one.spoils and not (may_lie_elsewhere and one.kind == "elsewhere")]
     if spoiling:
         raise UserError(f"{folder}: {spoiling[0]}")
 

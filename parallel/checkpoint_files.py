@@ -9,7 +9,7 @@ import json
 import re
 import shutil
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
@@ -34,11 +34,18 @@ _PIECE = 1 << 20
 
 @dataclass(frozen=True)
 class FileEntry:
-    """What a file of a checkpoint must be; `sha256` in hexadecimal, `size` in bytes."""
+    """What a file of a checkpoint must be.
+
+    Attributes:
+        size: in bytes.
+        sha256: hexadecimal.
+        nodes: where nodes have disks of their own, those that it was written to; empty: it lies on every disk.
+    """
 
     name: str
     size: int
     sha256: str
+    nodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,12 +74,16 @@ class Manifest:
         return next((entry for entry in self.files if entry.name == name), None)
 
 
+ABSENT = ("missing", "elsewhere")
+"""Kinds of problems with a file that is not there."""
+
+
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with one file of a checkpoint."""
+    """What is wrong with one file of a checkpoint; `elsewhere`: it may lie on another node's disk."""
 
     file: str
-    kind: Literal["manifest", "missing", "size", "checksum", "extra"]
+    kind: Literal["manifest", "missing", "elsewhere", "size", "checksum", "extra"]
     detail: str
 
     @property
@@ -119,22 +130,42 @@ def verify_checkpoint_files(
         share: (k, n): read only every n-th file's content, from the k-th, when n ranks share the work.
         step: what the folder is called, where it is one of a run's checkpoints: the state must be of that step.
     """
-    try:
-        manifest = read_manifest(folder)
-    except UserError as error:
-        where, _, detail = str(error).partition(": ")
-        return [Problem(MANIFEST_FILE, "manifest", detail or where)]
+    return verify_checkpoint_parts([folder], checksums=checksums, share=share, step=step)
+
+
+def verify_checkpoint_parts(
+    folders: Sequence[Path], *, checksums: bool = True, share: tuple[int, int] = (0, 1), step: int | None = None
+) -> list[Problem]:
+    """`verify_checkpoint_files` of a checkpoint whose files lie in several folders, one for each node's disk.
+
+    A file is good that is good in one of them. Of folders that hold different checkpoints the first decides.
+    """
+    manifest, problem = _first_manifest(folders)
+    if manifest is None:
+        return [problem]
     problems: list[Problem] = []
     if step is not None and manifest.step != step:
         problems.append(Problem(MANIFEST_FILE, "manifest", f"the state after step {manifest.step}, called {step}"))
     first, count = share
     for index, entry in enumerate(sorted(manifest.files, key=lambda entry: (-entry.size, entry.name))):
-        problem = compare_file(folder, entry, read=checksums and index % count == first)
-        if problem is not None:
-            problems.append(problem)
+        found = [compare_file(folder, entry, read=checksums and index % count == first) for folder in folders]
+        if None not in found:
+            # A damaged copy says more than that there is none elsewhere.
+            problems.append(next((one for one in found if one and one.kind not in ABSENT), found[0]))  # type: ignore[arg-type]
     listed = {MANIFEST_FILE, *(entry.name for entry in manifest.files)}
-    extra = sorted(path.name for path in folder.iterdir() if path.name not in listed)
-    return [*problems, *(Problem(name, "extra", "not in the manifest") for name in extra)]
+    names = {path.name for folder in folders if folder.is_dir() for path in folder.iterdir()}
+    return [*problems, *(Problem(name, "extra", "not in the manifest") for name in sorted(names - listed))]
+
+
+def _first_manifest(folders: Sequence[Path]) -> tuple[Manifest | None, Problem]:
+    problem = Problem(MANIFEST_FILE, "manifest", "there is none")
+    for folder in folders:
+        try:
+            return read_manifest(folder), problem
+        except UserError as error:
+            where, _, detail = str(error).partition(": ")
+            problem = Problem(MANIFEST_FILE, "manifest", detail or where)
+    return None, problem
 
 
 def compare_file(folder: Path, entry: FileEntry, *, read: bool) -> Problem | None:
@@ -148,6 +179,10 @@ def compare_file(folder: Path, entry: FileEntry, *, read: bool) -> Problem | Non
             return Problem(entry.name, "size", f"{found.st_size:,} bytes instead of {entry.size:,}")
         if read and describe_file(path).sha256 != entry.sha256:
             return Problem(entry.name, "checksum", "its content is not what was written (SHA-256 differs)")
+    except FileNotFoundError as error:
+        if entry.nodes:
+            return Problem(entry.name, "elsewhere", f"is not here: it was written to node {' and '.join(entry.nodes)}")
+        return Problem(entry.name, "missing", f"cannot be read ({error.strerror})")
     except OSError as error:
         return Problem(entry.name, "missing", f"cannot be read ({error.strerror})")
     return None
@@ -178,6 +213,9 @@ def remove_folder(folder: Path) -> None:
 
 def _render(manifest: Manifest) -> str:
     content = {"format": FORMAT, **asdict(manifest)}
+    for entry in content["files"]:
+        if not entry["nodes"]:
+            del entry["nodes"]
     checksum = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return json.dumps({**content, "checksum": checksum}, indent=2) + "\n"
 
@@ -185,7 +223,7 @@ def _render(manifest: Manifest) -> str:
 def _parse(content: Mapping[str, Any]) -> Manifest:
     if content["format"] != FORMAT:
         raise ValueError("another format")
-    files = tuple(FileEntry(**entry) for entry in content["files"])
+    files = tuple(FileEntry(**{**entry, "nodes": tuple(entry.get("nodes", ()))}) for entry in content["files"])
     for entry in files:
         if set("/\0") & set(entry.name) or entry.name in ("", ".", "..") or not is_count(entry.size):
             raise ValueError("not a file of this folder")

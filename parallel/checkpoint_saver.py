@@ -14,6 +14,7 @@ from datetime import timedelta
 import torch.distributed as torch_dist
 
 from parallel.buckets import Bucket
+from parallel.checkpoint_disks import Disks
 from parallel.checkpoint_tensors import StagingBuffer, writable_tensors
 from parallel.checkpoint_writer import CheckpointInfo, SaveFailed, write_checkpoint
 from parallel.optimizer import FlatAdamW
@@ -53,11 +54,18 @@ class CheckpointSaver:
         saver.wait()              # before the process ends
     """
 
-    def __init__(self, buckets: list[Bucket], optimizer: FlatAdamW, context: EngineContext) -> None:
-        """Allocate the copy's memory and make the group; a collective of the world."""
+    def __init__(
+        self, buckets: list[Bucket], optimizer: FlatAdamW, context: EngineContext, disks: Disks | None = None
+    ) -> None:
+        """Allocate the copy's memory and make the group; a collective of the world.
+
+        Args:
+            disks: which ranks share a disk; None: all of them.
+        """
         self._optimizer = optimizer
         self._staging = StagingBuffer(writable_tensors(buckets, optimizer, context))
         self._group = torch_dist.new_group(backend="gloo", timeout=SAVE_TIMEOUT)
+        self._disks = disks
         self._thread: threading.Thread | None = None
         self._outcomes: deque[SaveOutcome] = deque()
 
@@ -96,7 +104,7 @@ class CheckpointSaver:
         began = time.perf_counter()
         num_bytes, error = 0, None
         try:
-            num_bytes = write_checkpoint(info, self._staging.tensors, self._staging.num_bytes, self._group)
+            num_bytes = write_checkpoint(info, self._staging.tensors, self._staging.num_bytes, self._group, self._disks)
             if then is not None:
                 then()
         except SaveFailed as failure:

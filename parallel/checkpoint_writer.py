@@ -1,18 +1,20 @@
 """Writing a checkpoint: all ranks in parallel, beside its name, and named when everything is on disk.
 
-Order: every rank writes and flushes its tensors and reads them back for their checksums; the first rank then writes the
-small files, the manifest, and renames the folder. A failure of one rank is known to all of them before the next phase
-begins, so nobody waits for somebody who has given up, and what was written is removed.
+Order: every rank writes and flushes its tensors and reads them back for their checksums; where nodes have disks of
+their own, the table of the tensors and the copies go to the other disks; the first rank of each disk then writes the
+small files and the manifest, and only when all have done so the folders are renamed. A failure of one rank is known to
+all of them before the next phase begins, so nobody waits for somebody who has given up, and what was written is
+removed.
 """
 
 import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as torch_dist
@@ -22,6 +24,7 @@ from torch.distributed.checkpoint.metadata import StorageMeta
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from nanotron_recipes.files import sync, write_atomic
+from parallel.checkpoint_disks import Disks, one_disk
 from parallel.checkpoint_files import (
     METADATA_FILE,
     PARTIAL_SUFFIX,
@@ -36,9 +39,8 @@ from parallel.checkpoint_files import (
     write_manifest,
 )
 from parallel.checkpoint_tensors import Tensors
-
-T = TypeVar("T")
-Group = torch_dist.ProcessGroup | None
+from parallel.checkpoint_transfer import spread, transfer_files
+from parallel.together import FailedTogether, Group, reason_of, together
 
 
 class SaveFailed(RuntimeError):
@@ -50,43 +52,56 @@ class CheckpointInfo:
     """What is written beside the tensors.
 
     Attributes:
-        folder: the checkpoint's final name, on storage that all ranks see.
+        folder: the checkpoint's final name on this rank's disk.
         state: small JSON facts; `step` is the step whose result this is, `data` the fingerprint of the data.
         files: text files, name -> content.
         world: the topology, for people.
+        copies: disks that each part is written to, as far as there are so many.
     """
 
     folder: Path
     state: Mapping[str, Any]
     files: Mapping[str, str] = field(default_factory=dict)
     world: Mapping[str, int] = field(default_factory=dict)
+    copies: int = 1
 
 
-def write_checkpoint(info: CheckpointInfo, tensors: Tensors, num_bytes: int, group: Group = None) -> int:
+def write_checkpoint(
+    info: CheckpointInfo, tensors: Tensors, num_bytes: int, group: Group = None, disks: Disks | None = None
+) -> int:
     """Write the parts of all ranks of `group` (None: the world); every one of them calls this.
 
     Args:
         num_bytes: size of this rank's part; without room for all parts nothing is begun.
+        group: a gloo group of all ranks.
+        disks: which ranks share a disk; None: all of them.
 
     Returns:
-        The size of all files.
+        The size of all files, each counted once.
 
     Raises:
         SaveFailed: on every rank; nothing of it is left, and whatever had the name before still has it.
     """
+    disks = disks or one_disk(group)
     partial = info.folder.with_name(info.folder.name + PARTIAL_SUFFIX)
-    is_first = not torch_dist.is_initialized() or torch_dist.get_rank(group) == 0
-    needed = sum(_together(lambda: num_bytes, group))
-    _together(lambda: _make_room(partial, needed) if is_first else None, group)
+    try:
+        needed = together(lambda: num_bytes, group)
+        together(lambda: _make_room(partial, needed, disks, info.copies) if disks.is_leader else None, group)
+    except FailedTogether as error:
+        _remove(partial, disks)
+        raise SaveFailed(str(error)) from error
     try:
         _save(tensors, partial, group)
-        written = _together(lambda: _own_files(partial, group), group)
-        sizes = _together(lambda: _finish(info, partial, written) if is_first else 0, group)
-    except (CheckpointException, SaveFailed) as error:
+        parts = together(lambda: describe_files(partial.glob(f"__{disks.rank}_*")), group)
+        placed = _place(parts, disks, info.copies)
+        _spread_over_disks(partial, placed, disks, group)
+        sizes = together(lambda: _finish(info, partial, placed) if disks.is_leader else 0, group)
+        together(lambda: take_name(info.folder, partial) if disks.is_leader else None, group)
+    except (CheckpointException, FailedTogether) as error:
         cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
-        free = _together(lambda: _free_bytes(info.folder.parent) if is_first else 0, group)[0]
-        _remove_if(is_first, partial)
-        raise SaveFailed(f"{_reason(cause)} ({free / 1e6:,.1f} MB are free in {info.folder.parent})") from error
+        free, where = min(together(lambda: (shutil.disk_usage(partial.parent).free, str(partial.parent)), group))
+        _remove(partial, disks)
+        raise SaveFailed(f"{reason_of(cause)} ({free / 1e6:,.1f} MB are free in {where})") from error
     return max(sizes)
 
 
@@ -117,78 +132,77 @@ def _save(tensors: Tensors, folder: Path, group: Group) -> None:
         save(dict(tensors), storage_writer=_Writer(folder), process_group=group, no_dist=no_dist)
 
 
-def _together(call: Callable[[], T], group: Group) -> list[T]:
-    """Run `call` here; the results of all ranks, or SaveFailed on all of them where one failed."""
-    outcome: tuple[T | None, str] = (None, "")
-    try:
-        outcome = (call(), "")
-    except Exception as error:
-        outcome = (None, _reason(error))
-    outcomes = [outcome]
-    if torch_dist.is_initialized():
-        outcomes = [outcome] * torch_dist.get_world_size(group)
-        torch_dist.all_gather_object(outcomes, outcome, group=group)
-    for _, reason in outcomes:
-        if reason:
-            raise SaveFailed(reason)
-    return [value for value, _ in outcomes]  # type: ignore[misc]  # each has a value: none has a reason
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, SaveFailed):
-        return str(error)
-    if isinstance(error, OSError) and error.strerror:
-        where = f"{error.filename}: " if error.filename else ""
-        return where + error.strerror[0].lower() + error.strerror[1:]
-    if "inline_container" in str(error):
-        # torch's archive writer drops the system's reason.
-        return "no space left on device, or another failure to write (torch does not say which)"
-    return f"{type(error).__name__}: {error}"
-
-
-def _make_room(partial: Path, needed: int) -> None:
+def _make_room(partial: Path, sizes: Sequence[int], disks: Disks, copies: int) -> None:
+    """Begin the folder of this disk, if there is room for what the ranks of `sizes` (bytes) will put into it."""
     if os.path.lexists(partial):
         remove_folder(partial)
     partial.mkdir(parents=True)
-    free = _free_bytes(partial)
+    homes = [_homes(disk, disks, copies) for disk in disks.of_rank]
+    needed = sum(size for size, disks_of_rank in zip(sizes, homes, strict=True) if disks.here in disks_of_rank)
+    free = shutil.disk_usage(partial).free
     if free < needed:
-        partial.rmdir()
-        raise SaveFailed(f"{needed / 1e6:,.1f} MB are needed in {partial.parent} and {free / 1e6:,.1f} MB are free")
+        raise FailedTogether(f"{needed / 1e6:,.1f} MB are needed in {partial.parent} and {free / 1e6:,.1f} MB are free")
 
 
-def _free_bytes(folder: Path) -> int:
-    return shutil.disk_usage(folder).free
+def _homes(disk: int, disks: Disks, copies: int) -> list[int]:
+    """The disks that get what a rank of `disk` writes: its own and those that follow."""
+    count = len(disks.names)
+    return [(disk + offset) % count for offset in range(min(copies, count))]
 
 
-def _own_files(partial: Path, group: Group) -> tuple[FileEntry, ...]:
-    rank = torch_dist.get_rank(group) if torch_dist.is_initialized() else 0
-    return describe_files(partial.glob(f"__{rank}_*"))
+Placed = list[tuple[FileEntry, list[int]]]
+"""The ranks' files and the disks that each lies on, the one of the rank that wrote it first."""
 
 
-def _finish(info: CheckpointInfo, partial: Path, written: Iterable[tuple[FileEntry, ...]]) -> int:
+def _place(parts: Sequence[tuple[FileEntry, ...]], disks: Disks, copies: int) -> Placed:
+    """Decide where every rank's files lie; the entries name the nodes where there are several disks."""
+    placed = []
+    for rank, files in enumerate(parts):
+        homes = _homes(disks.of_rank[rank], disks, copies)
+        nodes = tuple(disks.names[disk] for disk in homes) if len(disks.names) > 1 else ()
+        placed += [(replace(file, nodes=nodes), homes) for file in files]
+    return placed
+
+
+def _spread_over_disks(partial: Path, placed: Placed, disks: Disks, group: Group) -> None:
+    """Send the table, which the first rank wrote, to every disk, and the parts to those that get a copy."""
+    if len(disks.names) == 1:
+        return
+    table = together(lambda: describe_file(partial / METADATA_FILE) if disks.rank == 0 else None, group)[0]
+    assert table is not None
+    rest = [disk for disk in range(len(disks.names)) if disk != disks.of_rank[0]]
+    copies = [(file, homes[:1], homes[1:]) for file, homes in placed]
+    transfer_files(spread([(table, [disks.of_rank[0]], rest), *copies]), partial, disks, group, into=partial)
+
+
+def _finish(info: CheckpointInfo, partial: Path, placed: Placed) -> int:
+    """Write the small files and the manifest of this disk; the size of all files."""
     for name, content in info.files.items():
         write_atomic(partial / name, content)
     write_atomic(partial / STATE_FILE, json.dumps(dict(info.state), indent=2) + "\n")
     small = [describe_file(partial / name) for name in (METADATA_FILE, STATE_FILE, *info.files)]
-    entries = (*small, *(entry for part in written for entry in part))
     step, data = int(info.state.get("step", 0)), str(info.state.get("data", ""))
-    manifest = Manifest(step, data, info.world, entries)
+    manifest = Manifest(step, data, info.world, (*small, *(file for file, _ in placed)))
     write_manifest(partial, manifest)
-    replaced = info.folder.with_name(info.folder.name + REPLACED_SUFFIX)
-    if os.path.lexists(replaced):
-        remove_folder(replaced)
-    if os.path.lexists(info.folder):
-        info.folder.rename(replaced)
-    partial.rename(info.folder)
-    sync(info.folder.parent)
-    if os.path.lexists(replaced):
-        remove_folder(replaced)
     return manifest.num_bytes
 
 
-def _remove_if(wanted: bool, folder: Path) -> None:
+def take_name(folder: Path, partial: Path) -> None:
+    """Give a folder that is complete its name; what had the name before goes last."""
+    replaced = folder.with_name(folder.name + REPLACED_SUFFIX)
+    if os.path.lexists(replaced):
+        remove_folder(replaced)
+    if os.path.lexists(folder):
+        folder.rename(replaced)
+    partial.rename(folder)
+    sync(folder.parent)
+    if os.path.lexists(replaced):
+        remove_folder(replaced)
+
+
+def _remove(folder: Path, disks: Disks) -> None:
     """Give the room back. Where even that fails, the save's own reason is the one to be told."""
-    if wanted:
+    if disks.is_leader:
         shutil.rmtree(folder, ignore_errors=True)
 
 

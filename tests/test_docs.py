@@ -73,6 +73,9 @@ RUN_ELSEWHERE = {
         "tests/launch/test_verify_topology.py::"
         "test_the_command_trains_on_the_recipes_data_and_says_that_topologies_agree"
     ),
+    "nanotron-recipes pretrain tiny --launcher local --node-names a,b --set checkpoints.checkpoints_path=ssd/{node}": (
+        "tests/launch/test_nodes.py::test_a_run_goes_on_at_other_topologies_on_other_nodes_and_names_what_was_lost"
+    ),
     "nanotron-recipes pretrain tiny --run decayed --set checkpoints.resume_checkpoint_path=runs/mine/checkpoints/100": (
         "tests/launch/test_saver.py::test_a_branch_goes_on_from_any_checkpoint_at_another_topology"
     ),

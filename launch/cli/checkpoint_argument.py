@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -42,12 +43,17 @@ def choose_checkpoint(argument: str, runs_dir: Path) -> ChosenCheckpoint:
         runs = [entry.name for entry in runs_dir.iterdir()] if runs_dir.is_dir() else []
         expected = f"no such folder, and no such run in {runs_dir}/"
         raise user_error(expected, source=argument, nearest=nearest_name(argument, runs))
-    path = path.resolve()
+    path = real_path(path)
     if _is_run(path):
         return _newest_of(path, argument)
     recipe = checkpoint_recipe(path)
     step = int(path.name) if path.name.isdecimal() else None
     return ChosenCheckpoint(path, recipe, step, _run_of(path, recipe, runs_dir) if step is not None else None)
+
+
+def real_path(path: Path) -> Path:
+    """The absolute path without links; where they lead in a circle, as far as they lead (Path.resolve raises there)."""
+    return Path(os.path.realpath(path))
 
 
 def _is_run(path: Path) -> bool:

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def checkpoints(
-    action: Annotated[Literal["list", "verify", "prune"], typer.Argument(help="What to do.")],
+    action: Annotated[
+        Literal["list", "verify", "prune"], typer.Argument(metavar="ACTION", help="list, verify or prune.")
+    ],
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run: its name, its folder, or runs/latest.")],
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="prune: say what would be deleted, delete nothing.")
@@ -34,12 +36,12 @@ def checkpoints(
     `nanotron-recipes checkpoints prune runs/latest --dry-run`
     """
     from launch.train.prepare import RUNS
-    from parallel.checkpoint_files import verify_checkpoint_files
+    from launch.train.seen_checkpoint import problems_of_step
 
     folder, recipe = _find(run, RUNS)
     if dry_run and action != "prune":
         raise UserError(f"--dry-run: checkpoints {action} deletes nothing; expected prune")
-    problems = {step: verify_checkpoint_files(folder.checkpoints / str(step), step=step) for step in folder.steps()}
+    problems = {step: problems_of_step(folder, step, checksums=True) for step in folder.steps()}
     steps = [step for step in folder.steps() if step in problems]  # a run that goes on may have deleted some meanwhile
     problems = {step: problems[step] for step in steps}
     damaged = {step for step in steps if any(problem.spoils for problem in problems[step])}
@@ -54,11 +56,12 @@ def checkpoints(
 
 
 def _find(run: str, runs_dir: Path) -> tuple[RunFolder, Recipe]:
+    from launch.cli.checkpoint_argument import real_path
     from launch.train.run_folder import RunFolder
     from nanotron_recipes.errors import nearest_name, user_error
     from nanotron_recipes.loading import load_recipe
 
-    path = (Path(run) if (Path(run) / "recipe.yaml").is_file() else runs_dir / run).resolve()
+    path = real_path(Path(run) if (Path(run) / "recipe.yaml").is_file() else runs_dir / run)
     if not (path / "recipe.yaml").is_file():
         names = [entry.name for entry in runs_dir.iterdir()] if runs_dir.is_dir() else []
         raise user_error(f"no such run in {runs_dir}/", source=run, nearest=nearest_name(run, names))
@@ -84,7 +87,7 @@ def _list(folder: RunFolder, recipe: Recipe, steps: list[int], damaged: set[int]
     for heading in ("when", "verified", "kept because"):
         table.add_column(heading)
     for step in steps:
-        files = list((folder.checkpoints / str(step)).iterdir())
+        files = [file for path in folder.step_folders(step) for file in path.iterdir()]
         newest = max((file.stat().st_mtime for file in files if file.name == MANIFEST_FILE), default=None)
         when = "unknown" if newest is None else f"{datetime.fromtimestamp(newest):%Y-%m-%d %H:%M}"
         size = format_bytes(sum(file.stat().st_size for file in files))

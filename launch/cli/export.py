@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from launch.cli.checkpoint_argument import CheckpointArgument, ChosenCheckpoint, choose_checkpoint
+from launch.cli.checkpoint_argument import CheckpointArgument, ChosenCheckpoint, choose_checkpoint, real_path
+from launch.cli.next_line import generation_command, loading_command
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.recipe import Recipe
 
@@ -31,6 +32,8 @@ def export(
 
     `nanotron-recipes export runs/tiny-1/checkpoints/800 my-model-800`
     """
+    from launch.evaluate.prompts import one_prompt
+    from launch.train.step_line import counted
     from model.hf_export import export_checkpoint
 
     chosen = choose_checkpoint(checkpoint, Path("runs"))
@@ -43,28 +46,22 @@ def export(
     )
     print(
         f"{report.hf_class} of {report.num_parameters:,} parameters, {report.dtype}, "
-        f"{report.weight_bytes / 1e6:,.1f} MB in {len(report.weight_files)} file(s): {out}"
+        f"{report.weight_bytes / 1e6:,.1f} MB in {counted(len(report.weight_files), 'file')}: {out}"
     )
     if verify:
         _verify(chosen, out)
-    print(f"next: {_next_command(out, has_tokenizer=tokenizer is not None)}")
+    has_prompt = tokenizer is not None
+    print(f"next: {generation_command(out, one_prompt(chosen.recipe)) if has_prompt else loading_command(out)}")
 
 
 def _refuse_among_checkpoints(out: Path, chosen: ChosenCheckpoint) -> None:
     """What lies there counts as a step, or as a damaged file of one."""
-    places = [out.resolve(), *out.resolve().parents]
-    own = [chosen.folder.resolve(), *([chosen.run.checkpoints.resolve()] if chosen.run else [])]
+    target = real_path(out)
+    places = [target, *target.parents]
+    own = [real_path(chosen.folder), *([real_path(chosen.run.checkpoints)] if chosen.run else [])]
     of_runs = [place for place in places if place.name == "checkpoints" and (place.parent / "recipe.yaml").is_file()]
     if of_runs or any(place in own for place in places):
         raise UserError(f"{out}: expected a folder that is not among the checkpoints of a run")
-
-
-def _next_command(out: Path, *, has_tokenizer: bool) -> str:
-    if has_tokenizer:
-        code = f"from transformers import pipeline; print(pipeline('text-generation', {str(out)!r})('The function'))"
-    else:
-        code = f"from transformers import AutoModel; print(AutoModel.from_pretrained({str(out)!r}))"
-    return f'python -c "{code}"'
 
 
 def tokenizer_at_hand(recipe: Recipe) -> Path | None:
@@ -80,12 +77,13 @@ def tokenizer_at_hand(recipe: Recipe) -> Path | None:
 
 def _card(chosen: ChosenCheckpoint, out: Path, *, has_tokenizer: bool) -> str | None:
     from launch.evaluate.card_facts import facts_of_run
+    from launch.evaluate.prompts import one_prompt
     from model.model_card import render_card
 
     if chosen.run is None or chosen.step is None:
         return None
     facts = facts_of_run(chosen.run, chosen.recipe, chosen.step, name=out.name)
-    return render_card(replace(facts, has_tokenizer=has_tokenizer))
+    return render_card(replace(facts, has_tokenizer=has_tokenizer, prompt=one_prompt(chosen.recipe)))
 
 
 def _verify(chosen: ChosenCheckpoint, out: Path) -> None:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from launch.cli.next_line import command
+
 
 def import_folder(
     hf_dir: Annotated[
@@ -24,4 +26,8 @@ def import_folder(
 
     report = import_hf(hf_dir, out)
     print(f"{report.hf_class} of {report.num_parameters:,} parameters, {report.dtype}: {out}")
-    print(f"next: nanotron-recipes export {out} again --verify   (the model's recipe: {out / 'recipe.yaml'})")
+    settings = [f"checkpoints.resume_checkpoint_path={out}", "checkpoints.load_lr_scheduler=false"]
+    settings.append("checkpoints.load_optimizer=false")
+    sets = [word for setting in settings for word in ("--set", setting)]
+    print(f"next: {command('nanotron-recipes', 'pretrain', 'RECIPE', *sets)}")
+    print(f"      RECIPE: your data and schedule, with the model section of {out / 'recipe.yaml'}")

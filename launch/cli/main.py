@@ -7,7 +7,6 @@ import torch, transformers and datatrove only inside functions, so that help and
 from __future__ import annotations
 
 import io
-import os
 import sys
 from importlib import import_module
 from typing import Annotated, Any
@@ -16,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from launch.cli.usage import CALL_ERROR, PROGRAM, call_mistake, system_mistake
+from launch.train.streams import open_standard_streams, silence
 from nanotron_recipes.errors import UserError, nearest_name, user_error
 
 COMMANDS = {
@@ -74,8 +74,7 @@ def _run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except BrokenPipeError:
-        # Nobody reads any more: what is still buffered goes nowhere when the interpreter ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout)  # nobody reads any more: what is still buffered goes nowhere when the interpreter ends
         return 1
     except UserError as error:
         mistake = error
@@ -89,11 +88,10 @@ def _run(arguments: list[str]) -> int:
 
 def _prepare_streams() -> None:
     """Print what an encoding cannot show as a question mark, and print nowhere what has been closed."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-        elif isinstance(getattr(sys, name), io.TextIOWrapper):
-            getattr(sys, name).reconfigure(errors="replace")
+    open_standard_streams()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _root() -> Any:

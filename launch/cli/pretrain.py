@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from launch.cli.next_line import command, generation_command, tool
 from launch.cli.options import OverrideOption, RecipeArgument
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.machine import check_local_ranks, usable_cpus
@@ -21,12 +22,23 @@ if TYPE_CHECKING:
     from nanotron_recipes.loading import LoadedRecipe
     from nanotron_recipes.recipe import Recipe
 
+_NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_LONGEST_NAME = 100
+"""Characters of a recipe's name; a run's is that and a number."""
+
 
 def pretrain(
     recipe: RecipeArgument,
     overrides: OverrideOption = None,
     run: Annotated[str | None, typer.Option(metavar="NAME", help="Start, resume or find complete this run.")] = None,
-    nodes: Annotated[int | None, typer.Option(min=1, help="Nodes of a Slurm cluster.")] = None,
+    nodes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Nodes of a Slurm cluster; with --launcher local, played here."),
+    ] = None,
+    node_names: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="Names of the nodes played here; default: node1,node2 …"),
+    ] = None,
     gpus_per_node: Annotated[
         int | None, typer.Option(min=0, help="Ranks on a node; default: the GPUs here, or general.cpu_ranks_per_node.")
     ] = None,
@@ -53,28 +65,46 @@ def pretrain(
     loaded = load_recipe(recipe, overrides or [])
     if run is not None:
         checked_name(run)
+    elif len(loaded.name) > _LONGEST_NAME:
+        raise UserError(
+            f"{loaded.path.name}: runs are named after their recipe; expected a name of at most {_LONGEST_NAME} "
+            "characters, or --run NAME"
+        )
     if launcher == "slurm" or (launcher == "auto" and nodes is not None):
         require_sbatch()
         raise UserError("--nodes: submitting to Slurm is not available yet; start torchrun in a job of your own")
-    if nodes not in (None, 1):
-        raise UserError(f"--nodes {nodes}: --launcher local trains on this machine alone")
     check_trainable(loaded.recipe, loaded.path.name)
-    num_ranks = _num_ranks(loaded, gpus_per_node)
+    played = _played_nodes(nodes, node_names)
+    num_ranks = _num_ranks(loaded, gpus_per_node, max(1, len(played)))
     console = Console(soft_wrap=True)
     for note in loaded.notes:
         console.print(f"note: {note}", markup=False, highlight=False)
     if not _ensure_tokens(loaded, console):
         raise typer.Exit(1)
-    raise typer.Exit(_train(loaded, run, num_ranks, stop_after, console))
+    raise typer.Exit(_train(loaded, run, num_ranks, played, stop_after, console))
 
 
-def _num_ranks(loaded: LoadedRecipe, asked: int | None) -> int:
+def _played_nodes(nodes: int | None, names: str | None) -> list[str]:
+    """The nodes that this machine plays; none where it is just itself."""
+    if names is None:
+        return [f"node{number}" for number in range(1, nodes + 1)] if nodes is not None and nodes > 1 else []
+    found = names.split(",")
+    for name in found:
+        if not _NODE_NAME.fullmatch(name):
+            raise UserError(f"--node-names {names}: {name!r}: expected letters, digits, '.', '_' and '-'")
+    if len(set(found)) < len(found) or (nodes is not None and nodes != len(found)):
+        expected = "different names" if nodes is None else f"{nodes} different names, as many as --nodes"
+        raise UserError(f"--node-names {names}: expected {expected}")
+    return found
+
+
+def _num_ranks(loaded: LoadedRecipe, asked: int | None, nodes: int) -> int:
     """Ranks to start here, after checking that the recipe can be trained on so many."""
     from nanotron_recipes.topology import local_world_size, resolve_topology
 
     recipe = loaded.recipe
-    num_ranks = local_world_size(recipe, (_gpus_here() if asked is None else asked) or None)
-    if asked and asked > num_ranks:
+    num_ranks = local_world_size(recipe, (_gpus_here() if asked is None else asked) or None, nodes)
+    if asked and asked * nodes > num_ranks:
         parallelism = recipe.parallelism
         raise UserError(
             f"--gpus-per-node {asked}: expected dp × pp × tp ranks, and with parallelism.dp {parallelism.dp}, "
@@ -102,11 +132,15 @@ def _threads_per_rank(recipe: Recipe, num_ranks: int) -> int | None:
 def _ensure_tokens(loaded: LoadedRecipe, console: Console) -> bool:
     """Tokenize a corpus that needs no network; otherwise the data must be there, which preparing the run checks."""
     corpus = loaded.recipe.corpus
-    if corpus is None or any(source.needs_network for source in corpus.sources):
+    if corpus is None:
         return True
-    from data.tokenization import tokenize
+    from data.tokenization import outdated, tokenize
     from data.tokenization_process import TokenizationFailed
 
+    if any(source.needs_network for source in corpus.sources):
+        for line in outdated(loaded.recipe):
+            console.print(f"note: {line}; next: `tokenize`", markup=False, highlight=False)
+        return True
     try:
         tokenize(loaded.recipe, loaded.name, console=console)
     except TokenizationFailed as error:
@@ -115,9 +149,14 @@ def _ensure_tokens(loaded: LoadedRecipe, console: Console) -> bool:
     return True
 
 
-def _train(loaded: LoadedRecipe, run: str | None, num_ranks: int, stop_after: int | None, console: Console) -> int:
+def _train(
+    loaded: LoadedRecipe, run: str | None, num_ranks: int, nodes: list[str], stop_after: int | None, console: Console
+) -> int:
+    from data.plan import DataPlan
+    from data.repetition import repetition_notes
     from launch.cluster.local import launch_local
     from launch.train.prepare import RunRequest, prepare_run, reason_not_to_train
+    from launch.train.run_folder import NODE
 
     prepared = prepare_run(RunRequest(loaded, run))
     with prepared.lock:
@@ -127,7 +166,11 @@ def _train(loaded: LoadedRecipe, run: str | None, num_ranks: int, stop_after: in
         if reason is not None:
             console.print(reason, highlight=False)
             return 0 if prepared.state == "complete" else _finish(prepared, console)
-        how = f"goes on after step {prepared.step}" if prepared.step else "begins"
+        # Which step it will be is for the ranks to find out, where nodes have disks of their own.
+        after = "" if NODE in str(prepared.folder.checkpoints) else f" after step {prepared.step}"
+        how = f"goes on{after}" if prepared.step else "begins"
+        for note in repetition_notes(DataPlan.from_recipe(prepared.recipe)):
+            console.print(f"note: {note}", markup=False, highlight=False)
         ranks = "1 rank" if num_ranks == 1 else f"{num_ranks} ranks"
         console.print(f"{prepared.folder.path}: {how}; starting {ranks} …", highlight=False)
         arguments = [str(prepared.folder.recipe_file), "--launch-id", prepared.launch_id]
@@ -138,7 +181,9 @@ def _train(loaded: LoadedRecipe, run: str | None, num_ranks: int, stop_after: in
             num_ranks,
             prepared.folder.logs,
             threads_per_rank=_threads_per_rank(prepared.recipe, num_ranks),
+            deterministic=prepared.recipe.general.deterministic,
             launch_id=prepared.launch_id,
+            nodes=nodes,
         )
         return _finish(prepared, console) if code == 0 else code
 
@@ -147,6 +192,7 @@ def _finish(prepared: PreparedRun, console: Console) -> int:
     """What follows the last step; a run that was stopped before it only says how to go on."""
     from data.plan import DataPlan
     from launch.evaluate.best_effort import best_effort
+    from launch.evaluate.prompts import one_prompt
     from launch.train.loss_plot import plot_losses
     from launch.train.metrics import read_metrics
 
@@ -159,9 +205,13 @@ def _finish(prepared: PreparedRun, console: Console) -> int:
         )
         return 0
     if recipe.checkpoints.export_at_end:
-        from launch.evaluate.finish import finish_run
+        from launch.evaluate.finish import ExportIsWrong, finish_run
 
-        finish_run(folder, recipe, DataPlan.from_recipe(recipe), console)
+        try:
+            finish_run(folder, recipe, DataPlan.from_recipe(recipe), console)
+        except ExportIsWrong as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
     with best_effort("the picture of the losses"):
         plot_losses(read_metrics(folder.metrics_file), folder.path / "loss.png")
     folder.mark_completed(recipe.tokens.train_steps)
@@ -169,26 +219,16 @@ def _finish(prepared: PreparedRun, console: Console) -> int:
     picture = folder.path / "loss.png"
     if picture.is_file():
         console.print(f"losses:      {picture} (a picture of {folder.metrics_file.name})", highlight=False)
-    console.print(f"tensorboard: {_tool('tensorboard')} --logdir {folder.tensorboard}", highlight=False)
+    console.print(f"tensorboard: {tool('tensorboard')} --logdir {folder.tensorboard}", highlight=False)
     if recipe.checkpoints.export_at_end:
         console.print(f"export:      {folder.export} (a Hugging Face folder; see its README.md)", highlight=False)
         console.print(
-            f'next:        {_tool("python")} -c "from transformers import pipeline; '
-            f"print(pipeline('text-generation', '{folder.export}')('Compute 47+86?\\n'))\"",
-            highlight=False,
-            markup=False,
+            f"next:        {generation_command(folder.export, one_prompt(recipe))}", highlight=False, markup=False
         )
     else:
-        console.print(f"next:        {_tool('nanotron-recipes')} export {folder.name} OUT --verify", highlight=False)
+        following = command("nanotron-recipes", "export", folder.name, "OUT", "--verify")
+        console.print(f"next:        {following}", highlight=False)
     return 0
-
-
-def _tool(name: str) -> str:
-    """A command of this environment as it can be pasted: by its path where the environment is not on PATH."""
-    here = Path(sys.executable).with_name(name)
-    if shutil.which(name) == str(here) or not here.exists():
-        return name
-    return str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here)
 
 
 def _is_trained(prepared: PreparedRun) -> bool:

@@ -22,7 +22,7 @@ def show(recipe: RecipeArgument, overrides: OverrideOption = None) -> None:
     Example: `nanotron-recipes show tiny --set tokens.train_steps=200`
     """
     loaded = load_recipe(recipe, overrides or [])
-    print(dump_yaml(loaded.recipe, encoding=sys.stdout.encoding), end="", flush=True)
+    print(dump_yaml(loaded.recipe, encoding=sys.stdout.encoding or "utf-8"), end="", flush=True)
     for note in loaded.notes:
         print(f"note: {note}", file=sys.stderr)
     for fact in derived_facts(loaded.recipe):

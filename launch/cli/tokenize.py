@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from launch.cli.next_line import command
 from launch.cli.options import OverrideOption, RecipeArgument
 
 
@@ -34,7 +35,8 @@ def tokenize(
     require_variables(loaded.recipe)
     try:
         make_shards(loaded.recipe, recipe, workers=workers, console=Console())
-        print(f"next: nanotron-recipes pretrain {recipe}")
+        changes = [part for override in overrides or [] for part in ("--set", override)]
+        print(f"next: {command('nanotron-recipes', 'pretrain', recipe, *changes)}")
     except TokenizationFailed as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from math import log
+from math import isfinite, log
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +25,33 @@ def facts_of_run(run: RunFolder, recipe: Recipe, step: int, name: str | None = N
     """
     facts = facts_from_recipe(recipe, name=name or run.name, step=step, recipe_name=run.header().recipe or None)
     events = read_metrics(run.metrics_file).events if run.metrics_file.is_file() else []
-    losses = _last(events, "validation", step).get("validation_loss") or {}
+    losses = _figures(_last(events, "validation", step).get("validation_loss"))
     evaluation = _last(events, "evaluation", step)
-    bigram, arithmetic = evaluation.get("bigram_bits_per_byte") or {}, evaluation.get("arithmetic")
+    bigram = _figures(evaluation.get("bigram_bits_per_byte"))
     return replace(
         facts,
         validation=tuple(
             ValidationFact(source, loss, bits_per_byte(loss, source, recipe), bigram.get(source))
             for source, loss in losses.items()
-            if loss is not None
         ),
-        arithmetic=ArithmeticFact(arithmetic["correct"], arithmetic["total"]) if arithmetic else None,
+        arithmetic=_arithmetic(evaluation.get("arithmetic")),
     )
+
+
+def _figures(value: object) -> dict[str, float]:
+    """The finite numbers in a record's {source: figure}; a damaged or foreign record has none."""
+    if not isinstance(value, dict):
+        return {}
+    return {name: float(number) for name, number in value.items() if type(number) in (int, float) and isfinite(number)}
+
+
+def _arithmetic(value: object) -> ArithmeticFact | None:
+    if not isinstance(value, dict):
+        return None
+    correct, total = value.get("correct"), value.get("total")
+    if type(correct) is not int or type(total) is not int or not 0 <= correct <= total or total == 0:
+        return None
+    return ArithmeticFact(correct, total)
 
 
 def _last(events: Iterable[dict[str, Any]], kind: str, step: int) -> dict[str, Any]:

@@ -17,9 +17,11 @@ from launch.evaluate.arithmetic_task import ArithmeticResult, arithmetic_accurac
 from launch.evaluate.best_effort import best_effort
 from launch.evaluate.card_facts import bits_per_byte, facts_of_run
 from launch.evaluate.generation import Generator, Sample, generate_samples
+from launch.evaluate.prompts import one_prompt, sample_prompts
 from launch.evaluate.verification import LOGIT_TOLERANCE, verify_checkpoint
 from launch.train.metrics import MetricsWriter, read_metrics
 from launch.train.run_folder import LATEST_EXPORT, RunFolder, point_latest
+from launch.train.seen_checkpoint import whole_checkpoint
 from launch.train.step_line import ValidationRow, validation_table
 from model.hf_export import export_checkpoint
 from model.model_card import render_card
@@ -30,35 +32,39 @@ NUM_PROBLEMS = 400
 """Held-out sums and differences that a run with an arithmetic source is asked at its end."""
 
 
+class ExportIsWrong(RuntimeError):
+    """An exported model does not compute what the trained one does."""
+
+
 def finish_run(folder: RunFolder, recipe: Recipe, plan: DataPlan, console: Console) -> None:
     """Export the last checkpoint, check it and show what the model can do; nothing here touches the training.
 
     Only the export must go well: whatever else fails is said.
 
     Raises:
-        RuntimeError: the exported model does not compute what the trained one does.
+        ExportIsWrong: the exported model does not compute what the trained one does.
     """
     step = recipe.tokens.train_steps
-    checkpoint = folder.checkpoints / str(step)
-    with _saying(console, "exporting and verifying"):
+    with _saying(console, "exporting and verifying"), whole_checkpoint(folder, step) as checkpoint:
         export_checkpoint(checkpoint, folder.export, tokenizer_dir=tokenizer_folder(recipe), card=None)
         difference = verify_checkpoint(checkpoint, recipe, folder.export)
     if not difference <= LOGIT_TOLERANCE:
-        raise RuntimeError(f"{folder.export}: logits differ by {difference:.1e} from the trained model's")
+        raise ExportIsWrong(f"{folder.export}: logits differ by {difference:.1e} from the trained model's")
     samples: list[Sample] = []
     arithmetic: ArithmeticResult | None = None
     bigram: dict[str, float] = {}
     with _saying(console, "asking the exported model"):
         with best_effort("asking the exported model"):
             generator = Generator(folder.export)
-            samples = generate_samples(generator)
+            samples = generate_samples(generator, sample_prompts(recipe, plan))
             arithmetic = _arithmetic(generator, recipe)
         with best_effort("the bigram model to compare with"):
             bigram = _bigram(plan, recipe)
     with best_effort("the record of the evaluation"):
         _write_evaluation(folder, step, bigram, arithmetic)
     with best_effort("the model card of this run (a shorter one is there)"):
-        card = render_card(replace(facts_of_run(folder, recipe, step), has_tokenizer=True))
+        facts = facts_of_run(folder, recipe, step)
+        card = render_card(replace(facts, has_tokenizer=True, prompt=one_prompt(recipe, plan)))
         write_atomic(folder.export / "README.md", card)
     point_latest(folder.path.parent, folder, LATEST_EXPORT)
     with best_effort("the table of results"):

@@ -15,12 +15,6 @@ from nanotron_recipes.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-SAMPLE_PROMPTS: Mapping[str, str] = {
-    "prose": "The function returns",
-    "code": "def __init__(self, ",
-    "maths": "Compute 47+86?\n",
-}
-"""One prompt for each kind of source of the tiny recipe."""
 _SMALL = 10_000_000
 
 
@@ -61,7 +55,8 @@ class Generator:
 
         `temperature` 0 is greedy, else samples from the whole distribution (reproducible by `seed`). Prompts are padded
         on the left, those of similar length together. An answer ends at the end-of-text token, after `max_new_tokens`,
-        or as soon as the regular expression `stop_after` is found in it; what follows the match is cut off.
+        where the model's longest sequence ends, or as soon as the regular expression `stop_after` is found in it; what
+        follows the match is cut off.
         """
         import torch
 
@@ -82,6 +77,9 @@ class Generator:
             self._model.device
         )
         width = encoded.input_ids.shape[1]
+        room = self._model.config.max_position_embeddings - width
+        if room <= 0:
+            return [""] * len(prompts)
         sampling: dict[str, Any] = {"do_sample": False}
         if temperature > 0:
             sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
@@ -89,7 +87,7 @@ class Generator:
         generated = self._model.generate(
             input_ids=encoded.input_ids,
             attention_mask=encoded.attention_mask,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=min(max_new_tokens, room),
             pad_token_id=self._tokenizer.pad_token_id,
             stopping_criteria=stopping,
             **sampling,
@@ -131,9 +129,7 @@ def _cut(text: str, stop_after: str | None) -> str:
     return text[: match.end()] if match else text
 
 
-def generate_samples(
-    generator: Generator, prompts: Mapping[str, str] = SAMPLE_PROMPTS, max_new_tokens: int = 48
-) -> list[Sample]:
-    """Greedy continuations of one prompt a kind of source."""
+def generate_samples(generator: Generator, prompts: Mapping[str, str], max_new_tokens: int = 48) -> list[Sample]:
+    """Greedy continuations of one prompt a kind of text."""
     texts = generator.continue_texts(list(prompts.values()), max_new_tokens=max_new_tokens)
     return [Sample(kind, prompt, text) for (kind, prompt), text in zip(prompts.items(), texts, strict=True)]

@@ -4,17 +4,42 @@ The launcher (`nanotron-recipes pretrain`) starts this; so may users. The `--` k
 shortened `--run-path` of its own (with Python 3.11).
 """
 
-import argparse
 import os
+import signal
 import sys
+from argparse import Namespace
 
 
 def main() -> int:
     """Parse the arguments, listen for signals, and only then import torch."""
     _leave_working_directory_alone()
     from launch.train.signals import StopRequest
+    from launch.train.streams import describe, open_standard_streams, say
+    from nanotron_recipes.errors import UserError
 
-    parser = argparse.ArgumentParser(
+    open_standard_streams()
+    with StopRequest() as stop:
+        try:
+            arguments = _parse(sys.argv[1:])
+            _check(arguments)
+        except (UserError, OSError) as error:
+            if os.environ.get("RANK", "0") == "0":
+                say(f"error: {describe(error)}", error=True)
+            return 2
+        from launch.train.rank import train
+
+        try:
+            return train(arguments, stop)
+        except KeyboardInterrupt:
+            return 130
+
+
+def _parse(words: list[str]) -> Namespace:
+    from argparse import SUPPRESS
+
+    from launch.train.arguments import Parser, step_number
+
+    parser = Parser(
         prog="launch.train",
         description="Train as one rank of the world that torchrun describes.",
         epilog="example: torchrun --nproc-per-node 2 -m launch.train -- tiny --run mine",
@@ -22,40 +47,27 @@ def main() -> int:
     parser.add_argument("recipe", metavar="RECIPE", help="a shipped recipe or the path of a YAML file")
     parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="change a key; may be repeated")
     parser.add_argument("--run", metavar="NAME", help="the run to start or go on with")
-    parser.add_argument("--stop-after", type=int, metavar="STEP", help="save and end after this step")
-    parser.add_argument("--launch-id", help=argparse.SUPPRESS)  # given by our launcher, which has prepared the run
-    arguments = parser.parse_args()
-    arguments.local_rank = os.environ.get("LOCAL_RANK", "0")
-    with StopRequest() as stop:
-        mistake = _mistake_in(arguments)
-        if mistake is not None:
-            if os.environ.get("RANK", "0") == "0":
-                print(f"error: {mistake}", file=sys.stderr)
-            return 2
-        from launch.train.rank import silence_known_warnings, train
-
-        silence_known_warnings()
-        return train(arguments, stop)
+    parser.add_argument("--stop-after", type=step_number, metavar="STEP", help="save and end after this step")
+    parser.add_argument("--node-name", metavar="NAME", help="what this node is called; default: its host name")
+    parser.add_argument("--launch-id", help=SUPPRESS)  # given by our launcher, which has prepared the run
+    return parser.parse_args(words)
 
 
-def _mistake_in(arguments: argparse.Namespace) -> str | None:
-    """What every rank can find wrong by itself, before torch is imported and a run's folder is made."""
+def _check(arguments: Namespace) -> None:
+    """Raise UserError for what a rank can find wrong by itself, before torch is imported and a run's folder is made."""
+    from launch.cluster.parent_death import signal_when_parent_ends
     from launch.train.prepare import check_trainable
-    from nanotron_recipes.errors import UserError
+    from launch.train.world import World
     from nanotron_recipes.loading import load_recipe
     from nanotron_recipes.topology import resolve_topology
 
-    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        return (
-            "RANK and WORLD_SIZE are not set; start ranks with: torchrun --nproc-per-node 2 -m launch.train -- RECIPE"
-        )
-    try:
-        loaded = load_recipe(arguments.recipe, arguments.set or [])
-        check_trainable(loaded.recipe, loaded.path.name)
-        resolve_topology(loaded.recipe, int(os.environ["WORLD_SIZE"]))
-    except UserError as error:
-        return str(error)
-    return None
+    if arguments.launch_id:
+        signal_when_parent_ends(signal.SIGTERM, os.getppid())
+    world = World.described_by(os.environ)
+    arguments.local_rank = world.local_rank
+    loaded = load_recipe(arguments.recipe, arguments.set or [])
+    check_trainable(loaded.recipe, loaded.path.name)
+    resolve_topology(loaded.recipe, world.size)
 
 
 def _leave_working_directory_alone() -> None:

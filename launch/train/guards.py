@@ -6,8 +6,8 @@ Every rank knows the loss and whether the step was skipped, so all of them judge
 import math
 import statistics
 from collections import deque
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 from launch.train.metrics import Event
 
@@ -75,6 +75,16 @@ class SpikeDetector:
         self._threshold = threshold
         self._losses: deque[float] = deque(maxlen=window)
         self._stage = ""
+
+    def state(self) -> dict[str, Any]:
+        """What has to be remembered for the next losses to be judged as without an interruption; small, for JSON."""
+        return {"stage": self._stage, "losses": list(self._losses)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave; of another window's losses the last ones count. An empty one is a beginning."""
+        self._stage = str(state.get("stage", ""))
+        self._losses.clear()
+        self._losses.extend(state.get("losses", ()))
 
     def observe(self, step: int, loss: float, stage: str) -> Event | None:
         """Note a step's loss; the event to record where it is a spike. A loss that is not finite is none."""

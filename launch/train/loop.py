@@ -2,11 +2,13 @@
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch.distributed as torch_dist
 
+from data.batch import StepBatch
 from data.loader import Prefetcher, RankBatches
 from data.plan import DataPlan
 from launch.train.buffers import allocator
@@ -16,6 +18,7 @@ from launch.train.hardware import peak_memory_bytes
 from launch.train.metrics import Callback, Event, StepRecord, validation_event
 from launch.train.prepare import is_last_step_saved
 from launch.train.replicas import ReplicaCheck
+from launch.train.rewind import rewind
 from launch.train.run_folder import RunFolder
 from launch.train.saver import RunSaver
 from launch.train.signals import StopRequest
@@ -25,6 +28,7 @@ from model.arithmetic import FlopsFormula, mfu
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.schedule import learning_rate_at
 from nanotron_recipes.sequences import sequence_length_at, tokens_through
+from parallel.checkpoint_disks import Disks
 
 MFU_FORMULA: FlopsFormula = "causal"
 """Which FLOPs `mfu` counts; see `model.arithmetic.flops_per_token`."""
@@ -39,7 +43,9 @@ class Launch:
         stop_after: a step to save and end at, or None.
         peak_flops: of all ranks together, per second; None where it is not known.
         files: what is put beside the tensors of every checkpoint, name -> text.
+        disks: which ranks share a disk.
         damaged: steps whose checkpoints this launch refused.
+        spikes: of the checkpoint that training goes on from, what `SpikeDetector.state` gave; empty at a beginning.
     """
 
     folder: RunFolder
@@ -49,7 +55,9 @@ class Launch:
     stop_after: int | None
     peak_flops: float | None
     files: dict[str, str]
+    disks: Disks
     damaged: frozenset[int] = frozenset()
+    spikes: Mapping[str, Any] = field(default_factory=dict)
 
 
 class TrainingLoop:
@@ -58,19 +66,24 @@ class TrainingLoop:
     def __init__(
         self, launch: Launch, engine: TrainingEngine, callbacks: list[Callback], tracer: StepTracer | None
     ) -> None:
-        self._launch = launch
+        self._begin(launch)
         self._engine = engine
         self._callbacks = callbacks
         self._tracer = tracer
-        self._recipe = launch.recipe
-        guards = launch.recipe.guards
-        self._skipped = SkippedSteps(guards.max_skipped_steps, launch.plan.source_names)
-        self._spikes = SpikeDetector(guards.loss_spike_window, guards.loss_spike_threshold)
-        self._watchdog = Watchdog(guards.step_timeout_seconds, engine.context.rank)
+        self._watchdog = Watchdog(launch.recipe.guards.step_timeout_seconds, engine.context.rank)
         self._replicas = (
             ReplicaCheck(engine.built.buckets, engine.context) if launch.recipe.general.replica_check_interval else None
         )
-        self._saver = RunSaver(launch.folder, engine, launch.files, launch.damaged)
+        self._saver = RunSaver(launch.folder, engine, launch.files, launch.damaged, launch.disks)
+
+    def _begin(self, launch: Launch) -> None:
+        """Take over everything that follows from where training goes on."""
+        guards = launch.recipe.guards
+        self._launch = launch
+        self._recipe = launch.recipe
+        self._skipped = SkippedSteps(guards.max_skipped_steps, launch.plan.source_names)
+        self._spikes = SpikeDetector(guards.loss_spike_window, guards.loss_spike_threshold)
+        self._spikes.restore(launch.spikes)
 
     def run(self, stop: StopRequest) -> int:
         """Train until the recipe's last step, `stop_after`, or a signal; returns the last step taken.
@@ -87,52 +100,83 @@ class TrainingLoop:
             raise
 
     def _run(self, stop: StopRequest) -> int:
-        last = self._recipe.tokens.train_steps
         if self._launch.first_step == 1:
             if self._recipe.checkpoints.save_initial_state:
                 self._save(0)
             self._validate(0)
-        step = self._launch.first_step - 1
-        with self._prefetcher() as batches:
-            while step < last:
-                step += 1
-                began = time.perf_counter()
-                with self._watchdog.watch(f"step {step}"):
-                    batch = next(batches)
-                    waited = time.perf_counter() - began
-                    rate, is_due = learning_rate_at(self._recipe, step), self._saver.is_due_by_clock()
-                    result = self._engine.train_step(batch, rate, stop.is_set, is_due)
-                seconds = time.perf_counter() - began
-                self._record(step, result, batch.stage, seconds, waited)
-                self._guard(step, result, batch.stage)  # before anything is saved
-                if self._tracer is not None:
-                    self._tracer.step()
-                is_asked = step == self._launch.stop_after or result.stop_requested
-                if is_asked:  # whoever asks may not wait for long
-                    self._save(step)
-                if step == last or _is_due(step, self._recipe.tokens.val_check_interval):
-                    self._validate(step)
-                if is_asked:
-                    break
-                if self._is_save_due(step) or result.save_requested:
-                    self._save(step)  # last, so that what goes on from here lacks no validation
-                self._report(self._saver.reports())
+        step = None
+        while step is None:
+            with self._prefetcher() as batches:
+                step = self._train(batches, stop)
         self._report(self._saver.finish())
         self._saver.require_saved(step)
         return step
 
-    def _guard(self, step: int, result: StepResult, stage: str) -> None:
-        """Record what is wrong with a step; raises RunFailed where the run has to end."""
-        found = (self._skipped.observe(step, result.skipped), self._spikes.observe(step, result.loss, stage))
-        for event in found:
-            if event is not None:
-                self._event(event)
+    def _train(self, batches: Iterator[StepBatch], stop: StopRequest) -> int | None:
+        """Train from the launch's first step on; the last step taken, or None where the run went back."""
+        last, step = self._recipe.tokens.train_steps, self._launch.first_step - 1
+        while step < last:
+            step += 1
+            began = time.perf_counter()
+            with self._watchdog.watch(f"step {step}"):
+                batch = next(batches)
+                waited = time.perf_counter() - began
+                rate, is_due = learning_rate_at(self._recipe, step), self._saver.is_due_by_clock()
+                result = self._engine.train_step(batch, rate, stop.is_set, is_due)
+            seconds = time.perf_counter() - began
+            self._record(step, result, batch.stage, seconds, waited)
+            is_spike = self._guard(step, result, batch.stage)  # before anything is saved
+            if self._tracer is not None:
+                self._tracer.step()
+            if is_spike and self._goes_back(step):
+                return None
+            is_asked = step == self._launch.stop_after or result.stop_requested
+            if is_asked:  # whoever asks may not wait for long
+                self._save(step)
+            if step == last or _is_due(step, self._recipe.tokens.val_check_interval):
+                self._validate(step)
+            if is_asked:
+                break
+            if self._is_save_due(step) or result.save_requested:
+                self._save(step)  # last, so that what goes on from here lacks no validation
+            self._report(self._saver.reports())
+        return step
+
+    def _guard(self, step: int, result: StepResult, stage: str) -> bool:
+        """Record what is wrong with a step; whether its loss is a spike. RunFailed where the run has to end."""
+        skipped, spike = self._skipped.observe(step, result.skipped), self._spikes.observe(step, result.loss, stage)
+        self._report([event for event in (skipped, spike) if event is not None])
         self._skipped.check()
         if self._replicas is not None and _is_due(step, self._recipe.general.replica_check_interval):
             differences = self._replicas.differences()
             if differences:
                 names = "; ".join(map(str, differences))
                 raise RunFailed("replicas", step, f"after step {step} the copies of parameters differ: {names}")
+        return spike is not None
+
+    def _goes_back(self, spike: int) -> bool:
+        """Go back to before a spike, where the recipe asks for it and it can be done."""
+        if not self._recipe.guards.rewind_after_spike:
+            return False
+        self._report(self._saver.finish())
+        launch = self._launch
+        found, event = rewind(launch.folder, launch.disks, self._recipe, self._engine, spike)
+        self._event(event)
+        if found is None:
+            return False
+        files = {**launch.files, "recipe.yaml": found.recipe_text}
+        self._saver.go_back(found.to, files, found.refused)
+        self._begin(
+            replace(
+                launch,
+                recipe=found.recipe,
+                plan=DataPlan(found.recipe, launch.plan.sources),
+                first_step=found.to + 1,
+                files=files,
+                spikes=found.state.get("spikes", {}),
+            )
+        )
+        return True
 
     def _is_save_due(self, step: int) -> bool:
         if step == self._recipe.tokens.train_steps and is_last_step_saved(self._recipe):
@@ -194,7 +238,7 @@ class TrainingLoop:
         self._event(validation_event(step, losses))
 
     def _save(self, step: int) -> None:
-        self._saver.save(step, {"data": self._launch.plan.fingerprint})
+        self._saver.save(step, {"data": self._launch.plan.fingerprint, "spikes": self._spikes.state()})
 
     def _report(self, events: list[Event]) -> None:
         for event in events:

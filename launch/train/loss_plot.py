@@ -5,7 +5,6 @@ Imports matplotlib inside functions, and draws on figures of its own: nothing he
 
 from __future__ import annotations
 
-import argparse
 import io
 import sys
 from collections.abc import Iterable, Sequence
@@ -16,7 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from launch.train.arguments import Parser
 from launch.train.metrics import Metrics, StepRecord, read_metrics
+from launch.train.streams import say
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.files import write_atomic
 
@@ -142,22 +143,23 @@ def _thinned(steps: FloatArray, values: FloatArray) -> tuple[FloatArray, FloatAr
 
 def main() -> int:
     """Draw a metrics.jsonl into a PNG file."""
-    parser = argparse.ArgumentParser(prog="launch.train.loss_plot", description="Draw the losses of a run.")
+    parser = Parser(prog="launch.train.loss_plot", description="Draw the losses of a run.")
     parser.add_argument("metrics", type=Path, help="a run's metrics.jsonl")
     parser.add_argument("out", type=Path, help="PNG file to write")
-    arguments = parser.parse_args()
-    if not arguments.metrics.is_file():
-        print(f"error: {arguments.metrics}: no such file", file=sys.stderr)
-        return 2
-    at_hand = arguments.metrics
+    at_hand = Path()
     try:
+        arguments = parser.parse_args()
+        at_hand = arguments.metrics
         metrics = read_metrics(at_hand)
         at_hand = arguments.out
         plot_losses(metrics, at_hand)
-    except (UserError, OSError) as error:
-        print(f"error: {f'{at_hand}: {error.strerror}' if isinstance(error, OSError) else error}", file=sys.stderr)
+    except UserError as error:
+        say(f"error: {error}", error=True)
         return 2
-    print(arguments.out)
+    except OSError as error:
+        say(f"error: {at_hand}: {error.strerror}", error=True)
+        return 2
+    say(str(arguments.out))
     return 0
 
 

@@ -80,14 +80,21 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Flush to the disk and close the file."""
-        os.fsync(self._descriptor)
-        os.close(self._descriptor)
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
+        finally:
+            os.close(self._descriptor)
 
     def _append(self, record: Mapping[str, Any]) -> None:
         line = json.dumps(_finite(record), allow_nan=False).encode() + b"\n"
         if self._in_line:
             line = b"\n" + line
-        written = os.write(self._descriptor, line)
+        try:
+            written = os.write(self._descriptor, line)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
         self._in_line = written < len(line)
         if self._in_line:
             raise OSError(f"{self._path}: {written} of {len(line)} bytes could be written")

@@ -5,8 +5,8 @@ from pathlib import Path
 from uuid import uuid4
 
 from data.tokenizer import read_tokenizer, tokenizer_folder
-from launch.train.run_folder import RunFolder
-from model.hf_export import MARKER
+from launch.train.run_folder import NODE, RunFolder
+from model.hf_export import check_export_target
 from model.hf_mapping import hf_class
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.recipe import Recipe
@@ -34,11 +34,10 @@ def check_recipe_to_the_end(recipe: Recipe) -> None:
 
 def check_places(folder: RunFolder, recipe: Recipe) -> None:
     """Raise UserError where a run could not write its checkpoints or, where it has to, its export."""
-    _check_writable(folder.checkpoints)
-    export = folder.export
-    is_foreign = export.is_dir() and any(export.iterdir()) and not (export / MARKER).is_file()
-    if recipe.checkpoints.export_at_end and is_foreign:
-        raise UserError(f"{export}: is not empty and no export of ours; move it away, or choose another --run")
+    if NODE not in str(folder.checkpoints):  # each node tries its own
+        _check_writable(folder.checkpoints)
+    if recipe.checkpoints.export_at_end:
+        check_export_target(folder.export)
 
 
 def _check_writable(folder: Path) -> None:

@@ -14,6 +14,7 @@ from nanotron_recipes.errors import UserError
 from nanotron_recipes.frozen import Change, changes_of_the_past, later_changes
 from nanotron_recipes.loading import LoadedRecipe, dump_yaml, load_recipe
 from nanotron_recipes.recipe import Recipe
+from nanotron_recipes.skipped import keep_ranges
 from nanotron_recipes.unsupported import unsupported_features
 from nanotron_recipes.variables import require_variables
 
@@ -92,6 +93,7 @@ def prepare_run(request: RunRequest) -> PreparedRun:
     )
     folder = choice.folder
     try:
+        recipe = _with_skipped_ranges(folder, recipe)
         changes: tuple[str, ...] = ()
         begins = choice.state == "new" or (folder.completed_step() is None and not folder.steps())
         if not begins:
@@ -99,7 +101,11 @@ def prepare_run(request: RunRequest) -> PreparedRun:
         if choice.state != "complete":
             _refuse_steps_of_nobody(folder)
             check_places(folder, recipe)
-            changes = _begin(folder, request.loaded, plan.fingerprint) if begins else _write_changes(folder, recipe)
+            changes = (
+                _begin(folder, replace(request.loaded, recipe=recipe), plan.fingerprint)
+                if begins
+                else _write_changes(folder, recipe)
+            )
             folder.reopen()
             point_latest(request.runs_dir, folder)
         step = newest_step(folder, recipe)
@@ -141,10 +147,18 @@ def _may_go_on(folder: RunFolder, recipe: Recipe, data: str) -> bool:
     """Whether an unfinished run that nobody named fits: the topology may differ, what is learnt may not, neither in the
     past nor later. One whose recipe cannot be read any more does not fit."""
     try:
-        old = load_recipe(str(folder.recipe_file)).recipe
+        old, recipe = load_recipe(str(folder.recipe_file)).recipe, _with_skipped_ranges(folder, recipe)
         return not _objections(folder, recipe, data) and not later_changes(old, recipe, newest_step(folder, recipe))
     except UserError:
         return False
+
+
+def _with_skipped_ranges(folder: RunFolder, recipe: Recipe) -> Recipe:
+    """The recipe with what the run at its checkpoints, or else the one it branches off, began to skip after a spike."""
+    file, parent = folder.recipe_file, recipe.checkpoints.resume_checkpoint_path
+    if not folder.steps() and parent is not None and recipe.checkpoints.load_lr_scheduler:
+        file = Path(parent) / "recipe.yaml"
+    return keep_ranges(load_recipe(str(file)).recipe, recipe) if file.is_file() else recipe
 
 
 def _refuse_steps_of_nobody(folder: RunFolder) -> None:
@@ -241,7 +255,7 @@ def _refuse_changes_of_the_past(folder: RunFolder, recipe: Recipe, data: str) ->
             f"{'; '.join(objections)}; take the change back, or start another run with --run"
         )
     if folder.steps():
-        require_data(folder.checkpoints / str(newest_sound_step(folder)), data)
+        require_data(folder.step_folders(newest_sound_step(folder))[0], data)
 
 
 def _write_changes(folder: RunFolder, recipe: Recipe) -> tuple[str, ...]:

@@ -1,12 +1,15 @@
 """One rank of a run, from its start to its end."""
 
 import logging
-import sys
-import warnings
+import os
+import socket
+import time
 from argparse import Namespace
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as torch_dist
@@ -18,11 +21,12 @@ from launch.train.hardware import peak_flops
 from launch.train.loop import Launch, TrainingLoop, start_event
 from launch.train.metrics import Callback, MetricsWriter
 from launch.train.prepare import RunRequest, prepare_run, reason_not_to_train
-from launch.train.resume import Start, find_start
+from launch.train.resume import Start, find_start, load_start
 from launch.train.run_folder import RunFolder
 from launch.train.run_lock import RunLock
 from launch.train.signals import StopRequest
-from launch.train.step_line import StepLine
+from launch.train.step_line import StepLine, counted
+from launch.train.streams import describe, say
 from launch.train.tensorboard import TensorBoard
 from launch.train.tracing import StepTracer
 from launch.train.wandb_log import Wandb
@@ -32,9 +36,12 @@ from nanotron_recipes.loading import load_recipe
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.sequences import sequence_length_at
 from nanotron_recipes.topology import resolve_topology
-from parallel.checkpoint import load_checkpoint
+from parallel.checkpoint_disks import find_disks
 from parallel.checkpoint_writer import SaveFailed
+from parallel.determinism import deterministic_kernels
 from parallel.process_groups import EngineContext, init_process_group, pick_device
+
+_LONGER_THAN_ENDING_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -49,26 +56,38 @@ class _Share:
 
 def train(arguments: Namespace, stop: StopRequest) -> int:
     """Train as this rank of the world that torchrun made; returns the exit code."""
-    device = pick_device(int(arguments.local_rank))
-    init_process_group(device)
+    try:
+        return _train(arguments, stop)
+    except OSError as error:
+        # Of this rank alone: the others are in a collective, and whoever started the ranks ends them.
+        say(f"error: {describe(error)}", error=True)
+        return 1
+
+
+def _train(arguments: Namespace, stop: StopRequest) -> int:
+    try:
+        device = _join_world(arguments.local_rank)
+    except UserError as error:
+        say(f"error: {error}", error=True)
+        return 2
     share = _agree_on_run(arguments)
     if share.mistake:
-        return _refuse(share.mistake)
+        return _refuse(share.mistake, stop)
     if share.is_done:
         torch_dist.destroy_process_group()
         return 0
     recipe_file = Path(share.recipe_file)
     recipe = load_recipe(str(recipe_file)).recipe
-    folder = RunFolder.of(recipe_file.parent.parent, recipe_file.parent.name, recipe)
+    folder = RunFolder.of(recipe_file.parent.parent, recipe_file.parent.name, recipe, _node_name(arguments))
     try:
         with ExitStack() as stack:
             if torch_dist.get_rank() == 0:
                 stack.enter_context(RunLock.acquire(folder.path, share.launch_id))
                 folder.forget_failure()
+            stack.enter_context(deterministic_kernels(recipe.general.deterministic, device))
             _train_run(folder, recipe, device, arguments, stop)
     except UserError as error:
-        # Found by all ranks alike (data and checkpoints are the same for all): all end with the same code.
-        return _refuse(str(error))
+        return _refuse(str(error), stop)
     except RunFailed as failure:
         return _fail(folder, failure)
     except SaveFailed as failure:
@@ -76,22 +95,41 @@ def train(arguments: Namespace, stop: StopRequest) -> int:
     return 0
 
 
+def _join_world(local_rank: int) -> torch.device:
+    device = pick_device(local_rank)
+    if device.type == "cuda" and local_rank >= torch.cuda.device_count():
+        raise UserError(f"LOCAL_RANK: {local_rank}: {torch.cuda.device_count()} GPUs are here; start a rank for each")
+    try:
+        init_process_group(device)
+    except torch_dist.DistError as error:
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        reason = describe(error).partition(". ")[0]
+        raise UserError(f"the ranks did not meet at MASTER_ADDR:MASTER_PORT {address}: {reason}") from error
+    return device
+
+
 def _fail(folder: RunFolder, failure: RunFailed) -> int:
     """All ranks come here; the first says why, and leaves word for whoever would start the run again."""
     if torch_dist.get_rank() == 0:
+        say(f"error: {folder.path}: {failure}", error=True)
         folder.mark_failed(failure.kind, failure.step, str(failure))
-        print(f"error: {folder.path}: {failure}", file=sys.stderr)
     torch_dist.destroy_process_group()
     return 1
 
 
-def _refuse(mistake: str) -> int:
+def _refuse(mistake: str, stop: StopRequest) -> int:
+    """Mostly all ranks find the same mistake; then the first one tells it, ends, and the others are asked to stop. A
+    rank that finds something alone, as on a node that lacks the data, is asked nothing and tells it itself."""
+    if torch_dist.get_rank() > 0:
+        time.sleep(_LONGER_THAN_ENDING_SECONDS)
+        if not stop.is_set:
+            say(f"error: {mistake}", error=True)
     return _end(mistake, 2)
 
 
 def _end(message: str, code: int) -> int:
     if torch_dist.get_rank() == 0:
-        print(f"error: {message}", file=sys.stderr)
+        say(f"error: {message}", error=True)
     torch_dist.destroy_process_group()
     return code
 
@@ -108,15 +146,15 @@ def _agree_on_run(arguments: Namespace) -> _Share:
 def _prepare(arguments: Namespace) -> _Share:
     try:
         prepared = prepare_run(RunRequest(load_recipe(arguments.recipe, arguments.set or []), arguments.run))
-    except UserError as error:
-        return _Share(mistake=str(error))
+    except (UserError, OSError) as error:
+        return _Share(mistake=describe(error))
     for change in prepared.changes:
-        print(f"changed: {change}")
+        say(f"changed: {change}")
     reason = reason_not_to_train(prepared, arguments.stop_after)
     if reason is None:
         return _Share(str(prepared.folder.recipe_file), prepared.launch_id)
     prepared.lock.release()
-    print(reason)
+    say(reason)
     return _Share(is_done=True)
 
 
@@ -130,11 +168,13 @@ def _train_run(
     topology = resolve_topology(recipe, torch_dist.get_world_size())
     context = EngineContext(topology.dp, topology.pp, topology.tp, device)
     engine = TrainingEngine(recipe, topology, context)
-    start = find_start(folder, recipe, plan.fingerprint)
+    node, is_shared = _node_name(arguments), recipe.checkpoints.checkpoints_path_is_shared_file_system
+    disks = find_disks(folder.checkpoints, node, is_shared=is_shared)
+    start = find_start(folder, recipe, plan.fingerprint, disks, node)
     first_step = start.first_step
+    state: dict[str, Any] = {}
     if start.checkpoint is not None:
-        buckets, optimizer = engine.built.buckets, engine.optimizer
-        load_checkpoint(start.checkpoint, buckets, optimizer, load_optimizer=start.load_optimizer)
+        state = load_start(start, engine.built.buckets, engine.optimizer)
     else:
         initialize_weights(engine.built)
     launch = Launch(
@@ -145,26 +185,42 @@ def _train_run(
         stop_after=arguments.stop_after,
         peak_flops=_peak_of_world(device, recipe.model.dtype),
         files={"recipe.yaml": folder.recipe_file.read_text()},
+        disks=disks,
         damaged=frozenset(start.refused),
+        spikes=state.get("spikes", {}) if first_step > 1 else {},
     )
-    callbacks = _callbacks(launch) if context.rank == 0 else []
-    tracer = None
-    if recipe.profiler is not None and recipe.profiler.profiler_export_path is not None:
-        tracer = StepTracer(folder.path, recipe.profiler, first_step, context.rank)
-    try:
+    with ExitStack() as stack:
+        tracer = None
+        if recipe.profiler is not None and recipe.profiler.profiler_export_path is not None:
+            tracer = StepTracer(folder.path, recipe.profiler, first_step, context.rank)
+            stack.enter_context(_closing(tracer))
+        callbacks = _callbacks(launch) if context.rank == 0 else []
+        for callback in callbacks:
+            stack.enter_context(_closing(callback))
         for callback in callbacks:
             callback.on_event(start_event(engine, launch))
         _say_start(callbacks, engine, launch, start)
         last = TrainingLoop(launch, engine, callbacks, tracer).run(stop)
-    finally:
-        for callback in callbacks:
-            callback.close()
-        if tracer is not None:
-            tracer.close()
     _say_end(callbacks, launch, last)
     if context.rank == 0 and last == recipe.tokens.train_steps and not arguments.launch_id:
         _end_by_hand(launch)
     context.destroy()
+
+
+def _node_name(arguments: Namespace) -> str:
+    return arguments.node_name or socket.gethostname()
+
+
+@contextmanager
+def _closing(thing: Callback | StepTracer) -> Iterator[None]:
+    """Close it at the end; where the body failed, that is what is told, not that a file could not be closed either."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            thing.close()
+        raise
+    thing.close()
 
 
 def _peak_of_world(device: torch.device, dtype: str) -> float | None:
@@ -195,14 +251,24 @@ def _say_start(callbacks: list[Callback], engine: TrainingEngine, launch: Launch
         line.print(
             f"{launch.folder.path}: dp {topology.dp} · pp {topology.pp} · tp {topology.tp} on "
             f"{engine.context.device.type}, {launch.recipe.model.dtype}; a step is {topology.global_batch_size} × "
-            f"{sequence_length_at(launch.recipe, launch.first_step)} tokens = {topology.dp} replica(s) × "
-            f"{topology.num_micro_batches} micro-batch(es) of {topology.micro_batch_size}"
+            f"{sequence_length_at(launch.recipe, launch.first_step)} tokens = {counted(topology.dp, 'replica')} × "
+            f"{counted(topology.num_micro_batches, 'micro-batch')} of {topology.micro_batch_size}"
         )
         line.print(f"attention: {attention.name} ({attention.reason})")
-        for said in start.lines():
+        for said in (*_about_disks(launch), *start.lines()):
             line.print(said)
         if launch.first_step > 1:
             line.print(f"resumed after step {launch.first_step - 1}")
+
+
+def _about_disks(launch: Launch) -> list[str]:
+    """What a person should know about where checkpoints lie; nothing where one disk has them all."""
+    wanted, names = launch.recipe.checkpoints.copies, launch.disks.names
+    if len(names) == 1:
+        return [f"checkpoints.copies: {wanted}: all nodes share one disk, which gets one"] if wanted > 1 else []
+    copies = min(wanted, len(names))
+    said = f"checkpoints: {len(names)} nodes have disks of their own ({', '.join(names)})"
+    return [f"{said}; each part is written to {copies} of them" if copies > 1 else f"{said}, each keeps its parts"]
 
 
 def _say_end(callbacks: list[Callback], launch: Launch, last: int) -> None:
@@ -216,11 +282,6 @@ def _say_end(callbacks: list[Callback], launch: Launch, last: int) -> None:
 def _end_by_hand(launch: Launch) -> None:
     """Without our launcher nobody exports; a run that has nothing to export is complete."""
     if launch.recipe.checkpoints.export_at_end:
-        print(f"next: nanotron-recipes pretrain {launch.folder.recipe_file} --run {launch.folder.name}  (exports)")
+        say(f"next: nanotron-recipes pretrain {launch.folder.recipe_file} --run {launch.folder.name}  (exports)")
     else:
         launch.folder.mark_completed(launch.recipe.tokens.train_steps)
-
-
-def silence_known_warnings() -> None:
-    """nanotron calls torch's collectives by names that newer releases deprecate; said once a rank, it helps nobody."""
-    warnings.filterwarnings("ignore", message=r".*`torch\.distributed\..*` is deprecated", category=FutureWarning)

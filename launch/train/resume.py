@@ -4,12 +4,25 @@ Imports no torch at module level: what is said before a launch is said at once.
 """
 
 from dataclasses import dataclass
+from datetime import timedelta
+from glob import escape, glob
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from launch.train.run_folder import RunFolder
+from launch.train.run_folder import NODE, RunFolder, on_node
+from launch.train.seen_checkpoint import problems_of_step
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.recipe import Recipe
-from parallel.checkpoint_files import MANIFEST_FILE, Manifest, Problem, read_manifest, verify_checkpoint_files
+from parallel.checkpoint_files import MANIFEST_FILE, PARTIAL_SUFFIX, Manifest, Problem, read_manifest
+
+if TYPE_CHECKING:
+    from parallel.buckets import Bucket
+    from parallel.checkpoint_disks import Disks
+    from parallel.checkpoint_search import SoundCheckpoint
+    from parallel.optimizer import FlatAdamW
+
+FETCH_TIMEOUT = timedelta(hours=2)
+"""How long a node waits for files that another one sends to others first."""
 
 
 @dataclass(frozen=True)
@@ -17,23 +30,27 @@ class Start:
     """Where training begins.
 
     Attributes:
-        checkpoint: the folder to read; None draws new weights.
+        checkpoint: what is read; None draws new weights.
+        folder: where it lies on this rank's disk, if it does.
+        disks: which ranks see the same folder.
         first_step: the first step to train.
         load_optimizer: whether AdamW's moments and counter are read as well.
         refused: steps of this run whose checkpoints are damaged -> what is wrong with them.
-        is_branch: whether the checkpoint is another run's.
+        scratch: where to put what is fetched from other nodes, when the checkpoint is another run's.
     """
 
-    checkpoint: Path | None
+    checkpoint: "SoundCheckpoint | None"
+    folder: Path
+    disks: "Disks"
     first_step: int
     load_optimizer: bool
     refused: dict[int, str]
-    is_branch: bool = False
+    scratch: Path | None = None
 
     def lines(self) -> list[str]:
         """What a person should know about it."""
         said = [f"checkpoint of step {step} refused: {reason}" for step, reason in self.refused.items()]
-        return [*said, *([f"weights from {self.checkpoint}"] if self.is_branch else [])]
+        return [*said, *([f"weights from {self.folder}"] if self.scratch is not None else [])]
 
 
 def newest_sound_step(folder: RunFolder, *, checksums: bool = False) -> int:
@@ -44,8 +61,7 @@ def newest_sound_step(folder: RunFolder, *, checksums: bool = False) -> int:
     """
     steps, reason = folder.steps(), ""
     for step in reversed(steps):
-        path = folder.checkpoints / str(step)
-        reason = _reason(verify_checkpoint_files(path, checksums=checksums, step=step))
+        reason = _reason(problems_of_step(folder, step, checksums=checksums))
         if not reason:
             return step
     if steps:
@@ -53,41 +69,75 @@ def newest_sound_step(folder: RunFolder, *, checksums: bool = False) -> int:
     return 0
 
 
-def find_start(folder: RunFolder, recipe: Recipe, data: str) -> Start:
+def find_start(folder: RunFolder, recipe: Recipe, data: str, disks: "Disks", node: str) -> Start:
     """Where this launch goes on; every rank calls this, each reads its share of the files, and all agree.
+
+    Args:
+        folder: as this rank's node sees it.
+        disks: which ranks share the disk of its checkpoints.
+        node: the name of this rank's node.
 
     Raises:
         UserError: no checkpoint can be used, or it is of a run on other data than those with the fingerprint `data`.
     """
-    refused: dict[int, str] = {}
-    for step in reversed(folder.steps()):
-        path = folder.checkpoints / str(step)
-        reason = _agree_on(path, step)
-        if not reason:
-            require_data(path, data)
-            return Start(path, step + 1, True, refused)
-        refused[step] = reason
+    from parallel.checkpoint_disks import disk_per_node
+    from parallel.checkpoint_search import first_sound_checkpoint, search_checkpoint, steps_on_all_disks
+
+    newest_first = reversed(steps_on_all_disks(folder.steps()))
+    step, sound, refused = first_sound_checkpoint(folder.checkpoints, newest_first, disks)
+    own = folder.checkpoints / str(step)
+    if sound is not None:
+        _require_data(own, sound.manifest, data)
+        return Start(sound, own, disks, step + 1, True, refused)
     if refused:
         oldest, reason = list(refused.items())[-1]
         raise UserError(_none_is_sound(folder, oldest, reason))
     wanted = recipe.checkpoints
-    if wanted.resume_checkpoint_path is None:
-        return Start(None, 1, True, refused)
-    parent = Path(wanted.resume_checkpoint_path)
-    reason = _agree_on(parent)
-    if reason:
-        raise UserError(f"checkpoints.resume_checkpoint_path: {parent}: {reason}")
-    step = read_manifest(parent).step if wanted.load_lr_scheduler else 0
-    return Start(parent, step + 1, wanted.load_optimizer, refused, is_branch=True)
+    path = on_node(wanted.resume_checkpoint_path, node)
+    if path is None:
+        return Start(None, own, disks, 1, True, refused)
+    disks = disk_per_node(node)
+    parent, reason = search_checkpoint(Path(path), disks)
+    if parent is None:
+        raise UserError(f"checkpoints.resume_checkpoint_path: {path}: {reason}")
+    step = parent.manifest.step if wanted.load_lr_scheduler else 0
+    scratch = folder.checkpoints / f"{parent.manifest.step}{PARTIAL_SUFFIX}"
+    return Start(parent, Path(path), disks, step + 1, wanted.load_optimizer, refused, scratch)
+
+
+def load_start(start: Start, buckets: "list[Bucket]", optimizer: "FlatAdamW") -> dict[str, Any]:
+    """Read what `find_start` found into this rank's buffers, from other nodes' disks too; every rank calls this.
+
+    Returns:
+        The `state` it was saved with.
+
+    Raises:
+        UserError: it cannot be read into this model, or a part could not be brought to the node that needs it.
+    """
+    import torch.distributed as torch_dist
+
+    from parallel.checkpoint import load_checkpoint
+    from parallel.checkpoint_fetch import fetch_parts
+    from parallel.checkpoint_tensors import readable_tensors
+    from parallel.together import FailedTogether
+
+    assert start.checkpoint is not None
+    place = start.folder
+    if len(start.disks.names) > 1:
+        tensors = readable_tensors(buckets, optimizer, moments=start.load_optimizer)
+        files = torch_dist.new_group(backend="gloo", timeout=FETCH_TIMEOUT)  # files lie in host memory
+        try:
+            place = fetch_parts(start.checkpoint, start.folder, tensors, start.disks, files, start.scratch)
+        except FailedTogether as failure:
+            raise UserError(f"{start.folder}: its parts could not be fetched from the other nodes: {failure}") from None
+        finally:
+            torch_dist.destroy_process_group(files)
+    return load_checkpoint(place, buckets, optimizer, load_optimizer=start.load_optimizer)
 
 
 def require_data(checkpoint: Path, data: str) -> None:
     """Raise UserError where a run's checkpoint was not trained on the data with this fingerprint."""
-    found = read_manifest(checkpoint).data
-    if found != data:
-        raise UserError(
-            f"{checkpoint}: it was trained on other data: fingerprint {found[:12] or 'none'}, not {data[:12]}"
-        )
+    _require_data(checkpoint, read_manifest(checkpoint), data)
 
 
 def parent_manifest(recipe: Recipe) -> Manifest | None:
@@ -96,25 +146,23 @@ def parent_manifest(recipe: Recipe) -> Manifest | None:
     Raises:
         UserError: the key names no complete checkpoint.
     """
-    path = recipe.checkpoints.resume_checkpoint_path
-    if path is None:
+    text = recipe.checkpoints.resume_checkpoint_path
+    if text is None:
         return None
-    if not (Path(path) / MANIFEST_FILE).is_file():
+    seen = [Path(found) for found in sorted(glob(escape(text).replace(NODE, "*")))] or [Path(text)]
+    for path in seen:
+        if (path / MANIFEST_FILE).is_file():
+            return read_manifest(path)
+    raise UserError(
+        f"checkpoints.resume_checkpoint_path: {text}: expected the folder of a step, <run>/checkpoints/<step>"
+    )
+
+
+def _require_data(checkpoint: Path, manifest: Manifest, data: str) -> None:
+    if manifest.data != data:
         raise UserError(
-            f"checkpoints.resume_checkpoint_path: {path}: expected the folder of a step, <run>/checkpoints/<step>"
+            f"{checkpoint}: it was trained on other data: fingerprint {manifest.data[:12] or 'none'}, not {data[:12]}"
         )
-    return read_manifest(Path(path))
-
-
-def _agree_on(path: Path, step: int | None = None) -> str:
-    """Why a checkpoint is refused, the same on all ranks; empty for a sound one. `step`: of a run's own, its name."""
-    import torch.distributed as torch_dist
-
-    count = torch_dist.get_world_size()
-    found = _reason(verify_checkpoint_files(path, share=(torch_dist.get_rank(), count), step=step))
-    reasons = [found] * count
-    torch_dist.all_gather_object(reasons, found)
-    return next((reason for reason in reasons if reason), "")
 
 
 def _reason(problems: list[Problem]) -> str:

@@ -3,8 +3,9 @@
 from collections.abc import Collection, Sequence
 
 from launch.train.run_folder import RunFolder
+from launch.train.seen_checkpoint import problems_of_step
 from nanotron_recipes.schema.checkpoints import Checkpoints
-from parallel.checkpoint_files import REPLACED_SUFFIX, remove_folder, verify_checkpoint_files
+from parallel.checkpoint_files import REPLACED_SUFFIX, remove_folder
 
 
 def reasons_to_keep(good_steps: Sequence[int], policy: Checkpoints) -> dict[int, str]:
@@ -35,20 +36,15 @@ def prunable_steps(steps: Sequence[int], damaged: Collection[int], policy: Check
 def damaged_steps(folder: RunFolder, steps: Sequence[int], *, checksums: bool) -> set[int]:
     """The steps whose files are not as they were written (sizes only without `checksums`)."""
     return {
-        step
-        for step in steps
-        if any(
-            problem.spoils
-            for problem in verify_checkpoint_files(folder.checkpoints / str(step), checksums=checksums, step=step)
-        )
+        step for step in steps if any(problem.spoils for problem in problems_of_step(folder, step, checksums=checksums))
     }
 
 
 def delete_checkpoint(folder: RunFolder, step: int) -> None:
     """Delete a checkpoint; it loses its name first, so that no half of it is ever taken for one."""
-    path = folder.checkpoints / str(step)
-    nameless = path.with_name(path.name + REPLACED_SUFFIX)
-    if nameless.exists():
+    for path in folder.step_folders(step):
+        nameless = path.with_name(path.name + REPLACED_SUFFIX)
+        if nameless.exists():
+            remove_folder(nameless)
+        path.rename(nameless)
         remove_folder(nameless)
-    path.rename(nameless)
-    remove_folder(nameless)

@@ -6,6 +6,7 @@ import re
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
+from glob import escape, glob
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,9 @@ from nanotron_recipes.errors import UserError
 from nanotron_recipes.files import write_atomic
 from nanotron_recipes.recipe import Recipe
 from parallel.checkpoint_files import MANIFEST_FILE, STATE_FILE, STEP_NAME, is_count
+
+NODE = "{node}"
+"""Stands in `checkpoints.checkpoints_path` for the name of the node, where each has a folder of its own."""
 
 LATEST = "latest"
 LATEST_EXPORT = "latest-export"
@@ -58,13 +62,18 @@ class RunFolder:
     path: Path
     """`runs/<name>`."""
     checkpoints: Path
-    """Where `<step>/` folders lie: inside `path`, or in `<checkpoints_path>/<name>` where the recipe sets that key."""
+    """Where `<step>/` folders lie: inside `path`, or in `<checkpoints_path>/<name>` where the recipe sets that key.
+    Seen from no node in particular, `{node}` stands in it where the recipe has it."""
 
     @classmethod
-    def of(cls, runs_dir: Path, name: str, recipe: Recipe) -> "RunFolder":
-        """The folder of the run `name`; raises UserError when `name` cannot be a run's name."""
+    def of(cls, runs_dir: Path, name: str, recipe: Recipe, node: str | None = None) -> "RunFolder":
+        """The folder of the run `name`; raises UserError when `name` cannot be a run's name.
+
+        Args:
+            node: the node from which checkpoints are seen; None: as a person sees them, those of all nodes.
+        """
         path = runs_dir / checked_name(name)
-        elsewhere = recipe.checkpoints.checkpoints_path
+        elsewhere = on_node(recipe.checkpoints.checkpoints_path, node)
         return cls(path, Path(elsewhere) / name if elsewhere else path / "checkpoints")
 
     @property
@@ -130,9 +139,19 @@ class RunFolder:
 
     def steps(self) -> list[int]:
         """The steps with a checkpoint, ascending. A checkpoint takes its name, the step, when it is whole."""
-        if not self.checkpoints.is_dir():
-            return []
-        return sorted(int(entry.name) for entry in self.checkpoints.iterdir() if is_checkpoint(entry))
+        folders = [folder for folder in self.checkpoint_folders() if folder.is_dir()]
+        return sorted({int(entry.name) for folder in folders for entry in folder.iterdir() if is_checkpoint(entry)})
+
+    def checkpoint_folders(self) -> list[Path]:
+        """Where steps lie: one folder, or one for each node whose disk is seen from here."""
+        if NODE not in str(self.checkpoints):
+            return [self.checkpoints]
+        return [Path(found) for found in sorted(glob(escape(str(self.checkpoints)).replace(NODE, "*")))]
+
+    def step_folders(self, step: int) -> list[Path]:
+        """The folders with files of one step's checkpoint, as far as they are seen from here."""
+        found = [folder / str(step) for folder in self.checkpoint_folders()]
+        return [folder for folder in found if folder.is_dir()] or found[:1] or [self.checkpoints / str(step)]
 
     def completed_step(self) -> int | None:
         """The step that the run ended with, when it did everything it had to; None while it is unfinished.
@@ -178,6 +197,11 @@ class RunFolder:
     def reopen(self) -> None:
         """Take the mark of `mark_completed` away: a longer training goes on."""
         self._completed_file.unlink(missing_ok=True)
+
+
+def on_node(path: str | None, node: str | None) -> str | None:
+    """A path of a recipe as a node has it."""
+    return path if path is None or node is None else path.replace(NODE, node)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ import fcntl
 import json
 import os
 import secrets
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from pathlib import Path
 
 from launch.train import holder as holders
 from launch.train.holder import Holder
+from launch.train.streams import say
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.files import write_atomic
 
@@ -110,7 +110,7 @@ class RunLock:
                 self.renew()
             except RunIsTrained as error:
                 # At once, and without saving: the checkpoints are another's now.
-                print(f"error: {error}", file=sys.stderr, flush=True)
+                say(f"error: {error}", error=True)
                 os._exit(1)
             except (OSError, UserError):
                 continue  # a file system that answers no more may do so again

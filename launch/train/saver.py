@@ -1,8 +1,7 @@
 """When a run saves, what is told about it, and what is deleted afterwards."""
 
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -10,6 +9,8 @@ from launch.train.engine import TrainingEngine
 from launch.train.metrics import Event
 from launch.train.retention import damaged_steps, delete_checkpoint, prunable_steps
 from launch.train.run_folder import RunFolder
+from launch.train.streams import describe, say
+from parallel.checkpoint_disks import Disks
 from parallel.checkpoint_saver import CheckpointSaver, SaveOutcome
 from parallel.checkpoint_writer import CheckpointInfo, SaveFailed, remove_leftovers
 
@@ -29,6 +30,7 @@ class RunSaver:
         engine: TrainingEngine,
         files: Mapping[str, str],
         damaged: frozenset[int],
+        disks: Disks,
         clock: Clock = time.monotonic,
     ) -> None:
         self._folder = folder
@@ -38,9 +40,10 @@ class RunSaver:
         self._clock = clock
         self._policy = engine.recipe.checkpoints
         self._is_first = engine.context.rank == 0
-        if self._is_first:
+        self._prunes = disks.is_leader
+        if disks.is_leader:
             remove_leftovers(folder.checkpoints)
-        self._saver = CheckpointSaver(engine.built.buckets, engine.optimizer, engine.context)
+        self._saver = CheckpointSaver(engine.built.buckets, engine.optimizer, engine.context, disks)
         self._last_start = clock()
         self._last_outcome: SaveOutcome | None = None
 
@@ -56,9 +59,20 @@ class RunSaver:
             state={"step": step, **state},
             files=self._files,
             world=_world(self._engine),
+            copies=self._policy.copies,
         )
-        self._saver.start(info, (lambda: self._prune(step)) if self._is_first else None)
+        self._saver.start(info, (lambda: self._prune(step)) if self._prunes else None)
         self._last_start = self._clock()
+
+    def go_back(self, to: int, files: Mapping[str, str], refused: Collection[int]) -> None:
+        """Go on saving a run that went back to step `to`: no newer checkpoint is left.
+
+        Args:
+            files: as in the constructor, from now on.
+            refused: steps that were found to be damaged.
+        """
+        self._files = files
+        self.damaged = {step for step in self.damaged.union(refused) if step <= to}
 
     def reports(self) -> list[Event]:
         """A record of every save that has ended since the last call."""
@@ -79,7 +93,7 @@ class RunSaver:
             raise SaveFailed(f"the state after step {step} could not be saved: {outcome.error}")
 
     def _prune(self, step: int) -> None:
-        """Delete what the policy does not keep, of the steps up to the one just saved."""
+        """Delete from this rank's disk what the policy does not keep, of the steps up to the one just saved."""
         self.damaged.discard(step)
         try:
             steps = [other for other in self._folder.steps() if other <= step]
@@ -87,7 +101,7 @@ class RunSaver:
             for old in prunable_steps(steps, damaged, self._policy):
                 delete_checkpoint(self._folder, old)
         except OSError as error:  # the save itself is good
-            print(f"{self._folder.checkpoints}: an old checkpoint could not be deleted: {error}", file=sys.stderr)
+            say(f"an old checkpoint could not be deleted: {describe(error)}", error=True)
 
 
 def _world(engine: TrainingEngine) -> dict[str, int]:

@@ -1,8 +1,11 @@
 """What a person watches: one line with every number a trainer wants, and the tables of validation losses."""
 
+import dataclasses
 import math
+import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -11,8 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from launch.train.metrics import Event, StepRecord
+from launch.train.streams import silence
 
-_ETA_STEPS = 20
+_RECENT_STEPS = 20
+"""The remaining time, and on a terminal the speeds, are told from so many steps."""
 _WAIT_WORTH_SAYING = 0.5
 
 
@@ -25,34 +30,35 @@ class StepLine:
         """Show steps up to `train_steps`.
 
         In a log, a line is at least `every_steps` steps and `every_seconds` seconds of training after the one before;
-        the first step after a start and the last one always have a line.
+        the first step after a start and the last one always have a line. Speeds are means since the line before.
         """
         self.console = console or Console(soft_wrap=True)
         self._train_steps = train_steps
         self._every_steps = every_steps
         self._every_seconds = every_seconds
-        self._durations: deque[float] = deque(maxlen=_ETA_STEPS)
+        self._recent: deque[StepRecord] = deque(maxlen=_RECENT_STEPS)
         self._last: StepRecord | None = None
-        self._unshown_steps = 0
+        self._unshown: list[StepRecord] = []
         self._unshown_seconds = 0.0
         self._live: Live | None = None
+        self._is_heard = True
 
     def on_step(self, record: StepRecord) -> None:
         """Show a step."""
         is_first = self._last is None
         self._last = record
-        self._durations.append(record.step_seconds)
+        self._recent.append(record)
         if self.console.is_terminal:
-            self._show_live(record)
+            self._say(lambda: self._show_live(average(self._recent)))
             return
-        self._unshown_steps += 1
+        self._unshown.append(record)
         self._unshown_seconds += record.step_seconds
-        is_due = self._unshown_steps >= self._every_steps and self._unshown_seconds >= self._every_seconds
+        is_due = len(self._unshown) >= self._every_steps and self._unshown_seconds >= self._every_seconds
         if is_first or is_due or record.step == self._train_steps:
-            self._print_plain(record)
+            self._print_plain()
 
     def on_event(self, event: Event) -> None:
-        """Show validation losses, skipped steps and spikes; other events are for other callbacks."""
+        """Show validation losses, skipped steps, spikes and what follows; other events are for other callbacks."""
         if event["event"] == "validation" and event["validation_loss"]:
             losses = "  ".join(f"{source} {_number(loss)}" for source, loss in event["validation_loss"].items())
             self.print(f"step {event['step']}: validation loss (nats/token)  {losses}")
@@ -64,6 +70,8 @@ class StepLine:
         elif event["event"] == "spike":
             spike, median = _number(event["spike_loss"]), _number(event["median"])
             self.print(f"step {event['step']}: loss spike, {spike} where the median is {median}")
+        elif event["event"] == "rewind":
+            self._show_rewind(event)
 
     def _show_save(self, event: Event) -> None:
         """A save that went well is in the record only; what cost time or failed is said."""
@@ -73,18 +81,44 @@ class StepLine:
         if event["error"] is not None:
             self.print(f"step {step}: not saved: {event['error']}; training goes on, the next save is tried when due")
 
+    def _show_rewind(self, event: Event) -> None:
+        for step, reason in event["refused"].items():
+            self.print(f"checkpoint of step {step} refused: {reason}")
+        if event["to"] is None:
+            self.print(f"step {event['step']}: training goes on after the spike: {event['reason']}")
+            return
+        first, end = event["skipped"]
+        self.print(f"step {event['step']}: back to step {event['to']}; batches {first} to {end - 1} are skipped")
+
     def print(self, *what: object) -> None:
         """Print above the live line; everything that rank 0 says during training goes through here."""
         # A sample or a path may hold brackets, which rich would take for markup.
-        self.console.print(*what, markup=False, highlight=False)
+        self._say(lambda: self.console.print(*what, markup=False, highlight=False))
 
     def close(self) -> None:
         """Leave the last step on the screen."""
         if self._live is not None:
-            self._live.stop()
-            self._live = None
-        elif self._last is not None and self._unshown_steps:
-            self._print_plain(self._last)
+            self._say(self._end_live)
+        elif self._unshown:
+            self._print_plain()
+
+    def _say(self, show: Callable[[], None]) -> None:
+        """Show something where somebody looks: when the reader of a pipe has gone, the training goes on in silence."""
+        if not self._is_heard:
+            return
+        try:
+            show()
+        except (OSError, ValueError, SystemExit):  # rich ends the process when a pipe is closed
+            self._is_heard = False
+            with suppress(OSError, ValueError, SystemExit):
+                self._end_live()
+            silence(sys.stdout)
+
+    def _end_live(self) -> None:
+        """Stop to redraw the line; only then is stderr what it was before."""
+        if self._live is not None:
+            live, self._live = self._live, None
+            live.stop()
 
     def _show_live(self, record: StepRecord) -> None:
         line = Text(self._format(record), no_wrap=True, overflow="ellipsis")
@@ -94,14 +128,33 @@ class StepLine:
         else:
             self._live.update(line)
 
-    def _print_plain(self, record: StepRecord) -> None:
-        self.print(self._format(record))
-        self._unshown_steps = 0
+    def _print_plain(self) -> None:
+        self.print(self._format(average(self._unshown)))
+        self._unshown.clear()
         self._unshown_seconds = 0.0
 
     def _format(self, record: StepRecord) -> str:
-        left = (self._train_steps - record.step) * sum(self._durations) / len(self._durations)
-        return format_step(record, self._train_steps, left)
+        seconds = sum(recent.step_seconds for recent in self._recent) / len(self._recent)
+        return format_step(record, self._train_steps, (self._train_steps - record.step) * seconds)
+
+
+def average(records: Sequence[StepRecord]) -> StepRecord:
+    """The last of some records, with the speeds and times of a mean step: what a line tells of the steps it is for."""
+    last, seconds = records[-1], sum(record.step_seconds for record in records)
+    if seconds <= 0:
+        return last
+
+    def mean(values: Iterable[float]) -> float:
+        return sum(value * record.step_seconds for value, record in zip(values, records, strict=True)) / seconds
+
+    fractions = [record.mfu for record in records if record.mfu is not None]
+    return dataclasses.replace(
+        last,
+        tokens_per_second=mean(record.tokens_per_second for record in records),
+        mfu=mean(fractions) if len(fractions) == len(records) else None,
+        step_seconds=seconds / len(records),
+        data_wait_seconds=sum(record.data_wait_seconds for record in records) / len(records),
+    )
 
 
 def format_step(record: StepRecord, train_steps: int, seconds_left: float) -> str:
@@ -167,6 +220,12 @@ def validation_table(rows: Sequence[ValidationRow]) -> Table:
             _number(row.bigram_bits_per_byte, 3),
         )
     return table
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 replica`, `2 replicas`, `3 micro-batches`."""
+    plural = f"{noun}es" if noun.endswith("ch") else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else plural}"
 
 
 def format_bytes(count: int) -> str:

@@ -11,9 +11,14 @@ class TensorBoard:
 
     def __init__(self, folder: Path, first_step: int) -> None:
         """Write to `folder`; curves of an earlier start are cut from `first_step` on, which is trained again."""
+        self._folder = folder
+        self._open(first_step)
+
+    def _open(self, first_step: int) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=first_step if first_step > 1 else None, flush_secs=10)
+        purge = first_step if first_step > 1 else None
+        self._writer = SummaryWriter(str(self._folder), purge_step=purge, flush_secs=10)
 
     def on_step(self, record: StepRecord) -> None:
         """Write every number of a step under `train/`."""
@@ -21,8 +26,11 @@ class TensorBoard:
             self._writer.add_scalar(f"train/{name}", value, record.step)
 
     def on_event(self, event: Event) -> None:
-        """Write validation losses under `validation/`."""
-        if event["event"] == "validation":
+        """Write validation losses under `validation/`; where the run goes back, cut the curves."""
+        if event["event"] == "rewind" and event["to"] is not None:
+            self._writer.close()
+            self._open(event["to"] + 1)
+        elif event["event"] == "validation":
             for source, loss in event["validation_loss"].items():
                 if loss is not None:
                     self._writer.add_scalar(f"validation/{source}", loss, event["step"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 AXES = ("dp", "pp", "tp")
 
 
+_SIZE = re.compile("[1-9][0-9]{0,5}")
+
+
 @dataclass(frozen=True)
 class Grid:
     """A topology to train at."""
@@ -40,7 +44,7 @@ class Grid:
         sizes: dict[str, int] = {}
         for part in text.split(","):
             axis, _, size = (piece.strip() for piece in part.partition("="))
-            if axis not in AXES or axis in sizes or not size.isdecimal() or int(size) < 1:
+            if axis not in AXES or axis in sizes or not _SIZE.fullmatch(size):
                 raise UserError(f"--topology {text}: expected a list such as dp=2,pp=1,tp=2, each once")
             sizes[axis] = int(size)
         return cls(**sizes)

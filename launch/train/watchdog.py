@@ -2,13 +2,14 @@
 
 import faulthandler
 import os
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
+
+from launch.train.streams import say
 
 LONGEST_GRACE_SECONDS = 10.0
 """How long a rank that has written its stacks waits for the others to write theirs: when one ends, all are ended."""
@@ -74,10 +75,9 @@ class Watchdog:
                 os._exit(1)
 
     def _report(self, what: str) -> None:
-        print(
+        say(
             f"error: rank {self._rank}: {what} took more than {self._seconds:g} s (guards.step_timeout_seconds); "
             "this is where each thread stands:",
-            file=sys.stderr,
-            flush=True,
+            error=True,
         )
         faulthandler.dump_traceback()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from nanotron_recipes.schema.section import NoEffect, NonNegativeInt, PositiveFloat, PositiveInt, Section, null_means
+from nanotron_recipes.schema.section import NonNegativeInt, PositiveFloat, PositiveInt, Section, null_means
 
 
 class Checkpoints(Section):
@@ -19,10 +19,9 @@ class Checkpoints(Section):
     checkpoint_interval_minutes: PositiveFloat | None = None
     """Also write a checkpoint after so many minutes without one."""
 
-    checkpoints_path_is_shared_file_system: Annotated[
-        bool, null_means(False), NoEffect("all ranks write to one folder so far, which all nodes must see")
-    ] = False
-    """Whether all nodes see checkpoints_path."""
+    checkpoints_path_is_shared_file_system: Annotated[bool, null_means(False)] = False
+    """True: all nodes see checkpoints_path, and a launch where one does not is refused. False: it is found out which
+    nodes share a disk; each disk gets the parts of its ranks, and what a resume lacks is fetched from other nodes."""
 
     save_initial_state: Annotated[bool, null_means(False)] = False
     """Also write the untrained state, as step 0."""
@@ -48,8 +47,9 @@ class Checkpoints(Section):
     keep_every: PositiveInt | None = None
     """Never delete a checkpoint whose step is a multiple of this."""
 
-    copies: Annotated[PositiveInt, NoEffect("there is one copy so far")] = 1
-    """Nodes that hold each part of a checkpoint, where the path is node-local."""
+    copies: PositiveInt = 1
+    """Disks that each part of a checkpoint is written to, where nodes have disks of their own: with 2, losing one node
+    costs no checkpoint."""
 
 
 class S3Upload(Section):

@@ -1,4 +1,4 @@
-"""Sections `data_stages`, `tokenizer` and `corpus`: what the model reads, and where that comes from."""
+"""Sections `data_stages`, `data_skipped_ranges`, `tokenizer`, `corpus`: what the model reads, and where it is from."""
 
 from __future__ import annotations
 
@@ -85,7 +85,8 @@ class DataStage(Section):
     """Name in the records of the run."""
 
     start_training_step: PositiveInt
-    """First step that reads this mixture; 1 for the first stage, then rising."""
+    """First step that reads this mixture; 1 for the first stage, then rising. It belongs to the batch of that number:
+    batches that are skipped before it (data_skipped_ranges) bring the stage forward by as many steps."""
 
     data: StageData
     """The mixture."""
@@ -93,6 +94,21 @@ class DataStage(Section):
     sequence_length: PositiveInt | None = None
     """Tokens of a sequence in this stage, as in later nanotron; the batch stays the same number of sequences. Null:
     tokens.sequence_length."""
+
+
+class SkippedRange(Section):
+    """An entry of `data_skipped_ranges`: batches that no step reads. A batch's number is the step that would read it if
+    nothing were skipped."""
+
+    first: PositiveInt
+    """The first skipped batch."""
+
+    end: PositiveInt
+    """The batch after the last skipped one."""
+
+    spike_step: PositiveInt | None = None
+    """The step whose loss made the run go back, where the run wrote the entry (guards.rewind_after_spike); null in
+    entries of yours."""
 
 
 class TrainTokenizer(Section):

@@ -32,10 +32,9 @@ class General(Section):
     ignore_sanity_checks: Annotated[bool, NoEffect("checks that cost time have settings of their own")] = True
     """nanotron's switch for its comparison of replicas during training."""
 
-    deterministic: Annotated[
-        bool, NoEffect("deterministic CUDA kernels are not available yet; a CPU run always is")
-    ] = False
-    """Use only kernels that give the same bits on every run on a GPU, at some cost in speed."""
+    deterministic: bool = False
+    """Take only kernels that add in a fixed order: on GPUs of one kind and at one topology every run then has the same
+    bits, at some cost in speed. On a CPU every run has them in any case."""
 
     purpose: str = ""
     """One line that says what the recipe is for; `list` shows it."""

@@ -17,8 +17,22 @@ class Guards(Section):
     written its stacks to its log. At 600 a collective gives up by itself, without stacks. Null: no such limit."""
 
     loss_spike_window: NonNegativeInt = 64
-    """Steps that a loss is compared with: a spike is recorded, nothing is done about it. 0: never."""
+    """Steps that a loss is compared with: a spike is recorded. 0: never."""
 
     loss_spike_threshold: PositiveFloat = 8.0
     """How far above the window's median a loss is a spike, in standard deviations as its median absolute deviation
     gives them (1.4826 · MAD), each at least 0.5 % of the median."""
+
+    rewind_after_spike: bool = False
+    """After a loss spike go back to a checkpoint from before it and train on without the batches around it (PaLM,
+    arXiv:2204.02311, section 5.1). They are appended to data_skipped_ranges of the run's recipe."""
+
+    rewind_skip_before: NonNegativeInt = 100
+    """Batches that are skipped before the spike's. The run goes back to the newest checkpoint that has read none of
+    them; where there is none, to the newest from before the spike, and skips only what was read after that."""
+
+    rewind_skip_after: PositiveInt = 100
+    """Batches that are skipped from the spike's own on."""
+
+    max_rewinds: NonNegativeInt = 10
+    """How often a run goes back; later spikes are only recorded."""

@@ -1,13 +1,15 @@
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from small_data import random_documents, recipe_with, train_tokens, write_source
+from small_data import random_documents, recipe_with, write_source
+from tokenizers import Tokenizer, models
 
 from data.batch import StepBatch
-from data.coverage import coverage
 from data.plan import DataPlan
+from data.repetition import repetition_notes
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.recipe import Recipe
 
@@ -33,7 +35,7 @@ def folders(tmp_path: Path) -> list[str]:
     return [str(tmp_path / name) for name in names]
 
 
-def three_stages(folders: list[str], **changes: int) -> Recipe:
+def three_stages(folders: list[str], **changes: Any) -> Recipe:
     one, two, three = folders
     stages = [
         (1, {one: 0.5, two: 0.5}),
@@ -130,15 +132,43 @@ def test_a_stage_has_the_shares_of_its_weights(folders: list[str]) -> None:
     assert global_batch(plan, 11)[0].stage == "stage 1"
 
 
-def test_coverage_counts_what_is_read(folders: list[str]) -> None:
-    recipe = three_stages(folders, train_steps=25)
-    plan = DataPlan.from_recipe(recipe)
+SKIPPED = [{"first": 4, "end": 7}, {"first": 6, "end": 9}, {"first": 15, "end": 20}]
+
+
+def test_where_batches_are_skipped_the_others_are_what_they_were(folders: list[str]) -> None:
+    """A skipped stretch may reach over a stage's border: samples, names and stages belong to the batch."""
+    plan = DataPlan.from_recipe(three_stages(folders))
+    skipping = DataPlan.from_recipe(three_stages(folders, data_skipped_ranges=SKIPPED))
+    read = [1, 2, 3, 9, 10, 11, 12, 13, 14, 20, 21, 22]
+    assert skipping.fingerprint == plan.fingerprint
+    for step, batch in enumerate(read, 1):
+        assert digest(global_batch(skipping, step, 3, 2)) == digest(global_batch(plan, batch, 3, 2))
+        assert skipping.source_names(step) == plan.source_names(batch)
+        assert global_batch(skipping, step)[0].stage == global_batch(plan, batch)[0].stage
+
+
+@pytest.mark.parametrize(("skipped", "last"), [([], 25), (SKIPPED, 35)])
+def test_coverage_counts_what_is_read(skipped: list[dict[str, int]], last: int, folders: list[str]) -> None:
+    plan = DataPlan.from_recipe(three_stages(folders, train_steps=25, data_skipped_ranges=skipped))
     read = windows_read(plan, range(1, 26))
-    lines = coverage(recipe, train_tokens(plan))
+    passed = windows_read(DataPlan.from_recipe(three_stages(folders)), range(1, last + 1))
+    lines = plan.coverage()
     for name in folders:
         mine = [line for line in lines if line.source == name]
         assert sum(line.samples for line in mine) == len(read[name])
-        assert mine[-1].epochs == pytest.approx(len(read[name]) / plan.sources[name].blocks_per_epoch)
+        assert mine[-1].epochs == pytest.approx(len(passed[name]) / plan.sources[name].blocks_per_epoch)
+
+
+def test_sources_that_are_read_many_times_over_are_named(folders: list[str]) -> None:
+    assert repetition_notes(DataPlan.from_recipe(three_stages(folders, train_steps=60))) == []
+    plan = DataPlan.from_recipe(three_stages(folders, train_steps=100))
+    epochs = {line.source: line.epochs for line in plan.coverage()}
+    assert max(epochs.values()) > 4 > min(epochs.values())
+    notes = repetition_notes(plan)
+    assert {note.split(":")[0] for note in notes} == {name for name, times in epochs.items() if times > 4}
+    assert any(
+        f"its 700 training tokens are read {max(epochs.values()):.1f} times over in 100" in note for note in notes
+    )
 
 
 @pytest.mark.parametrize("dp", [1, 2, 5])
@@ -183,7 +213,7 @@ def test_a_sequence_longer_than_the_source_is_refused(folders: list[str]) -> Non
 def test_shards_of_another_tokenizer_are_refused(folders: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "tokenizer"
     folder.mkdir()
-    (folder / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}, "added_tokens": []}')
+    Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text('{"eos_token": "a"}')
     recipe = recipe_with([(1, {folders[0]: 1.0})], vocab_size=6000, tokenizer={"tokenizer_name_or_path": str(folder)})
     with pytest.raises(UserError, match="not made with the tokenizer in"):

@@ -1,3 +1,4 @@
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from data.manifest import Split, read_manifest
 from data.shards import ShardReader
 from nanotron_recipes.errors import UserError
 
-FILES = st.lists(st.lists(st.integers(1, 9), max_size=6), min_size=1, max_size=4)
+FILES = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=6), min_size=1, max_size=4)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -90,6 +91,56 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         ShardReader(tmp_path / "source", manifest.train, manifest.dtype)
 
 
+def test_a_folder_or_a_forbidden_file_in_the_place_of_a_shard_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = write_source(tmp_path / "source", [random_documents(1, 20, 30)])
+    path = tmp_path / "source" / "00000.ds"
+
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refused)
+        with pytest.raises(UserError, match=r"00000\.ds: cannot be read: Permission denied"):
+            ShardReader(tmp_path / "source", manifest.train, manifest.dtype)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match=r"00000\.ds: (\d+ bytes found|cannot be read: Is a directory)"):
+        ShardReader(tmp_path / "source", manifest.train, manifest.dtype)
+
+
+def test_a_token_beyond_the_vocabulary_is_named_with_its_file_and_place(tmp_path: Path) -> None:
+    files = [[[1, 2, 3]], [[4, 5], [6, 999, 8]]]
+    manifest = write_source(tmp_path, files)
+    reader = ShardReader(tmp_path, manifest.train, manifest.dtype, vocab_size=100)
+    assert reader.windows(np.array([0, 3]), 3)[0].tolist() == [[1, 2, 3], [4, 5, 6]]
+    with pytest.raises(UserError, match=r"00001\.ds: token 999 at position 3, but the vocabulary has 100 entries"):
+        reader.windows(np.array([0, 4]), 4)
+
+
+def test_document_ends_that_do_not_rise_are_found_where_they_are_read(tmp_path: Path) -> None:
+    manifest = write_source(tmp_path, [[[1] * 4 for _ in range(20)]])
+    index = tmp_path / "00000.ds.index"
+    ends = np.fromfile(index, dtype=np.uint64)
+    for damage in (ends[[0, 1, 2, 3, 4, 6, 5, *range(7, 20)]], np.where(ends == 24, 20, ends)):
+        index.write_bytes(damage.astype(np.uint64).tobytes())
+        reader = ShardReader(tmp_path, manifest.train, manifest.dtype)
+        assert reader.windows(np.array([40]), 30)[1].sum() == 8
+        with pytest.raises(UserError, match=r"00000\.ds\.index: document ends after token 10 do not rise"):
+            reader.windows(np.array([10]), 30)
+
+
+def test_counts_that_no_window_can_have_are_found(tmp_path: Path) -> None:
+    manifest = write_source(tmp_path, [[[1] * 4 for _ in range(20)]])
+    index = tmp_path / "00000.ds.index"
+    ends = np.fromfile(index, dtype=np.uint64)
+    index.write_bytes(np.where(ends < 72, 5, ends).astype(np.uint64).tobytes())
+    reader = ShardReader(tmp_path, manifest.train, manifest.dtype)
+    with pytest.raises(UserError, match=r"00000\.ds\.index: document ends after token 0 do not rise"):
+        reader.valid_targets(np.array([0]), 9)
+
+
 def test_a_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:
     manifest = write_source(tmp_path / "source", [random_documents(1, 20, 30)])
     assert read_manifest(tmp_path / "source") == manifest
@@ -100,6 +151,34 @@ def test_the_fingerprint_follows_the_content_and_not_the_place(tmp_path: Path) -
     second = write_source(tmp_path / "b", [random_documents(1, 20, 30)])
     other = write_source(tmp_path / "c", [random_documents(2, 20, 30)])
     assert first.fingerprint == second.fingerprint != other.fingerprint
+    (file,) = first.train.files
+    for changes in ({"tokens": file.tokens + 1, "size": file.size + 2}, {"documents": 19}, {"index_sha256": "1"}):
+        train = Split(files=(file.model_copy(update=changes),))
+        assert first.model_copy(update={"train": train}).fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"tokens": 3', '"tokens": 4', r"the file: 00000\.ds: 6 bytes cannot be 4 tokens of uint16 in 2 documents"),
+        ('"documents": 2', '"documents": 4', r"cannot be 3 tokens of uint16 in 4 documents"),
+        ('"tokens": 3', '"tokens": 0', r"train\.files\.0\.tokens: Input should be greater than or equal to 1"),
+        ('"tokens": 3', '"tokens": -3', "greater than or equal to 1"),
+        ('"tokens": 3', '"tokens": "x"', r"train\.files\.0\.tokens: Input should be a valid integer"),
+        ('"00000.ds"', '"../00000.ds"', r"train\.files\.0\.name: expected a file inside the source's folder"),
+        ('"00000.ds"', '"/00000.ds"', "expected a file inside"),
+        ('"uint16"', '"uint32"', "6 bytes cannot be 3 tokens of uint32"),
+        ('"uint16"', '"float"', "dtype: Input should be"),
+        ("{", "\udcff", "the file: "),
+    ],
+)
+def test_a_manifest_that_contradicts_itself_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    write_source(tmp_path, [[[1, 2], [3]]])
+    path = tmp_path / "manifest.json"
+    changed = path.read_text().replace(old, new, 1)
+    path.write_bytes(changed.encode(errors="surrogateescape"))
+    with pytest.raises(UserError, match=message):
+        read_manifest(tmp_path)
 
 
 @pytest.mark.parametrize(

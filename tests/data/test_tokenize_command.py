@@ -1,6 +1,12 @@
+import contextlib
 import gzip
+import shlex
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import typer
 from small_data import corpus_recipe, write_jsonl
@@ -26,10 +32,12 @@ def recipe_file(folder: Path) -> Path:
 
 def test_the_command_makes_the_shards_and_says_what_is_next(tmp_path: Path) -> None:
     path = recipe_file(tmp_path)
-    arguments = [str(path), "--set", f"corpus.path={tmp_path / 'elsewhere'}", "--workers", "1"]
-    result = CliRunner().invoke(APP, arguments, catch_exceptions=False)
+    changes = ["--set", f"corpus.path={tmp_path / 'elsewhere'}", "--set", "general.purpose=my own text"]
+    result = CliRunner().invoke(APP, [str(path), *changes, "--workers", "1"], catch_exceptions=False)
     assert result.exit_code == 0
-    assert result.output.strip().endswith(f"next: nanotron-recipes pretrain {path}")
+    label, program, *arguments = shlex.split(result.output.strip().splitlines()[-1])
+    assert label == "next:" and Path(program).name == "nanotron-recipes"
+    assert arguments == ["pretrain", str(path), *changes], "the same data are the ones that it reads"
     assert read_manifest(tmp_path / "elsewhere" / "words").train.documents > 40
 
 
@@ -44,7 +52,7 @@ def damaged_gzip(folder: Path) -> Path:
 def test_a_damaged_file_is_named_although_a_worker_finds_it(tmp_path: Path) -> None:
     recipe, damaged = recipe_file(tmp_path), damaged_gzip(tmp_path)
     with pytest.raises(UserError, match=rf"{damaged.name}: damaged or not a jsonl file"):
-        CliRunner().invoke(APP, [str(recipe), "--workers", "1"], catch_exceptions=False)
+        CliRunner().invoke(APP, [str(recipe), "--workers", "2"], catch_exceptions=False)
     assert not (tmp_path / "corpus" / "words").exists()
 
 
@@ -61,3 +69,30 @@ def test_a_recipe_without_corpus_is_a_users_mistake(tmp_path: Path) -> None:
     arguments = [str(path), "--set", "corpus=null", "--set", "tokenizer.train=null"]
     with pytest.raises(UserError, match="corpus: missing; there is nothing to tokenize"):
         CliRunner().invoke(APP, arguments, catch_exceptions=False)
+
+
+def test_a_worker_that_the_system_kills_ends_the_command_instead_of_holding_it(tmp_path: Path) -> None:
+    sources = [{"name": "sums", "reader": "arithmetic", "documents": 100_000}]
+    path = tmp_path / "mine.yaml"
+    path.write_text(dump_yaml(corpus_recipe(tmp_path / "corpus", sources)))
+    command = [sys.executable, "-P", "-c", "from launch.cli.main import main; main()"]
+    process = psutil.Popen(
+        [*command, "tokenize", str(path), "--workers", "2"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 60
+    while len(working := _with_open_shard(process)) == 0:
+        assert process.poll() is None and time.monotonic() < deadline, "it ended before a worker could be killed"
+        time.sleep(0.02)
+    working[0].kill()
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert b"a worker was killed, as happens where memory is short: fewer --workers need less" in said
+
+
+def _with_open_shard(process: psutil.Process) -> list[psutil.Process]:
+    found = []
+    for child in process.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if any(file.path.endswith(".ds") for file in child.open_files()):
+                found.append(child)
+    return found

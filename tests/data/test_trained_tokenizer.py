@@ -1,3 +1,4 @@
+import json
 import time
 from pathlib import Path
 
@@ -77,12 +78,65 @@ def test_a_vocabulary_without_room_for_the_bytes_is_refused(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("config", "message"),
-    [('{"eos_token": "</s>"}', "eos_token: '</s>'"), ("{", "not a tokenizer in Hugging Face form")],
+    [
+        (
+            b'{"eos_token": "</s>"}',
+            r"tokenizer_config\.json: eos_token: '</s>': expected one of the tokenizer's tokens",
+        ),
+        (b'{"eos_token": ["a"]}', r"eos_token: \['a'\]: expected one of"),
+        (b'{"eos_token": {"content": {}}}', r"eos_token: \{\}: expected one of"),
+        (b"{}", "eos_token: null: expected one of"),
+        (b"{", r"tokenizer_config\.json: expected a JSON object with an eos_token"),
+        (b"[]", "expected a JSON object"),
+        (b"", "expected a JSON object"),
+        (b"\xff\xfe\0", "expected a JSON object"),
+        (b"[" * 100_000, "expected a JSON object"),
+        (None, r"tokenizer_config\.json: cannot be read: No such file"),
+    ],
 )
 def test_a_tokenizer_without_end_of_document_is_refused(
-    trained: TokenizerInfo, tmp_path: Path, config: str, message: str
+    trained: TokenizerInfo, tmp_path: Path, config: bytes | None, message: str
 ) -> None:
     (tmp_path / "tokenizer.json").write_bytes(trained.file.read_bytes())
-    (tmp_path / "tokenizer_config.json").write_text(config)
+    if config is not None:
+        (tmp_path / "tokenizer_config.json").write_bytes(config)
     with pytest.raises(UserError, match=message):
+        read_tokenizer(tmp_path)
+
+
+def damages(whole: bytes) -> dict[str, bytes]:
+    """Ways in which a tokenizer.json can be wrong."""
+    content = json.loads(whole)
+    return {
+        "empty": b"",
+        "binary": b"\x93NUMPY\0\xff" * 100,
+        "cut off": whole[:-100],
+        "a list": b"[]",
+        "nothing in it": b"{}",
+        "nested": b"[" * 100_000,
+        "no vocabulary": json.dumps(content | {"model": {"type": "BPE", "merges": []}}).encode(),
+        "a vocabulary that is a list": json.dumps(content | {"model": content["model"] | {"vocab": [1]}}).encode(),
+        "ids that are text": json.dumps(content | {"model": content["model"] | {"vocab": {"a": "b"}}}).encode(),
+        "merges of other tokens": json.dumps(content | {"model": content["model"] | {"merges": ["x y"]}}).encode(),
+        "added tokens without ids": json.dumps(content | {"added_tokens": [{"content": "a"}]}).encode(),
+    }
+
+
+def test_a_damaged_tokenizer_is_refused_in_one_line(trained: TokenizerInfo, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_bytes((trained.folder / "tokenizer_config.json").read_bytes())
+    for damage, content in damages(trained.file.read_bytes()).items():
+        (tmp_path / "tokenizer.json").write_bytes(content)
+        with pytest.raises(UserError, match=r"tokenizer\.json: not a tokenizer that the tokenizers library") as caught:
+            read_tokenizer(tmp_path)
+        assert "\n" not in str(caught.value), damage
+
+
+def test_folders_in_the_place_of_a_tokenizers_files_are_refused(trained: TokenizerInfo, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").mkdir()
+    with pytest.raises(UserError, match=r"no folder with a tokenizer\.json"):
+        read_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").rmdir()
+    (tmp_path / "tokenizer.json").write_bytes(trained.file.read_bytes())
+    (tmp_path / "tokenizer_config.json").mkdir()
+    with pytest.raises(UserError, match=r"tokenizer_config\.json: cannot be read: Is a directory"):
         read_tokenizer(tmp_path)

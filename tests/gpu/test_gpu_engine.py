@@ -1,6 +1,8 @@
 """The engine on one GPU: the same training as on the CPU."""
 
+import multiprocessing
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +12,9 @@ import torch
 from launch.train.engine import TrainingEngine
 from launch.train.parity import Tolerances, TopologyResult, disagreements, run_topologies, start_engine
 from launch.train.synthetic import synthetic_batch
+from nanotron_recipes.machine import CUBLAS_WORKSPACE, CUBLAS_WORKSPACE_VARIABLE
 from nanotron_recipes.schedule import learning_rate_at
+from parallel.determinism import deterministic_kernels
 from parallel.rank_pool import RankPool, free_port, torchrun_environment
 
 pytestmark = pytest.mark.gpu
@@ -100,3 +104,45 @@ def test_a_skipped_update_leaves_everything_alone_and_the_host_never_waits(
             torch.cuda.set_sync_debug_mode("default")
         assert all(torch.equal(part, old) for part, old in zip(touched, before, strict=True))
         assert engine.optimizer.num_updates() == 1
+
+
+def train_deterministically(recipe: dict[str, Any], device: torch.device) -> tuple[list[float], list[torch.Tensor]]:
+    """In a process of its own: cuBLAS reads its variable once. The losses, and all weights at the end."""
+    with deterministic_kernels(True, device):
+        engine = start_engine(recipe, device=device)
+        losses = [
+            engine.train_step(
+                synthetic_batch(engine.recipe, engine.topology, step, 0), learning_rate_at(engine.recipe, step)
+            ).loss
+            for step in range(1, NUM_STEPS + 1)
+        ]
+        weights = [bucket.parameters.cpu().clone() for bucket in engine.built.buckets]
+        engine.context.destroy()
+    return losses, weights
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "flash_attention_2"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_two_deterministic_runs_have_the_same_bits(
+    dtype: str, attention: str, small_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a width at which kernels split their sums over blocks; at the small recipe's own they hardly do."""
+    small_recipe["general"]["deterministic"] = True
+    small_recipe["model"]["dtype"] = dtype
+    small_recipe["model"]["model_config"] |= {
+        "hidden_size": 512,
+        "intermediate_size": 1024,
+        "num_attention_heads": 8,
+        "_attn_implementation": attention,
+        "max_position_embeddings": 1024,
+    }
+    small_recipe["tokens"] |= {"sequence_length": 1024, "global_batch_size": 4, "micro_batch_size": 2}
+    monkeypatch.setenv(CUBLAS_WORKSPACE_VARIABLE, CUBLAS_WORKSPACE)
+    runs = []
+    for _ in range(2):
+        for name, value in torchrun_environment(0, 1, free_port()).items():
+            monkeypatch.setenv(name, value)
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+            runs.append(process.submit(train_deterministically, small_recipe, torch.device("cuda", 0)).result())
+    assert runs[0][0] == runs[1][0]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(runs[0][1], runs[1][1], strict=True))

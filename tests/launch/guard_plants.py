@@ -1,11 +1,14 @@
 """Faults to plant in a training engine, to show what the guards do about them; importable by the ranks of the pool."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as torch_dist
 
+from data.batch import StepBatch
+from data.plan import DataPlan
 from launch.train.engine import TrainingEngine
 from parallel.buckets import Bucket
 
@@ -85,3 +88,20 @@ def left_out_collective(engine: TrainingEngine) -> None:
     if engine.context.rank == 1:
         zeros = torch.zeros(3, dtype=torch.float64)
         _in_steps(engine, (3,), engine, "_sum_over_world", lambda *arguments: zeros)
+
+
+def bad_batch(number: int) -> Callable[..., StepBatch]:
+    """A `DataPlan.step` whose batch of this number, whichever step reads it, has targets that nobody can predict."""
+    sound = DataPlan.step
+
+    def step_with_bad_batch(plan: DataPlan, step: int, **keywords: int) -> StepBatch:
+        batch = sound(plan, step, **keywords)
+        if plan._skipped.batch_of(step) != number:
+            return batch
+        bad = [
+            dataclasses.replace(part, target_ids=(7 * part.target_ids + 3 * part.input_ids + 1) % 320)
+            for part in batch.micro_batches
+        ]
+        return dataclasses.replace(batch, micro_batches=bad)
+
+    return step_with_bad_batch

@@ -9,8 +9,10 @@ import pytest
 
 from data.manifest import Manifest, ShardFile, Split, write_manifest
 from launch.cli.checkpoint_argument import choose_checkpoint
+from launch.cli.checkpoints import checkpoints
 from launch.cli.export import export
 from launch.cli.import_hf import import_folder
+from launch.cli.next_line import tool
 from launch.evaluate.card_facts import facts_of_run
 from launch.evaluate.verification import LOGIT_TOLERANCE, verification_tokens, verify_checkpoint
 from launch.train.run_folder import RunFolder, RunHeader, point_latest
@@ -128,6 +130,21 @@ def test_the_card_reports_the_records_of_its_own_step(tmp_path: Path) -> None:
     assert "390" not in render_card(replace(facts, arithmetic=None))
 
 
+@pytest.mark.parametrize(
+    "junk", [3, None, [1], "x", {}, {"prose": "x"}, {"prose": [1]}, {"correct": 0, "total": 0}, {"total": 4}]
+)
+def test_records_that_are_no_figures_are_left_out_of_the_card(junk: object, tmp_path: Path) -> None:
+    run = begun_run(tmp_path / "runs", "tiny-1", (1100,))
+    events = [
+        {"event": "validation", "step": 1100, "validation_loss": junk},
+        {"event": "evaluation", "step": 1100, "bigram_bits_per_byte": junk, "arithmetic": junk},
+    ]
+    run.metrics_file.write_text("".join(json.dumps(event) + "\n" for event in events))
+    facts = facts_of_run(run, load_recipe(str(run.recipe_file)).recipe, 1100)
+    assert facts.arithmetic is None and "prose" not in {fact.source for fact in facts.validation}
+    assert "## How to load it" in render_card(facts)
+
+
 def test_verification_reads_real_text(tmp_path: Path) -> None:
     tokens = verification_tokens(tmp_path, vocab_size=256)
     assert tokens.shape == (2, 64)
@@ -173,7 +190,7 @@ def test_import_then_export_gives_the_folder_back(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("SmolLM3ForCausalLM of ")
     assert any(line.startswith("verified: logits differ by at most") for line in lines)
-    assert lines[-1].startswith("next: python -c")
+    assert lines[-1].startswith(f"next: {tool('python')} -c ")
     for name in ("model.safetensors", "tokenizer.json", "config.json"):
         before, after = (hf_dir / name), (tmp_path / "again" / name)
         if name == "model.safetensors":
@@ -216,3 +233,16 @@ def test_an_import_into_a_folder_that_is_not_empty_is_refused(hf_dir: Path, tmp_
     with pytest.raises(UserError, match="not empty"):
         import_folder(hf_dir, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_links_in_a_circle_are_refused_as_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    begun_run(tmp_path / "runs", "tiny-1", (3,))
+    for link in (tmp_path / "loop", tmp_path / "runs" / "loop"):
+        link.symlink_to(link.name)
+    with pytest.raises(UserError, match="loop: is not a folder"):
+        export("tiny-1", Path("loop"))
+    with pytest.raises(UserError, match="loop: no such folder, and no such run"):
+        export("loop", Path("out"))
+    with pytest.raises(UserError, match="loop: no such run"):
+        checkpoints("list", "loop")

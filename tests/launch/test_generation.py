@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +101,23 @@ def test_a_sample_is_written_for_every_kind_of_prompt(learnt_by_heart: Path) -> 
     samples = generate_samples(Generator(learnt_by_heart), {"sum": "Compute 9-2?", "other": "What"}, max_new_tokens=24)
     assert [sample.kind for sample in samples] == ["sum", "other"]
     assert r"\boxed{7}" in samples[0].text
+
+
+def test_nothing_is_written_beyond_the_models_longest_sequence(
+    learnt_by_heart: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    short = tmp_path / "short"
+    shutil.copytree(learnt_by_heart, short)
+    config = json.loads((short / "config.json").read_text()) | {"max_position_embeddings": 20}
+    (short / "config.json").write_text(json.dumps(config))
+    generator = Generator(short)
+    first, second, third = generator.continue_texts(
+        ["Compute 47+86?\n", "C", "C" * 30], max_new_tokens=48, batch_size=1
+    )
+    assert (len(first), len(second), third) == (5, 19, "")
+    whole = Generator(learnt_by_heart).continue_texts(["Compute 47+86?\n"], max_new_tokens=48)
+    assert whole[0].startswith(first)
+    assert "maximum length" not in caplog.text + capfd.readouterr().err
 
 
 def test_the_first_box_is_the_answer() -> None:

@@ -46,6 +46,16 @@ class Launch:
             assert self.process.poll() is None and time.monotonic() < end
             time.sleep(0.02)
 
+    def read_line(self) -> str:
+        """Wait for a line of stdout."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline()
+
+    def processes(self) -> tuple[psutil.Process, list[psutil.Process]]:
+        """The process that starts the ranks, and the ranks."""
+        (agent,) = psutil.Process(self.process.pid).children()
+        return agent, agent.children()
+
     def end(self) -> tuple[int, str, str]:
         out, err = self.process.communicate(timeout=60)
         return self.process.returncode, out, err
@@ -120,6 +130,20 @@ def test_a_users_mistake_ends_with_2_and_its_own_line_only(launcher: Launcher) -
     assert launch.end() == (2, "", "tokens: too few\n")
 
 
+def test_a_mistake_that_one_rank_alone_has_found_is_shown(launcher: Launcher) -> None:
+    launch = launcher(
+        2,
+        """
+        import time
+        if rank == 1:
+            print("error: shards: no such folder", file=sys.stderr)
+            sys.exit(2)
+        time.sleep(60)
+        """,
+    )
+    assert launch.end() == (2, "", "error: shards: no such folder (rank 1 on this machine)\n")
+
+
 def test_the_log_of_a_rank_that_failed_is_shown(launcher: Launcher) -> None:
     code, out, err = launcher(2, "import time; assert rank == 0, 'rank 1 is unwell'; time.sleep(60)").end()
     assert (code, out) == (1, "")
@@ -149,6 +173,10 @@ pathlib.Path(f"saved-{rank}-after-{len(asked)}").touch()
     launch.wait_for("ready-0", "ready-1")
     launch.process.send_signal(number)
     launch.process.send_signal(number)  # as when a terminal and `make` both send it
+    said = launch.read_line()
+    assert not list(tmp_path.glob("saved-*")), "it is said at once"
+    assert said.startswith(f"Stopping ({number.name}): the state after the step at hand is saved.")
+    assert ("Ctrl-C again" in said) == (number == signal.SIGINT)
     assert launch.end() == (0, "", "")
     assert (tmp_path / "saved-0-after-1").exists() and (tmp_path / "saved-1-after-1").exists()
 
@@ -162,6 +190,62 @@ def test_a_second_ctrl_c_ends_ranks_that_do_not(launcher: Launcher) -> None:
     launch.process.send_signal(signal.SIGINT)
     code, _, err = launch.end()
     assert code == 1 and "Ended at once" in err
+
+
+SAVE_WHEN_ORPHANED = (
+    LISTEN
+    + """
+from launch.cluster.parent_death import signal_when_parent_ends
+signal_when_parent_ends(signal.SIGTERM, os.getppid())
+pathlib.Path(f"bound-{rank}").touch()
+while not asked:
+    time.sleep(0.02)
+time.sleep(0.5)
+pathlib.Path(f"saved-{rank}").touch()
+"""
+)
+"""What `launch.train` does under our launcher."""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
+@pytest.mark.parametrize("victim", ["launcher", "agent"])
+def test_when_the_processes_above_are_killed_the_ranks_save_and_end(
+    victim: str, launcher: Launcher, tmp_path: Path
+) -> None:
+    launch = launcher(2, SAVE_WHEN_ORPHANED)
+    launch.wait_for("bound-0", "bound-1")
+    agent, ranks = launch.processes()
+    if victim == "agent":
+        agent.kill()
+        code, out, err = launch.end()
+        assert (code, out) == (1, "")
+        assert err.startswith(f"Training failed: process {agent.pid}, which started the ranks, was ended by SIGKILL; ")
+    else:
+        launch.process.kill()
+        launch.process.wait()
+    gone, alive = psutil.wait_procs([agent, *ranks], timeout=30)
+    assert len(gone) == 3 and not alive
+    assert (tmp_path / "saved-0").exists() and (tmp_path / "saved-1").exists()
+    launch.process.communicate()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
+def test_a_parent_that_is_gone_already_is_noticed() -> None:
+    program = (
+        "import signal; from launch.cluster.parent_death import signal_when_parent_ends as ask; ask(signal.SIGTERM, 1)"
+    )
+    assert subprocess.run([sys.executable, "-c", program]).returncode == -signal.SIGTERM
+
+
+def test_a_reader_that_goes_away_ends_no_launch(launcher: Launcher, tmp_path: Path) -> None:
+    launch = launcher(1, LISTEN + "\nwhile not asked: time.sleep(0.02)\npathlib.Path('saved-0').touch()\n")
+    launch.wait_for("ready-0")
+    assert launch.process.stdout is not None
+    launch.process.stdout.close()
+    launch.process.send_signal(signal.SIGINT)
+    assert launch.process.wait(60) == 0
+    assert (tmp_path / "saved-0").exists()
+    launch.process.stdout = None
 
 
 def test_a_stop_before_there_are_ranks_ends_quietly(launcher: Launcher) -> None:
@@ -179,6 +263,9 @@ def test_what_the_user_set_wins() -> None:
     assert "OMP_NUM_THREADS" not in rank_environment({}, 2, None)
     assert rank_environment({}, 999, 1)["OMP_WAIT_POLICY"] == "PASSIVE"
     assert "OMP_WAIT_POLICY" not in rank_environment({}, 1, 1)
+    assert rank_environment({}, 1, 1, deterministic=True)["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert rank_environment({"CUBLAS_WORKSPACE_CONFIG": ":16:8"}, 1, 1, True)["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+    assert "CUBLAS_WORKSPACE_CONFIG" not in rank_environment({}, 1, 1)
     path = rank_environment({"PYTHONPATH": "mine"}, 1, 1)["PYTHONPATH"].split(os.pathsep)
     assert (Path(path[0]) / "launch" / "cluster").is_dir() and path[1] == "mine"
 

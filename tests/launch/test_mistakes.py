@@ -175,6 +175,7 @@ def test_a_file_that_is_no_recipe_is_one_line(text: str, expected: list[str], re
     ("arguments", "expected"),
     [
         (["tinny"], ["tinny", "did you mean tiny?"]),
+        ([""], ["'': expected the name of a shipped recipe, or a path"]),
         (["nowhere.yaml"], ["nowhere.yaml", "no such recipe or file"]),
         (["tiny", "--set", "tokens.train_step=3"], ["--set", "tokens.train_step", "did you mean train_steps?"]),
         (["tiny", "--set", "tokens.train_steps"], ["--set", "tokens.train_steps", "="]),
@@ -271,6 +272,15 @@ def test_a_rank_without_torchrun_says_how_to_start_it(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ") and "torchrun --nproc-per-node 2 -m launch.train -- RECIPE" in line
+
+
+def test_a_recipe_whose_name_is_too_long_for_a_run_is_refused(
+    refused: Refuse, small_mapping: dict[str, Any], tmp_path: Path
+) -> None:
+    file = write_recipe(tmp_path / f"{'n' * 200}.yaml", small_mapping)
+    assert "expected a name of at most 100 characters, or --run NAME" in refused(file)
+    assert not (tmp_path / "runs").exists()
+    assert "--run" in refused(file, "--run", "n" * 200)
 
 
 def test_topologies_of_more_ranks_than_the_machine_bears_are_not_compared(refused: Refuse) -> None:

@@ -94,7 +94,7 @@ def test_a_folder_in_the_place_of_the_export_is_said_before_the_run_begins(prepa
     foreign.mkdir()
     assert prepare("mine", EXPORT).state == "resumed", "an empty one is none"
     (foreign / "notes").touch()
-    with pytest.raises(UserError, match="export: is not empty and no export of ours"):
+    with pytest.raises(UserError, match="export: is not empty and was not written by this command"):
         prepare("mine", EXPORT)
 
 

@@ -20,6 +20,7 @@ from launch.train.run_folder import RunFolder, RunHeader
 from launch.train.saver import RunSaver
 from launch.train.synthetic import synthetic_batch
 from nanotron_recipes.schema.checkpoints import Checkpoints
+from parallel.checkpoint_disks import one_disk
 from parallel.checkpoint_files import verify_checkpoint_files
 from parallel.rank_pool import RankPool
 
@@ -53,7 +54,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def save_on_a_full_disk_on_rank(mapping: dict[str, object], disk: Path) -> list[dict[str, Any]]:
     engine = start_engine(mapping)
-    saver = RunSaver(RunFolder(disk.parent, disk), engine, {}, frozenset())
+    saver = RunSaver(RunFolder(disk.parent, disk), engine, {}, frozenset(), one_disk())
     events = []
     # 0.65 MB a checkpoint, of which 0.02 MB are not tensors: too little for the tensors, then for the rest alone.
     for step, free in ((1, None), (2, 300_000), (3, 655_360), (4, None)):

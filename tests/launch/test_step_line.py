@@ -8,7 +8,16 @@ import pytest
 from rich.console import Console
 
 from launch.train.metrics import StepRecord, validation_event
-from launch.train.step_line import StepLine, ValidationRow, bits_per_byte, format_seconds, format_step, validation_table
+from launch.train.step_line import (
+    StepLine,
+    ValidationRow,
+    average,
+    bits_per_byte,
+    counted,
+    format_seconds,
+    format_step,
+    validation_table,
+)
 from launch.train.tensorboard import TensorBoard
 from launch.train.wandb_log import Wandb
 from nanotron_recipes.errors import UserError
@@ -60,6 +69,28 @@ def test_a_log_gets_the_first_the_last_and_some_lines_between() -> None:
     assert shown == [1, 5, 9, 13, 17, 20]
 
 
+def test_a_line_tells_the_mean_speed_of_the_steps_since_the_line_before() -> None:
+    console, output = plain_console()
+    line = StepLine(5, every_steps=3, every_seconds=0.0, console=console)
+    for step, seconds in enumerate((9.0, 1.0, 1.0, 4.0), start=1):
+        speeds = {"tokens_per_second": 1200 / seconds, "mfu": 0.6 / seconds, "data_wait_seconds": seconds / 2}
+        line.on_step(dataclasses.replace(record(step), step_seconds=seconds, **speeds))
+    shown = output.getvalue().splitlines()
+    assert [text.split()[1] for text in shown] == ["1/5", "4/5"]
+    assert "133 tok/s | prose | mfu 6.7% | wait 50.0%" in shown[0]
+    # 3 × 1200 tokens in 6 seconds; the mean of the three speeds would be 900.
+    assert "600 tok/s | prose | mfu 30.0% | wait 50.0%" in shown[1]
+    unknown = [dataclasses.replace(record(1), mfu=0.5), dataclasses.replace(record(2), mfu=None)]
+    assert average(unknown).mfu is None and average(unknown[:1]) == unknown[0]
+    still = dataclasses.replace(record(1), step_seconds=0.0)
+    assert average([still]) == still
+
+
+def test_numbers_and_nouns_agree() -> None:
+    assert [counted(1, "replica"), counted(2, "replica")] == ["1 replica", "2 replicas"]
+    assert [counted(1, "micro-batch"), counted(1200, "micro-batch")] == ["1 micro-batch", "1,200 micro-batches"]
+
+
 def test_the_last_step_of_a_run_that_is_stopped_is_shown() -> None:
     console, output = plain_console()
     line = StepLine(2000, every_steps=100, console=console)
@@ -82,14 +113,20 @@ def test_a_terminal_keeps_one_line_and_what_is_printed_stays_above_it() -> None:
     assert text.index("validation loss") < text.rindex("step 9/9")
 
 
-def test_skipped_steps_and_spikes_have_a_line() -> None:
+def test_skipped_steps_spikes_and_what_follows_have_a_line() -> None:
     console, output = plain_console()
     line = StepLine(9, console=console)
     line.on_event({"event": "skipped", "step": 3, "sources": ["code", "prose"], "in_a_row": 1})
     line.on_event({"event": "spike", "step": 5, "spike_loss": 7.5, "median": 2.25, "limit": 2.5})
+    back = {"event": "rewind", "step": 5, "to": 2, "skipped": [3, 8], "reason": None, "refused": {"4": "no manifest"}}
+    line.on_event(back)
+    line.on_event({**back, "to": None, "skipped": None, "reason": "there is none", "refused": {}})
     assert output.getvalue().splitlines() == [
         "step 3: skipped, loss or gradient norm is not finite (sources: code, prose)",
         "step 5: loss spike, 7.5000 where the median is 2.2500",
+        "checkpoint of step 4 refused: no manifest",
+        "step 5: back to step 2; batches 3 to 7 are skipped",
+        "step 5: training goes on after the spike: there is none",
     ]
 
 
@@ -139,6 +176,25 @@ def test_tensorboard_gets_the_same_records_and_forgets_steps_that_are_trained_ag
     ]
     assert [event.step for event in events.Scalars("validation/code")] == [6]
     assert {"train/lr", "train/mfu", "train/tokens_per_second"} <= set(events.Tags()["scalars"])
+
+
+def test_tensorboard_forgets_what_a_run_went_back_over(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = TensorBoard(tmp_path, 1)
+    for steps, loss in ((range(1, 6), 3.0), (range(3, 5), 2.0)):
+        for step in steps:
+            board.on_step(dataclasses.replace(record(step), loss=loss))
+        board.on_event({"event": "rewind", "step": 5, "to": 2 if loss == 3.0 else None})
+    board.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [
+        (1, 3.0),
+        (2, 3.0),
+        (3, 2.0),
+        (4, 2.0),
+    ]
 
 
 def test_wandb_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,9 @@
 """Attention and rotary positions against their definitions."""
 
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -67,6 +71,25 @@ def test_without_document_masks_nothing_is_built() -> None:
 def test_the_choice_on_a_cpu_has_a_reason(requested: str, reason: str) -> None:
     backend = choose_attention(requested, torch.bfloat16, CPU)
     assert backend.name == "sdpa" and reason in backend.reason and not backend.takes_offsets
+
+
+def test_flash_attn_is_told_to_add_in_a_fixed_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+
+    def record(q: torch.Tensor, *_: object, **options: object) -> torch.Tensor:
+        told.append(options["deterministic"])
+        return q
+
+    stand_in = ModuleType("flash_attn")
+    stand_in.__spec__ = ModuleSpec("flash_attn", None)
+    stand_in.flash_attn_func = stand_in.flash_attn_varlen_func = record  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "flash_attn", stand_in)
+    q, k, v = random_qkv(9)
+    for wanted in (True, False):
+        chosen = choose_attention("flash_attention_2", torch.bfloat16, torch.device("cuda"), deterministic=wanted)
+        for masked in (True, False):
+            chosen.function(q, k, v, attention_inputs(POSITIONS, chosen, torch.bfloat16, masked))
+    assert told == [True, True, False, False]
 
 
 @pytest.mark.parametrize("theta", [1e4, 5e4, 5e6])

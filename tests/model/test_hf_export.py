@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from model.arithmetic import num_parameters
 from model.hf_export import MARKER, check_export_target, export_tensors, verify_export
 from model.hf_files import INDEX_FILE, SINGLE_FILE, SafetensorsWriter
+from model.hf_folder import tokenizer_token_ids
 from model.hf_mapping import hf_shapes
 from model.model_card import ArithmeticFact, ModelCardFacts, StageFact, ValidationFact, facts_from_recipe, render_card
 from nanotron_recipes.errors import UserError
@@ -174,6 +175,35 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(tmp_path: Path) -> No
     tokenizer = tokenizer_folder(tmp_path / "tok", vocabulary=100)
     with pytest.raises(UserError, match="vocab_size: 96"):
         export_tensors(random_weights(recipe).items(), recipe, tmp_path / "out", tokenizer_dir=tokenizer)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xfe",
+        b"",
+        b"[" * 100_000,
+        b'{"model": {"vocab": {"a": "x"}}}',
+        b'{"model": {"vocab": [[["a"]]]}}',
+        b'{"model": {"vocab": [3]}}',
+        b'{"added_tokens": [{"id": 1}]}',
+        b'{"added_tokens": [{"id": "x", "content": "y"}]}',
+        b'{"added_tokens": [3]}',
+    ],
+)
+def test_a_damaged_tokenizer_is_refused_by_name(content: bytes, tmp_path: Path) -> None:
+    recipe = small_recipe()
+    tokenizer = tokenizer_folder(tmp_path / "tok")
+    (tokenizer / "tokenizer.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"tok/tokenizer\.json: not "):
+        export_tensors(random_weights(recipe).items(), recipe, tmp_path / "out", tokenizer_dir=tokenizer)
+
+
+@pytest.mark.parametrize("content", ["3", "[]", "{}", '{"eos_token": ["x"]}', '{"eos_token": {"content": {}}}'])
+def test_a_strange_configuration_of_a_tokenizer_names_no_tokens(content: str, tmp_path: Path) -> None:
+    tokenizer = tokenizer_folder(tmp_path / "tok")
+    (tokenizer / "tokenizer_config.json").write_text(content)
+    assert tokenizer_token_ids(tokenizer) == {}
 
 
 MEMORY_SCRIPT = """

@@ -65,6 +65,8 @@ def test_what_steps_taken_depend_on_is_frozen(override: str) -> None:
         "general.purpose=other",
         "general.run=other",
         "general.cpu_ranks_per_node=1",
+        "general.deterministic=true",
+        "guards.rewind_after_spike=true",
         "model.model_config._attn_implementation=sdpa",
         "slurm.partition=x",
         "profiler.profiler_export_path=traces",
@@ -143,3 +145,19 @@ def test_the_same_batch_in_other_words_is_the_same() -> None:
     assert changes_of_the_past(OLD, new(*words, "tokens.batch_accumulation_per_replica=2"), 600) == []
     changes = changes_of_the_past(OLD, new(*words, "tokens.batch_accumulation_per_replica=4"), 600)
     assert [str(change) for change in changes] == ["tokens.global_batch_size: 12 → 24"]
+
+
+def test_skipped_batches_are_frozen_where_they_were_read_and_stages_lie_where_they_bring_them() -> None:
+    old = new("data_skipped_ranges=[{first: 101, end: 201}]")
+    assert [str(change) for change in changes_of_the_past(old, new(), 101)] == [
+        "data_skipped_ranges: '101–200' → 'none'"
+    ]
+    assert changes_of_the_past(old, new(), 100) == [] and keys(later_changes(old, new(), 100)) == [
+        "data_skipped_ranges"
+    ]
+    in_two = new("data_skipped_ranges=[{first: 151, end: 201}, {first: 101, end: 160, spike_step: 120}]")
+    assert changes_of_the_past(old, in_two, 600) == [] == later_changes(old, in_two, 600)
+    # batch 551, the first of the second stage, is read by step 451
+    stage = "data_stages.1.data.dataset.dataset_weights=[0, 0, 1]"
+    other = new("data_skipped_ranges=[{first: 101, end: 201}]", stage)
+    assert changes_of_the_past(old, other, 450) == [] and changes_of_the_past(old, other, 451) != []

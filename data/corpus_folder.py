@@ -1,0 +1,103 @@
+"""The folder of a corpus: which sources are complete in it, what of it is ours to replace, and what is not."""
+
+import fcntl
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from data.manifest import MANIFEST_NAME, Manifest, read_manifest
+from data.tokenization_job import source_folder
+from nanotron_recipes.errors import UserError
+from nanotron_recipes.files import sync
+from nanotron_recipes.schema.data import Corpus, CorpusSource
+
+_UNFINISHED = ".tokenizing-"
+_FILES_NAMED = 3
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Makes the corpus' folder, and keeps other processes from tokenizing into it; UserError where one does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another process is tokenizing into this folder; wait for it") from None
+        yield
+
+
+def made_before(corpus: Corpus, source: CorpusSource) -> Manifest | None:
+    """The manifest of the shards that a source has, made with whatever settings; None where there are none."""
+    folder = Path(corpus.path, source.name)
+    return read_manifest(folder) if (folder / MANIFEST_NAME).is_file() else None
+
+
+def pending_sources(corpus: Corpus, settings: Mapping[str, str]) -> list[CorpusSource]:
+    """The sources whose shards are missing or were made with other settings than these, a hash for each name.
+
+    Raises UserError where something is in their place that `tokenize` has not made.
+    """
+    pending = []
+    for source in corpus.sources:
+        manifest = made_before(corpus, source)
+        if manifest is None or manifest.settings_sha256 != settings[source.name]:
+            _refuse_foreign_files(Path(corpus.path, source.name), manifest)
+            pending.append(source)
+    return pending
+
+
+def _refuse_foreign_files(folder: Path, manifest: Manifest | None) -> None:
+    """UserError where a source's folder, about to be replaced, holds anything but the shards of its manifest."""
+    if not folder.is_dir():
+        if folder.exists():
+            raise UserError(f"{folder}: expected a free place for shards; a file is in the way")
+        return
+    ours = {MANIFEST_NAME, "validation"}
+    for file in (*manifest.train.files, *manifest.validation.files) if manifest else ():
+        ours |= {file.name, f"{file.name}.index", f"{file.name}.metadata"}
+    foreign = sorted({path.relative_to(folder).as_posix() for path in folder.rglob("*")} - ours)
+    if foreign:
+        more = f" and {len(foreign) - _FILES_NAMED} more" if len(foreign) > _FILES_NAMED else ""
+        raise UserError(
+            f"{folder}: expected a free place for shards; `tokenize` did not make "
+            f"{', '.join(foreign[:_FILES_NAMED])}{more} in there; move that away first"
+        )
+
+
+def unfinished_folder(corpus: Corpus, name: str) -> Path:
+    """Where the unfinished work of this name (hexadecimal digits) lies."""
+    return Path(corpus.path, _UNFINISHED + name)
+
+
+def move_finished(corpus: Corpus, settings: Mapping[str, str]) -> None:
+    """Gives complete folders of sources their final names; what they replace goes to the unfinished work."""
+    for unfinished in _unfinished(corpus):
+        for source in corpus.sources:
+            made = source_folder(unfinished, source.name)
+            if not (made / MANIFEST_NAME).is_file():
+                continue
+            if read_manifest(made).settings_sha256 != settings[source.name]:
+                continue
+            final = Path(corpus.path, source.name)
+            if final.exists():
+                _refuse_foreign_files(final, made_before(corpus, source))
+                replaced = unfinished / "replaced" / source.name
+                replaced.parent.mkdir(exist_ok=True)
+                final.rename(replaced)
+            made.rename(final)
+            sync(Path(corpus.path))
+
+
+def remove_unfinished(corpus: Corpus, keep: Path | None = None) -> None:
+    """Removes all unfinished work but `keep`."""
+    for folder in _unfinished(corpus):
+        if folder != keep:
+            shutil.rmtree(folder)
+
+
+def _unfinished(corpus: Corpus) -> list[Path]:
+    found = sorted(Path(corpus.path).glob(f"{_UNFINISHED}*"))
+    return [path for path in found if re.fullmatch("[0-9a-f]{12}", path.name.removeprefix(_UNFINISHED))]

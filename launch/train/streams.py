@@ -1,0 +1,52 @@
+"""What a process of a training says. Nothing that is printed may end a run: neither streams that were closed before
+the process started, nor a reader that has gone away (`| head -1`)."""
+
+import os
+import sys
+from typing import TextIO
+
+
+def open_standard_streams() -> None:
+    """Put /dev/null where stdin, stdout or stderr are closed, also for the processes that this one starts.
+
+    Otherwise the next file that is opened has the number of the closed one, and what a library prints goes into it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
+            os.set_inheritable(opened, True)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
+def say(text: str, *, error: bool = False) -> None:
+    """Print a line to stdout, or to stderr, where anybody reads it."""
+    stream = sys.stderr if error else sys.stdout
+    if stream is None:
+        return
+    try:
+        print(text, file=stream, flush=True)
+    except (OSError, ValueError):  # ValueError: the stream was closed
+        silence(stream)
+
+
+def silence(stream: TextIO) -> None:
+    """Send what is still printed to a stream nowhere, what the interpreter flushes at its end included."""
+    try:
+        number = stream.fileno()
+    except (OSError, ValueError):  # a stream without a file, or a closed one
+        return
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, number)
+    os.close(null)
+
+
+def describe(error: Exception) -> str:
+    """What an exception says, in one line; an error of the system says `file: reason`."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror if error.filename is None else f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return " ".join(text.split())

@@ -1,0 +1,71 @@
+"""Nodes whose disks only they see, played by one machine: a run survives the loss of a node and of its disk."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_pretraining import StartProcess, curve, pretrain_command
+
+from launch.train.metrics import read_metrics
+from parallel.checkpoint_files import read_manifest
+
+
+def test_a_run_goes_on_at_other_topologies_on_other_nodes_and_names_what_was_lost(
+    small_file: Path, start_process: StartProcess, tmp_path: Path
+) -> None:
+    def launch(nodes: str, *arguments: str) -> tuple[int, str, str]:
+        command = pretrain_command(
+            small_file, "--run", "spread", "--launcher", "local", "--node-names", nodes, "--gpus-per-node", "1",
+            "--set", f"checkpoints.checkpoints_path={tmp_path}/disks/{{node}}", *arguments,
+        )  # fmt: skip
+        return start_process(command, tmp_path).end()
+
+    def steps(node: str) -> list[int]:
+        return sorted(int(path.name) for path in (tmp_path / "disks" / node / "spread").iterdir())
+
+    code, _, err = start_process(pretrain_command(small_file, "--run", "plain"), tmp_path).end()
+    assert (code, err) == (0, "")
+
+    code, out, err = launch("a,b", "--set", "checkpoints.copies=2", "--stop-after", "12")
+    assert (code, err) == (0, "") and "2 nodes have disks of their own (a, b); each part is written to 2" in out
+    assert steps("a") == steps("b") == [8, 12]
+    shutil.rmtree(tmp_path / "disks" / "a")
+
+    code, out, err = launch("c,b,d", "--stop-after", "24")
+    assert (code, err) == (0, "") and "resumed after step 12" in out and "refused" not in out
+    assert steps("c") == steps("d") == [12, 16, 24]
+    entry = read_manifest(tmp_path / "disks" / "c" / "spread" / "24").entry("__2_0.distcp")
+    assert entry is not None and entry.nodes == ("d",)
+    shutil.rmtree(tmp_path / "disks" / "d" / "spread" / "24")
+
+    code, out, err = launch("b,c")
+    assert (code, err) == (0, "")
+    for step in (24, 16):  # node d, which is not of this launch, has the only copy of a part
+        assert re.search(
+            rf"checkpoint of step {step} refused: __2_0\.distcp: is not here: it was written to node d", out
+        )
+    assert "runs/spread: goes on; starting 2 ranks" in out and "resumed after step 12" in out
+    found, expected = (
+        curve(read_metrics(tmp_path / "runs" / name / "metrics.jsonl").steps) for name in ("spread", "plain")
+    )
+    assert found.keys() == expected.keys()
+    for step, (loss, _, rate) in expected.items():
+        assert found[step][0] == pytest.approx(loss, abs=1e-5) and found[step][2] == rate, step
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--nodes", "3", "--node-names", "a,b"], "--node-names a,b: expected 3 different names, as many as --nodes"),
+        (["--node-names", "a,a"], "--node-names a,a: expected different names"),
+        (["--node-names", "a,b/c"], "--node-names a,b/c: 'b/c': expected letters, digits, '.', '_' and '-'"),
+        (["--nodes", "2", "--set", "parallelism.dp=3"], "3 ranks: expected a multiple of the 2 nodes node1, node2"),
+    ],
+)
+def test_nodes_that_cannot_be_played_are_refused(
+    small_file: Path, start_process: StartProcess, tmp_path: Path, arguments: list[Any], message: str
+) -> None:
+    code, _, err = start_process(pretrain_command(small_file, "--launcher", "local", *arguments), tmp_path).end()
+    assert (code, err.strip()) == (2, f"error: {message}")
