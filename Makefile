@@ -34,7 +34,7 @@ endif
 
 PIP_INSTALL = .venv/bin/python -m pip install -qq --disable-pip-version-check --no-input -c constraints.txt
 
-.PHONY: help pretrain test test-tiny test-long test-gpu lint bench-train bench-checkpoint docs docs-images
+.PHONY: help pretrain test test-tiny test-long test-gpu lint bench-train bench-checkpoint bench-loader docs docs-images
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
@@ -68,6 +68,10 @@ bench-train: $(READY)  ## tokens/s of ours beside a bare loop over transformers;
 bench-checkpoint: $(READY)  ## what a save costs a step and a run; saving, loading and resharding beside torch.save
 	@$(PYTHON) benchmarks/checkpoint.py $(ARGS)
 
+bench-loader: .venv-bench/.ready  ## tokens per CPU-second of ours beside datatrove, Megatron-core and LitData; a late start
+	@.venv-bench/bin/python benchmarks/loader.py $(ARGS)
+	@.venv-bench/bin/python benchmarks/published_plan.py
+
 docs: $(READY)  ## write the pages that are made from the code again
 	@$(PYTHON) -m nanotron_recipes.key_reference
 	@$(PYTHON) -m parallel.adaptations
@@ -88,4 +92,12 @@ docs-images: $(READY)  ## draw the README's picture from a complete run   [RUN=]
 .venv/.ready-dev: .venv/.ready
 	@echo 'Installing the test and lint tools into .venv (a few seconds, once) …'
 	@$(PIP_INSTALL) -e '.[dev]'
+	@touch $@
+
+.venv-bench/.ready: .venv/.ready benchmarks/loader-peers.txt
+	@echo 'Installing what the benchmarks compare with into .venv-bench (two minutes, once) …'
+	@[ -x .venv-bench/bin/python ] || .venv/bin/python -m venv .venv-bench
+	@.venv-bench/bin/python -m pip install -qq --disable-pip-version-check --no-input -c constraints.txt -e .
+	@.venv-bench/bin/python -m pip install -qq --disable-pip-version-check --no-input -c constraints.txt \
+	    --no-deps -r benchmarks/loader-peers.txt
 	@touch $@

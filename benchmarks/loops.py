@@ -143,4 +143,4 @@ def mean_over_ranks(value: float) -> float:
 
 
 def _tensors(arrays: MicroBatch) -> _Tensors:
-    return _Tensors(torch.from_numpy(arrays.input_ids), torch.from_numpy(arrays.target_ids))
+    return _Tensors(torch.from_numpy(arrays.input_ids).contiguous(), torch.from_numpy(arrays.target_ids).contiguous())

@@ -6,6 +6,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +18,7 @@ from nanotron_recipes.files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-MEASURED = ("parallel", "model", "launch/train/engine.py", "benchmarks/*.py")
+MEASURED = ("parallel", "model", "data", "launch/train/engine.py", "benchmarks/*.py")
 PACKAGES = ("torch", "nanotron", "transformers")
 
 
@@ -31,9 +32,12 @@ class Section:
     notes: str = ""
 
 
-def publish(name: str, heading: str, sections: list[Section], *, write: bool) -> None:
-    """Print the tables; with `write` they also go to benchmarks/results/<today>-<name>.md."""
-    facts = _facts()
+def publish(
+    name: str, heading: str, sections: list[Section], *, write: bool, packages: Sequence[str] = PACKAGES
+) -> None:
+    """Print the tables and the versions of `packages`; with `write` they also go to
+    benchmarks/results/<today>-<name>.md."""
+    facts = _facts(packages)
     console = Console()
     for section in sections:
         table = Table(*section.columns, title=section.title, caption=section.notes, caption_justify="left")
@@ -52,7 +56,7 @@ def publish(name: str, heading: str, sections: list[Section], *, write: bool) ->
     console.print(f"written to {path.relative_to(ROOT)}", highlight=False)
 
 
-def _facts() -> dict[str, str]:
+def _facts(packages: Sequence[str]) -> dict[str, str]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "command": "`" + shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]) + "`",
@@ -61,7 +65,7 @@ def _facts() -> dict[str, str]:
         "load": "{:.1f} processes wanted to run during the last minute, {:.1f} during the last five".format(
             *os.getloadavg()
         ),
-        "versions": ", ".join([f"python {platform.python_version()}", *(f"{p} {version(p)}" for p in PACKAGES)]),
+        "versions": ", ".join([f"python {platform.python_version()}", *(f"{p} {version(p)}" for p in packages)]),
     }
 
 

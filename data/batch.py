@@ -1,6 +1,7 @@
 """What a training step receives: token windows cut into inputs, targets, masks and positions (numpy only)."""
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -11,16 +12,61 @@ BoolArray = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The samples of one forward and backward pass on one data-parallel rank; every array is [micro_batch_size, S]."""
+    """The samples of one forward and backward pass on one data-parallel rank."""
 
-    input_ids: Int64Array
-    """Tokens 0 … S-1 of each window, int64."""
-    target_ids: Int64Array
-    """Tokens 1 … S of each window, int64: target_ids[:, i] is to be predicted from input_ids[:, : i + 1]."""
+    tokens: Int64Array
+    """Windows of S + 1 tokens, int64 [micro_batch_size, S + 1]."""
     target_mask: BoolArray
-    """True where the target counts in the loss; False where it is the first token of a document."""
+    """True where the target counts in the loss; False where it is the first token of a document. [.., S]."""
     position_ids: Int64Array
-    """Position inside the document where documents are masked from each other (0 starts one), else 0 … S-1; int64."""
+    """Position inside the document where documents are masked from each other (0 starts one), else 0 … S-1; int64
+    [.., S]."""
+
+    @property
+    def input_ids(self) -> Int64Array:
+        """Tokens 0 … S-1 of each window, int64 [.., S], a view."""
+        return self.tokens[:, :-1]
+
+    @property
+    def target_ids(self) -> Int64Array:
+        """Tokens 1 … S of each window, a view: target_ids[:, i] is to be predicted from input_ids[:, : i + 1]."""
+        return self.tokens[:, 1:]
+
+
+class Allocate(Protocol):
+    """Makes an array whose contents do not matter, such as numpy.empty does."""
+
+    def __call__(self, shape: tuple[int, ...], dtype: type[np.int64 | np.bool_], /) -> npt.NDArray[Any]: ...
+
+
+@dataclass(frozen=True)
+class StepBuffers:
+    """Memory for all sequences of a rank's step, which can be filled again for a later one."""
+
+    tokens: Int64Array
+    """int64 [sequences, S + 1]."""
+    target_mask: BoolArray
+    """bool [sequences, S]."""
+    position_ids: Int64Array
+    """int64 [sequences, S]."""
+
+    @classmethod
+    def allocated(cls, sequences: int, length: int, allocate: Allocate = np.empty) -> "StepBuffers":
+        """Buffers for so many sequences of `length` tokens."""
+        return cls(
+            allocate((sequences, length + 1), np.int64),
+            allocate((sequences, length), np.bool_),
+            allocate((sequences, length), np.int64),
+        )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sequences and their length."""
+        return self.target_mask.shape
+
+    def micro_batch(self, rows: slice) -> MicroBatch:
+        """Some of the sequences, as views."""
+        return MicroBatch(self.tokens[rows], self.target_mask[rows], self.position_ids[rows])
 
 
 @dataclass(frozen=True)
@@ -50,8 +96,7 @@ def micro_batch_from_windows(tokens: Int64Array, starts: BoolArray, *, restart_p
         last_start = np.maximum.accumulate(np.where(starts[:, :-1], positions, 0), axis=1)
         positions = positions - last_start
     return MicroBatch(
-        input_ids=np.ascontiguousarray(tokens[:, :-1]),
-        target_ids=np.ascontiguousarray(tokens[:, 1:]),
+        tokens=tokens,
         target_mask=~starts[:, 1:],
         position_ids=np.ascontiguousarray(positions),
     )
@@ -64,11 +109,9 @@ def fill_rows(batch: MicroBatch, rows: int) -> MicroBatch:
     if missing == 0:
         return batch
     length = batch.input_ids.shape[1]
-    filler = np.zeros((missing, length), dtype=np.int64)
     positions = np.tile(np.arange(length, dtype=np.int64), (missing, 1))
     return MicroBatch(
-        input_ids=np.concatenate([batch.input_ids, filler]),
-        target_ids=np.concatenate([batch.target_ids, filler]),
-        target_mask=np.concatenate([batch.target_mask, filler.astype(np.bool_)]),
+        tokens=np.concatenate([batch.tokens, np.zeros((missing, length + 1), dtype=np.int64)]),
+        target_mask=np.concatenate([batch.target_mask, np.zeros((missing, length), dtype=np.bool_)]),
         position_ids=np.concatenate([batch.position_ids, positions]),
     )

@@ -105,8 +105,7 @@ def _in_large_pieces(batches: Iterable[MicroBatch], pieces: int = 64) -> Iterabl
 
 def _joined(batches: list[MicroBatch]) -> MicroBatch:
     return MicroBatch(
-        input_ids=np.concatenate([batch.input_ids for batch in batches]),
-        target_ids=np.concatenate([batch.target_ids for batch in batches]),
+        tokens=np.concatenate([batch.tokens for batch in batches]),
         target_mask=np.concatenate([batch.target_mask for batch in batches]),
         position_ids=np.concatenate([batch.position_ids for batch in batches]),
     )

@@ -68,23 +68,19 @@ def tijdeman_order(quotas: Sequence[int]) -> npt.NDArray[np.int16]:
         owners.append(np.full(quotas[i], i, dtype=np.int64))
     release = np.concatenate(releases)
     by_release = np.argsort(release, kind="stable")
-    waiting = list(
-        zip(
-            release[by_release].tolist(),
-            np.concatenate(deadlines)[by_release].tolist(),
-            np.concatenate(owners)[by_release].tolist(),
-            strict=True,
-        )
-    )
-    order = np.empty(period, dtype=np.int16)
-    ready: list[tuple[int, int]] = []
+    at = release[by_release].tolist()
+    # One number for both, deadline first: a heap of numbers is twice as fast as one of pairs.
+    coded = np.concatenate(deadlines) * len(quotas) + np.concatenate(owners)
+    waiting = coded[by_release].tolist()
+    chosen: list[int] = []
+    ready: list[int] = []
     released = 0
     for slot in range(1, period + 1):
-        while released < period and waiting[released][0] <= slot:
-            heapq.heappush(ready, waiting[released][1:])
+        while released < period and at[released] <= slot:
+            heapq.heappush(ready, waiting[released])
             released += 1
-        order[slot - 1] = heapq.heappop(ready)[1]
-    return order
+        chosen.append(heapq.heappop(ready))
+    return (np.array(chosen, dtype=np.int64) % len(quotas)).astype(np.int16)
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,19 @@ on any number of ranks, in milliseconds.
 
 import hashlib
 import json
+from bisect import bisect_right
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 
-from data.batch import Int64Array, MicroBatch, StepBatch, fill_rows, micro_batch_from_windows
-from data.mixture import Mixture
+from data.batch import MicroBatch, StepBatch, StepBuffers, fill_rows, micro_batch_from_windows
+from data.coverage import Coverage, coverage
+from data.filling import fill
 from data.order import Permutation, derive_key
+from data.samples import PlannedBatch, plan_batches
 from data.sources import Source, open_sources
+from data.stages import plan_stages
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.skipped import SkippedBatches
@@ -21,31 +26,10 @@ from nanotron_recipes.topology import global_batch_size
 
 ORDER_VERSION = 1
 """Part of every fingerprint: raise it when the same shards shall be read in another order than before."""
-
-
-@dataclass(frozen=True)
-class _Stage:
-    name: str
-    seed: int
-    first_batch: int
-    sources: list[Source]
-    mixture: Mixture
-    read_before: list[int]
-    """Samples that each source gave before this stage, to skipped batches too."""
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """What a run reads of one source in one stage."""
-
-    stage: str
-    source: str
-    samples: int
-    tokens: int
-    """samples × sequence length."""
-    epochs: float
-    """How often the whole source has been gone through by the end of the stage, with earlier stages and what was
-    skipped."""
+SAMPLES_AT_ONCE = 2048
+"""Batches are planned so many samples at a time: more is no faster, and a start waits for the first ones."""
+CHUNKS_KEPT = 3
+"""Of batches planned together: threads that read ahead are not all in the same one."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +51,13 @@ class DataPlan:
         self.global_batch_size = global_batch_size(recipe)
         self.train_steps = recipe.tokens.train_steps
         self.sources = sources
+        self._recipe = recipe
         self._skipped = SkippedBatches.of(recipe)
         self._restart_positions = recipe.model.architecture.use_doc_masking
-        self._stages = self._plan_stages(recipe)
+        self._stages, self._orders = plan_stages(recipe, sources)
+        self._first_batches = [stage.first_batch for stage in self._stages]
+        self._planned: dict[tuple[int, int], list[PlannedBatch]] = {}
+        self._planning = Lock()
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> "DataPlan":
@@ -77,34 +65,6 @@ class DataPlan:
         if not recipe.data_stages:
             raise UserError("data_stages: missing; expected at least one stage to train on")
         return cls(recipe, open_sources(recipe))
-
-    def _plan_stages(self, recipe: Recipe) -> list[_Stage]:
-        stages: list[_Stage] = []
-        read: dict[str, int] = dict.fromkeys(self.sources, 0)
-        for number, stage in enumerate(recipe.data_stages):
-            names = stage.data.dataset.dataset_folder
-            weights = stage.data.dataset.dataset_weights or [1.0] * len(names)
-            if len(set(names)) < len(names) or len(weights) != len(names) or sum(weights) <= 0:
-                raise UserError(
-                    f"data_stages {stage.name}: expected different entries in dataset_folder, and a weight for each "
-                    "that is not negative, not all of them 0"
-                )
-            mixture = Mixture.from_weights(weights)
-            stages.append(
-                _Stage(
-                    name=stage.name,
-                    seed=stage.data.seed,
-                    first_batch=stage.start_training_step,
-                    sources=[self.sources[name] for name in names],
-                    mixture=mixture,
-                    read_before=[read[name] for name in names],
-                )
-            )
-            if number + 1 < len(recipe.data_stages):
-                steps = recipe.data_stages[number + 1].start_training_step - stage.start_training_step
-                for name, count in zip(names, mixture.counts(steps * self.global_batch_size), strict=True):
-                    read[name] += count
-        return stages
 
     @property
     def source_fingerprints(self) -> dict[str, str]:
@@ -119,64 +79,71 @@ class DataPlan:
 
     def stage_of(self, step: int) -> int:
         """The number of the stage that step `step` (from 1) belongs to: that of the batch it reads."""
+        return self._stage_of_batch(self._skipped.batch_of(step))
+
+    def _stage_of_batch(self, batch: int) -> int:
+        return max(bisect_right(self._first_batches, batch) - 1, 0)
+
+    def sequence_length_at(self, step: int) -> int:
+        """Tokens of a sequence in step `step` (from 1)."""
+        return self._stages[self.stage_of(step)].sequence_length
+
+    def planned(self, step: int) -> PlannedBatch:
+        """The global batch of step `step` (from 1) in its final order, whatever the number of ranks."""
         batch = self._skipped.batch_of(step)
-        return max(i for i, stage in enumerate(self._stages) if i == 0 or stage.first_batch <= batch)
+        number = self._stage_of_batch(batch)
+        stage = self._stages[number]
+        batches = max(1, SAMPLES_AT_ONCE // self.global_batch_size)
+        chunk, place = divmod(batch - stage.first_batch, batches)
+        with self._planning:
+            if (number, chunk) not in self._planned:
+                if len(self._planned) == CHUNKS_KEPT:
+                    del self._planned[next(iter(self._planned))]
+                first = stage.first_batch + chunk * batches
+                count = batches if stage.last_batch is None else min(batches, stage.last_batch + 1 - first)
+                self._planned[number, chunk] = plan_batches(stage, self._orders, first, count, self.global_batch_size)
+            return self._planned[number, chunk][place]
 
-    def samples(self, step: int) -> tuple[list[Source], Int64Array, Int64Array]:
-        """The global batch of step `step` (from 1) in its final order.
-
-        The sources of its stage; for each sample the number of its source in that list, and the first token of its
-        window there (int64 [global_batch_size] both).
-        """
-        stage, batch = self._stages[self.stage_of(step)], self._skipped.batch_of(step)
-        first = (batch - stage.first_batch) * self.global_batch_size
-        # The mixture is even over any stretch of samples, so ranks would see their own repeating pattern of sources
-        # without one more permutation inside the batch.
-        inside = Permutation(self.global_batch_size, derive_key(stage.seed, "batch", batch))
-        places = inside.of(np.arange(self.global_batch_size, dtype=np.int64))
-        numbers, before = stage.mixture.at(first + places)
-        starts = np.empty_like(before)
-        for number, source in enumerate(stage.sources):
-            mine = numbers == number
-            if mine.any():
-                starts[mine] = source.window_starts(before[mine] + stage.read_before[number])
-        return stage.sources, numbers, starts
+    def announce(self, step: int, *, dp: int, dp_rank: int) -> None:
+        """Asks the system to read what a rank will train on in step `step`, where it is not in memory already."""
+        planned = self.planned(step)
+        size = self.global_batch_size // dp
+        for piece in planned.pieces(slice(dp_rank * size, (dp_rank + 1) * size)):
+            planned.stage.sources[piece.source].train.announce(piece.start, piece.length + 1)
 
     def source_names(self, step: int) -> list[str]:
         """The sources that the global batch of step `step` (from 1) has samples of."""
-        sources, numbers, _ = self.samples(step)
-        return [sources[number].name for number in np.unique(numbers).tolist()]
+        planned = self.planned(step)
+        return [planned.stage.sources[number].name for number in np.unique(planned.numbers).tolist()]
 
-    def step(self, step: int, *, dp: int, dp_rank: int, num_micro_batches: int, micro_batch_size: int) -> StepBatch:
+    def step(
+        self,
+        step: int,
+        *,
+        dp: int,
+        dp_rank: int,
+        num_micro_batches: int,
+        micro_batch_size: int,
+        buffers: StepBuffers | None = None,
+    ) -> StepBatch:
         """What data-parallel rank `dp_rank` of `dp` trains on in step `step` (from 1).
 
         Rank r has samples r·B/dp … (r+1)·B/dp − 1 of the global batch of B sequences, which is the same for every dp.
+        The arrays lie in `buffers` where they are given and have the stage's shape.
         """
         assert dp * num_micro_batches * micro_batch_size == self.global_batch_size, "the batch is dp · micro-batches"
-        sources, numbers, starts = self.samples(step)
-        valid = sum(
-            source.train.valid_targets(starts[numbers == number], self.sequence_length + 1)
-            for number, source in enumerate(sources)
-        )
+        planned = self.planned(step)
         size = self.global_batch_size // dp
-        mine = slice(dp_rank * size, (dp_rank + 1) * size)
-        tokens = np.empty((size, self.sequence_length + 1), dtype=np.int64)
-        document_starts = np.empty(tokens.shape, dtype=np.bool_)
-        for number, source in enumerate(sources):
-            rows = numbers[mine] == number
-            if rows.any():
-                windows = source.train.windows(starts[mine][rows], self.sequence_length + 1)
-                tokens[rows], document_starts[rows] = windows
+        samples = slice(dp_rank * size, (dp_rank + 1) * size)
+        length = planned.stage.sequence_length
+        if buffers is None or buffers.shape != (size, length):
+            buffers = StepBuffers.allocated(size, length)
+        fill(buffers, planned, samples, restart_positions=self._restart_positions)
         micro_batches = [
-            micro_batch_from_windows(
-                tokens[first : first + micro_batch_size],
-                document_starts[first : first + micro_batch_size],
-                restart_positions=self._restart_positions,
-            )
-            for first in range(0, size, micro_batch_size)
+            buffers.micro_batch(slice(first, first + micro_batch_size)) for first in range(0, size, micro_batch_size)
         ]
-        names = [sources[number].name for number in numbers[mine].tolist()]
-        return StepBatch(micro_batches, valid, self._stages[self.stage_of(step)].name, names)
+        names = [planned.stage.sources[number].name for number in planned.numbers[samples].tolist()]
+        return StepBatch(micro_batches, planned.num_valid_targets, planned.stage.name, names)
 
     def validation(
         self,
@@ -215,21 +182,4 @@ class DataPlan:
 
     def coverage(self) -> list[Coverage]:
         """What the run reads of every source in every stage, up to its last step."""
-        lines = []
-        end_of_run = self._skipped.batch_of(self.train_steps) + 1
-        for number, stage in enumerate(self._stages):
-            following = self._stages[number + 1].first_batch if number + 1 < len(self._stages) else end_of_run
-            end = max(min(following, end_of_run), stage.first_batch)
-            passed, read = self._counts(stage, end), [0] * len(stage.sources)
-            for first, last in self._skipped.read_between(stage.first_batch, end):
-                counts = zip(read, self._counts(stage, first), self._counts(stage, last), strict=True)
-                read = [sum_ + until - before for sum_, before, until in counts]
-            for source, gone, samples, before in zip(stage.sources, passed, read, stage.read_before, strict=True):
-                epochs = (before + gone) / source.windows_per_epoch if end > stage.first_batch else 0.0
-                tokens = samples * self.sequence_length
-                lines.append(Coverage(stage.name, source.name, samples, tokens, epochs))
-        return lines
-
-    def _counts(self, stage: _Stage, end: int) -> list[int]:
-        """Samples of each source in the batches of a stage before batch `end`."""
-        return stage.mixture.counts((end - stage.first_batch) * self.global_batch_size)
+        return coverage(self._recipe, {name: source.manifest.train.tokens for name, source in self.sources.items()})

@@ -11,7 +11,7 @@ def repetition_notes(plan: DataPlan) -> list[str]:
     """A line for each source that the run reads more than `MANY_EPOCHS` times over."""
     epochs: dict[str, float] = {}
     for line in plan.coverage():
-        epochs[line.source] = max(epochs.get(line.source, 0.0), line.epochs)
+        epochs[line.source] = max(epochs.get(line.source, 0.0), line.epochs or 0.0)
     return [
         f"{name}: its {plan.sources[name].train.num_tokens:,} training tokens are read {times:.1f} times over in "
         f"{plan.train_steps:,} steps; beyond about {MANY_EPOCHS:g} times, repeated text teaches less and less"

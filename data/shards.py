@@ -1,10 +1,11 @@
-"""Windows of tokens out of memory-mapped shards: datatrove's `.ds` (tokens) and `.ds.index` (document ends).
+"""Windows of tokens out of shards: datatrove's `.ds` (tokens) and `.ds.index` (document ends).
 
-The files of a split are read as one long sequence; a window may span documents and files. Sizes are checked when the
-files are opened, because reading past the end of a truncated memory map kills the process.
+The files of a split are read as one long sequence; a window may span documents and files. Both are mapped into memory.
+Sizes are checked when the files are opened, because reading past the end of a truncated memory map kills the process.
 """
 
 import mmap
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ _DAMAGED = "the file is damaged; remove its folder and tokenize again"
 @dataclass(frozen=True)
 class _Shard:
     path: Path
+    mapping: mmap.mmap
+    """The file of its tokens."""
     tokens: npt.NDArray[Any]
     document_ends: Int64Array
 
@@ -39,11 +42,53 @@ class ShardReader:
         With `vocab_size` every token that is read has to be smaller.
         """
         self._shards = [_open_shard(folder, file, np.dtype(dtype)) for file in split.files]
-        self._vocab_size = vocab_size
+        self.vocab_size = vocab_size
         self._token_offsets = _offsets([len(shard.tokens) for shard in self._shards])
         self._document_offsets = _offsets([len(shard.document_ends) for shard in self._shards])
+        self._first_tokens: list[int] = self._token_offsets.tolist()
+        self._tokens = [shard.tokens for shard in self._shards]
+        self._first_documents: list[int] = self._document_offsets.tolist()
         self.num_tokens = int(self._token_offsets[-1])
         self.num_documents = int(self._document_offsets[-1])
+
+    def read(self, start: int, out: Int64Array) -> None:
+        """Fills `out` (int64, one row) with the tokens from `start` on."""
+        number = bisect_right(self._first_tokens, start) - 1
+        first = start - self._first_tokens[number]
+        part = self._tokens[number][first : first + len(out)]
+        if len(part) == len(out):
+            out[...] = part
+        else:
+            out[: len(part)] = part
+            self.read(start + len(part), out[len(part) :])
+
+    def announce(self, start: int, length: int) -> None:
+        """Asks the system to have these tokens in memory soon; returns without waiting for them."""
+        number = bisect_right(self._first_tokens, start) - 1
+        while length:
+            shard, first = self._shards[number], start - self._first_tokens[number]
+            part = min(length, len(shard.tokens) - first)
+            begin, end = first * shard.tokens.itemsize, (first + part) * shard.tokens.itemsize
+            page = begin // mmap.PAGESIZE * mmap.PAGESIZE
+            shard.mapping.madvise(mmap.MADV_WILLNEED, page, end - page)
+            start, length, number = start + part, length - part, number + 1
+
+    def document_starts(self, first: int, last: int, start: int, end: int) -> Int64Array:
+        """The first tokens of documents `first` … `last` - 1 (counted over all files), int64: those that begin from
+        token `start` on before token `end`. UserError where the index says otherwise."""
+        parts = [np.empty(0, dtype=np.int64)]
+        asked, number = first, bisect_right(self._first_documents, first) - 1
+        while asked < last:
+            low = asked - self._first_documents[number]
+            high = min(last, self._first_documents[number + 1]) - self._first_documents[number]
+            ends = self._shards[number].document_ends
+            starts = ends[low - 1 : high - 1] if low else np.concatenate([[0], ends[: high - 1]])
+            parts.append(starts + self._first_tokens[number])
+            asked, number = self._first_documents[number] + high, number + 1
+        found = parts[1] if len(parts) == 2 else np.concatenate(parts)
+        if last < first or (len(found) and (found[0] < start or found[-1] >= end or (np.diff(found) <= 0).any())):
+            raise self.not_rising(start)
+        return found
 
     def windows(self, starts: Int64Array, length: int) -> tuple[Int64Array, BoolArray]:
         """The `length` tokens from each of `starts` (int64 [n]) on: tokens int64 [n, length], document starts bool.
@@ -53,35 +98,24 @@ class ShardReader:
         """
         tokens = np.empty((len(starts), length), dtype=np.int64)
         document_starts = np.zeros((len(starts), length), dtype=np.bool_)
-        for row, start in enumerate(starts.tolist()):
-            filled = 0
-            number = int(np.searchsorted(self._token_offsets, start, side="right")) - 1
-            while filled < length:
-                shard = self._shards[number]
-                first = start + filled - int(self._token_offsets[number])
-                last = min(first + length - filled, len(shard.tokens))
-                tokens[row, filled : filled + last - first] = shard.tokens[first:last]
-                low, high = np.searchsorted(shard.document_ends, (first, last))
-                ends = shard.document_ends[low:high]
-                if len(ends) and (ends[0] < first or ends[-1] >= last or (ends[1:] <= ends[:-1]).any()):
-                    raise _not_rising(shard, first)
-                document_starts[row, ends - (first - filled)] = True
-                if first == 0:
-                    document_starts[row, filled] = True
-                filled += last - first
-                number += 1
-        if self._vocab_size is not None and tokens.size and tokens.max() >= self._vocab_size:
-            raise self._foreign_token(tokens, starts, self._vocab_size)
+        documents = zip(self.documents_before(starts), self.documents_before(starts + length), strict=True)
+        for row, (start, (first, last)) in enumerate(zip(starts.tolist(), documents, strict=True)):
+            self.read(start, tokens[row])
+            document_starts[row, self.document_starts(int(first), int(last), start, start + length) - start] = True
+        self.check_tokens(tokens, starts.tolist())
         return tokens, document_starts
 
-    def _foreign_token(self, tokens: Int64Array, starts: Int64Array, vocab_size: int) -> UserError:
-        row, column = np.argwhere(tokens >= vocab_size)[0]
-        position = int(starts[row] + column)
-        number = int(np.searchsorted(self._token_offsets, position, side="right")) - 1
-        return UserError(
+    def check_tokens(self, tokens: Int64Array, starts: Sequence[int]) -> None:
+        """UserError where a row of `tokens` (int64 [n, length]), read from the same of `starts` on, has a token beyond
+        the vocabulary."""
+        if self.vocab_size is None or not tokens.size or tokens.max() < self.vocab_size:
+            return
+        row, column = np.argwhere(tokens >= self.vocab_size)[0].tolist()
+        position = starts[row] + column
+        number = bisect_right(self._first_tokens, position) - 1
+        raise UserError(
             f"{self._shards[number].path}: token {tokens[row, column]} at position "
-            f"{position - int(self._token_offsets[number])}, but the vocabulary has {vocab_size} entries: "
-            f"{_DAMAGED}"
+            f"{position - self._first_tokens[number]}, but the vocabulary has {self.vocab_size} entries: {_DAMAGED}"
         )
 
     def documents_before(self, positions: Int64Array) -> Int64Array:
@@ -99,17 +133,19 @@ class ShardReader:
         """Targets of the windows of `length` tokens from `starts` on that are not the first token of a document."""
         first, last = self.documents_before(starts + 1), self.documents_before(starts + length)
         for start in starts[(last < first) | (last - first >= length)].tolist():
-            number = int(np.searchsorted(self._token_offsets, start, side="right")) - 1
-            raise _not_rising(self._shards[number], start - int(self._token_offsets[number]))
+            raise self.not_rising(start)
         return len(starts) * (length - 1) - int((last - first).sum())
+
+    def not_rising(self, start: int) -> UserError:
+        """What to raise where the index around token `start` cannot be."""
+        number = bisect_right(self._first_tokens, start) - 1
+        position = start - self._first_tokens[number]
+        path = self._shards[number].path
+        return UserError(f"{path}.index: document ends after token {position} do not rise: {_DAMAGED}")
 
 
 def _offsets(lengths: Sequence[int]) -> Int64Array:
     return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(np.array(lengths, dtype=np.int64))])
-
-
-def _not_rising(shard: _Shard, position: int) -> UserError:
-    return UserError(f"{shard.path}.index: document ends after token {position} do not rise: {_DAMAGED}")
 
 
 def _open_shard(folder: Path, file: ShardFile, dtype: np.dtype[Any]) -> _Shard:
@@ -118,9 +154,15 @@ def _open_shard(folder: Path, file: ShardFile, dtype: np.dtype[Any]) -> _Shard:
     try:
         _check_size(path, file.tokens * dtype.itemsize)
         _check_size(index_path, file.documents * INDEX_ENTRY_BYTES)
-        tokens = _map(path, dtype.newbyteorder("<"))
+        # Without MADV_RANDOM, under which every 4 KiB of a window cost a page fault of their own.
+        mapping = _map(path)
+        # Plain arrays: np.memmap costs over a microsecond more for each row that is cut out of it.
+        tokens = np.frombuffer(mapping, dtype=dtype.newbyteorder("<"))
         # Read as signed: searchsorted would otherwise convert the whole index to floating point.
-        ends = _map(index_path, np.dtype("<i8"))
+        index = _map(index_path)
+        if hasattr(mmap, "MADV_RANDOM"):
+            index.madvise(mmap.MADV_RANDOM)
+        ends = np.frombuffer(index, dtype="<i8")
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: no such file, but the manifest beside it names it") from None
     except OSError as error:
@@ -130,7 +172,7 @@ def _open_shard(folder: Path, file: ShardFile, dtype: np.dtype[Any]) -> _Shard:
             f"{index_path}: the last document ends at token {int(ends[-1])}, "
             f"but {path.name} has {len(tokens)} tokens of {dtype.name}"
         )
-    return _Shard(path, tokens, ends)
+    return _Shard(path, mapping, tokens, ends)
 
 
 def _check_size(path: Path, expected: int) -> None:
@@ -139,10 +181,6 @@ def _check_size(path: Path, expected: int) -> None:
         raise UserError(f"{path}: {found} bytes found, {expected} expected by its manifest")
 
 
-def _map(path: Path, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+def _map(path: Path) -> mmap.mmap:
     with path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    if hasattr(mapped, "madvise"):
-        mapped.madvise(mmap.MADV_RANDOM)
-    # A plain array: np.memmap costs over a microsecond more for each row that is cut out of it.
-    return np.frombuffer(mapped, dtype=dtype)
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.manifest import MANIFEST_NAME, Manifest, read_manifest
-from data.order import Permutation, derive_key
-from data.shards import Int64Array, ShardReader
+from data.shards import ShardReader
 from data.tokenizer import read_tokenizer, tokenizer_folder
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.schema.data import Dataset
+from nanotron_recipes.sequences import block_length
+from nanotron_recipes.variables import require_variables
 
 
 @dataclass(frozen=True)
@@ -25,28 +26,13 @@ class Source:
     validation: ShardReader
     seed: int
     """Seed of the order; the seed of the first stage that reads the source, so that later stages go on in it."""
-    sequence_length: int
-    """Stride of the windows, S; a window has S + 1 tokens, the last of which is the next window's first."""
+    block_length: int
+    """Tokens of a block. A window of S tokens has S + 1, the last of which is the next window's first."""
 
     @property
-    def windows_per_epoch(self) -> int:
-        """Training windows; together every token but the first, and up to S − 1 at the very end, is a target once."""
-        return max(0, (self.train.num_tokens - 1) // self.sequence_length)
-
-    def window_starts(self, ranks: Int64Array) -> Int64Array:
-        """Of the samples `ranks` (int64, counted over the whole run) the first token of their windows.
-
-        Every epoch has an order of its own. It follows from the shards' content, not from where they lie.
-        """
-        epochs, places = divmod(ranks, self.windows_per_epoch)
-        starts = places.copy()
-        for epoch in set(epochs.tolist()):
-            order = Permutation(
-                self.windows_per_epoch, derive_key(self.seed, "windows", self.manifest.fingerprint, epoch)
-            )
-            mine = epochs == epoch
-            starts[mine] = order.of(places[mine])
-        return starts * self.sequence_length
+    def blocks_per_epoch(self) -> int:
+        """Training blocks; together every token but the first, and up to a block less one at the end, is a target."""
+        return max(0, (self.train.num_tokens - 1) // self.block_length)
 
 
 def open_sources(recipe: Recipe) -> dict[str, Source]:
@@ -54,6 +40,7 @@ def open_sources(recipe: Recipe) -> dict[str, Source]:
 
     Checks that manifests and shards are there and whole, have one tokenizer, and fit the recipe. Raises UserError.
     """
+    require_variables(recipe)
     sources: dict[str, Source] = {}
     for stage in recipe.data_stages:
         for name in stage.data.dataset.dataset_folder:
@@ -71,14 +58,24 @@ def source_path(recipe: Recipe, name: str) -> Path:
     return Path(name)
 
 
-def _open(recipe: Recipe, name: str, seed: int) -> Source:
-    folder = source_path(recipe, name)
+def read_source_manifests(recipe: Recipe) -> dict[str, Manifest]:
+    """The manifest of every source that a stage reads, by name. UserError where one is missing or cannot be read."""
+    names = [name for stage in recipe.data_stages for name in stage.data.dataset.dataset_folder]
+    return {name: _manifest_in(name, source_path(recipe, name)) for name in dict.fromkeys(names)}
+
+
+def _manifest_in(name: str, folder: Path) -> Manifest:
     if not (folder / MANIFEST_NAME).is_file():
         what = "no such folder" if not folder.is_dir() else f"no {MANIFEST_NAME} in it"
         raise UserError(
             f"data_stages dataset_folder: {name}: {folder}: {what}; run `nanotron-recipes tokenize RECIPE` first"
         )
-    manifest = read_manifest(folder)
+    return read_manifest(folder)
+
+
+def _open(recipe: Recipe, name: str, seed: int) -> Source:
+    folder = source_path(recipe, name)
+    manifest = _manifest_in(name, folder)
     vocab_size = recipe.model.architecture.vocab_size
     if manifest.vocab_size != vocab_size:
         raise UserError(
@@ -92,12 +89,13 @@ def _open(recipe: Recipe, name: str, seed: int) -> Source:
         train=ShardReader(folder, manifest.train, manifest.dtype, vocab_size),
         validation=ShardReader(folder, manifest.validation, manifest.dtype, vocab_size),
         seed=seed,
-        sequence_length=recipe.tokens.sequence_length,
+        block_length=block_length(recipe),
     )
-    if source.windows_per_epoch == 0:
+    if source.blocks_per_epoch == 0:
+        key = "sequence_length" if recipe.tokens.block_length is None else "block_length"
         raise UserError(
-            f"tokens.sequence_length: {recipe.tokens.sequence_length}: {folder} has only {source.train.num_tokens} "
-            "training tokens, less than one sequence and its last target"
+            f"tokens.{key}: {source.block_length}: {folder} has only {source.train.num_tokens} "
+            f"training tokens, less than one {'sequence' if key == 'sequence_length' else 'block'} and its last target"
         )
     return source
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from model.arithmetic import num_parameters
 from model.hf_mapping import hf_class
 from nanotron_recipes.recipe import Recipe
+from nanotron_recipes.sequences import stage_sequence_length, tokens_through
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def facts_from_recipe(
         "query and key norm": "yes" if architecture.use_qk_norm else "no",
         "vocabulary": f"{architecture.vocab_size:,}",
         "embeddings": "tied" if architecture.tie_word_embeddings else "untied",
-        "training sequence": f"{tokens.sequence_length:,} tokens",
+        "training sequence": f"{_training_lengths(recipe)} tokens",
         "weights": recipe.model.dtype,
     }
     batch = tokens.global_batch_size
@@ -93,9 +95,14 @@ def facts_from_recipe(
         recipe=recipe_name,
         step=step,
         train_steps=tokens.train_steps if step is not None else None,
-        tokens=step * batch * tokens.sequence_length if step is not None and batch else None,
+        tokens=tokens_through(recipe, step) if step is not None and batch else None,
         stages=_stages(recipe, step or 0),
     )
+
+
+def _training_lengths(recipe: Recipe) -> str:
+    lengths = [stage_sequence_length(recipe, stage) for stage in recipe.data_stages]
+    return ", then ".join(f"{length:,}" for length, _ in groupby(lengths or [recipe.tokens.sequence_length]))
 
 
 def _stages(recipe: Recipe, step: int) -> tuple[StageFact, ...]:

@@ -13,6 +13,7 @@ from nanotron_recipes.errors import nearest_name
 from nanotron_recipes.parameters import parameter_names
 from nanotron_recipes.paths import LOCAL_PATHS, REMOTE_IN_NANOTRON, is_url, path_mistake, paths_of
 from nanotron_recipes.recipe import Recipe
+from nanotron_recipes.sequences import block_length, stage_sequence_length
 from nanotron_recipes.topology import MAX_SIZE, divisors, next_multiple, padded_vocab_size
 
 MAX_LAYERS = 10_000
@@ -20,6 +21,7 @@ MAX_LAYERS = 10_000
 _SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"),
     *("make_vocab_size_divisible_by", "sequence_length", "global_batch_size", "micro_batch_size"),
+    *("block_length", "contiguous_length"),
     *("batch_accumulation_per_replica", "dp", "pp", "tp", "context_parallel_size", "expert_parallel_size"),
 )
 
@@ -61,6 +63,7 @@ def _sizes(recipe: Recipe) -> Iterator[Problem]:
         ("model", recipe.model),
         ("tokens", recipe.tokens),
         ("parallelism", recipe.parallelism),
+        *((f"data_stages.{index}", stage) for index, stage in enumerate(recipe.data_stages)),
     ):
         for name in _SIZES:
             size = getattr(section, name, None)
@@ -102,9 +105,13 @@ def _tensor_parallel(recipe: Recipe) -> Iterator[Problem]:
             f"does not divide the padded vocabulary {rows}; set model.make_vocab_size_divisible_by to {multiple} "
             f"(rows: {next_multiple(architecture.vocab_size, multiple)})",
         )
-    if recipe.parallelism.tp_mode == "REDUCE_SCATTER" and recipe.tokens.sequence_length % tp:
-        length = recipe.tokens.sequence_length
-        yield Problem("tokens.sequence_length", length, f"expected a multiple of tp {tp} in tp_mode REDUCE_SCATTER")
+    if recipe.parallelism.tp_mode == "REDUCE_SCATTER":
+        lengths = {"tokens.sequence_length": recipe.tokens.sequence_length}
+        for index, stage in enumerate(recipe.data_stages):
+            lengths[f"data_stages.{index}.sequence_length"] = stage_sequence_length(recipe, stage)
+        for key, length in lengths.items():
+            if length % tp:
+                yield Problem(key, length, f"expected a multiple of tp {tp} in tp_mode REDUCE_SCATTER")
 
 
 def _pipeline(recipe: Recipe) -> Iterator[Problem]:
@@ -122,6 +129,7 @@ def _recomputation(recipe: Recipe) -> Iterator[Problem]:
 
 def _stages(recipe: Recipe) -> Iterator[Problem]:
     previous = 0
+    yield from _blocks(recipe)
     for index, stage in enumerate(recipe.data_stages):
         key, start = f"data_stages.{index}", stage.start_training_step
         if index == 0 and start != 1:
@@ -130,6 +138,17 @@ def _stages(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(f"{key}.start_training_step", start, f"expected more than the stage before it, {previous}")
         previous = start
         yield from _mixture(recipe, f"{key}.data.dataset", index)
+
+
+def _blocks(recipe: Recipe) -> Iterator[Problem]:
+    block, together = block_length(recipe), recipe.tokens.contiguous_length
+    if together is not None and together % block:
+        yield Problem("tokens.contiguous_length", together, f"expected a multiple of the block_length {block}")
+    for index, stage in enumerate(recipe.data_stages):
+        length = stage_sequence_length(recipe, stage)
+        if length % block:
+            key = "tokens" if stage.sequence_length is None else f"data_stages.{index}"
+            yield Problem(f"{key}.sequence_length", length, f"expected a multiple of tokens.block_length {block}")
 
 
 def _skipped_ranges(recipe: Recipe) -> Iterator[Problem]:

@@ -19,12 +19,14 @@ from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.schedule import same_learning_rates
 from nanotron_recipes.schema.data import DataStage
 from nanotron_recipes.schema.section import Section
+from nanotron_recipes.sequences import block_length, contiguous_length
 from nanotron_recipes.skipped import SkippedBatches
 from nanotron_recipes.topology import global_batch_size
 
 _SCHEDULE = "optimizer.learning_rate_scheduler"
 _STEPS = "tokens.train_steps"
 _BATCH = "tokens.global_batch_size"
+_BLOCK, _CONTIGUOUS = "tokens.block_length", "tokens.contiguous_length"
 _STAGES = "data_stages"
 _SKIPPED = "data_skipped_ranges"
 
@@ -36,6 +38,7 @@ _FREE = (
     "logging",
     "profiler",
     "slurm",
+    "variables",
     "general.project",
     "general.purpose",
     "general.cpu_ranks_per_node",
@@ -51,6 +54,9 @@ _FREE = (
     "tokens.micro_batch_size",
     "tokens.batch_accumulation_per_replica",
     _BATCH,
+    # Null stands for a value that is compared as such.
+    _BLOCK,
+    _CONTIGUOUS,
     # What the shards' fingerprint covers, and what only an export states.
     "corpus",
     "tokenizer",
@@ -61,13 +67,14 @@ _FREE = (
 )
 _STAGE_FREE = (
     "name",
+    "data.num_loading_workers",
     "data.dataset.dataset_folder",
     "data.dataset.vocab_size",
     "data.dataset.token_size_in_bytes",
     "data.dataset.tokenizer_name",
 )
-"""Of a stage: its name is a label, its folders may have moved (their number shows in the weights), and the rest is only
-compared with the shards."""
+"""Of a stage: its name is a label, workers only read ahead, its folders may have moved (their number shows in the
+weights), and the rest is only compared with the shards."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,10 @@ def changes_of_the_past(old: Recipe, new: Recipe, step: int) -> list[Change]:
     changes = [change for change in _changes(old, new) if not _is_under(change.key, elsewhere)]
     if global_batch_size(old) != global_batch_size(new):
         changes.append(Change(_BATCH, global_batch_size(old), global_batch_size(new)))
+    if step and old.tokens.sequence_length == new.tokens.sequence_length:  # otherwise that is what changed
+        for key, value in ((_BLOCK, block_length), (_CONTIGUOUS, contiguous_length)):
+            if value(old) != value(new):
+                changes.append(Change(key, value(old), value(new)))
     batch = SkippedBatches.of(old).batch_of(step)
     past_data = [change for change, first in _data_changes(old, new) if first <= batch]
     return [*changes, *_past_schedule_changes(old, new, step), *past_data]
@@ -141,14 +152,16 @@ def _stage_changes(old: Recipe, new: Recipe) -> Iterator[tuple[Change, int]]:
             yield Change(key, _summary(before), _summary(after)), there.start_training_step
             continue
         first = min(before.start_training_step, after.start_training_step)
-        for name, was, now in _differences(_stage_values(before), _stage_values(after)):
+        for name, was, now in _differences(_stage_values(old, before), _stage_values(new, after)):
             yield Change(f"{key}.{name}", was, now), first
 
 
-def _stage_values(stage: DataStage) -> dict[str, Any]:
+def _stage_values(recipe: Recipe, stage: DataStage) -> dict[str, Any]:
     values = {key: value for key, value in _flatten(stage, "") if not _is_under(key, _STAGE_FREE)}
     if stage.data.dataset.dataset_weights is None:
         values["data.dataset.dataset_weights"] = [1.0] * len(stage.data.dataset.dataset_folder)
+    if stage.sequence_length == recipe.tokens.sequence_length:
+        values["sequence_length"] = None
     return values
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from nanotron_recipes.paths import with_home
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.schema.section import Section
 from nanotron_recipes.topology import resolve_topology
+from nanotron_recipes.variables import fill_variables
 from nanotron_recipes.yaml_text import parse_yaml, to_yaml
 
 
@@ -130,7 +132,8 @@ def _changed(raw: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str, A
     kept, batch_notes = keep_batch(raw, overrides)
     changed, overridden = apply_overrides(kept, overrides)
     changed, spelling_notes = modernise(changed)
-    return changed, overridden, [*spelling_notes, *batch_notes]
+    changed, variable_notes = fill_variables(changed, os.environ)
+    return changed, overridden, [*spelling_notes, *batch_notes, *variable_notes]
 
 
 def _validate(raw: dict[str, Any], name: str) -> Recipe:

@@ -13,12 +13,14 @@ from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.schedule import decay_length, decay_start
 from nanotron_recipes.skipped import SkippedBatches
 from nanotron_recipes.unsupported import unsupported_features
+from nanotron_recipes.variables import how_to_set, unset_variables
 
 
 def notes_on(mapping: Mapping[str, Any], recipe: Recipe) -> list[str]:
     """Return the notes on a valid recipe, the weightiest first; `mapping` is what the user wrote."""
     return [
         *unsupported_features(recipe),
+        *_variables(recipe),
         *_model(recipe),
         *_schedule(recipe),
         *_mixtures(recipe),
@@ -27,8 +29,13 @@ def notes_on(mapping: Mapping[str, Any], recipe: Recipe) -> list[str]:
     ]
 
 
+def _variables(recipe: Recipe) -> Iterator[str]:
+    for name, key in unset_variables(recipe).items():
+        yield f"variables.{name}: not set, and {key} needs it before anything is read; {how_to_set(name)}"
+
+
 def _model(recipe: Recipe) -> Iterator[str]:
-    architecture, length = recipe.model.architecture, recipe.tokens.sequence_length
+    architecture = recipe.model.architecture
     stated = architecture.max_position_embeddings
     if architecture.use_qk_norm and not all(architecture.rope_layers):
         yield (
@@ -37,8 +44,13 @@ def _model(recipe: Recipe) -> Iterator[str]:
         )
     if not recipe.optimizer.accumulate_grad_in_fp32:
         yield "optimizer.accumulate_grad_in_fp32: false: no effect: gradients are summed in float32 in any case"
-    if length > stated:
-        yield f"tokens.sequence_length: {length} is more than max_position_embeddings {stated}"
+    lengths = {"tokens.sequence_length": recipe.tokens.sequence_length}
+    for index, stage in enumerate(recipe.data_stages):
+        if stage.sequence_length is not None:
+            lengths[f"data_stages.{index}.sequence_length"] = stage.sequence_length
+    for key, length in lengths.items():
+        if length > stated:
+            yield f"{key}: {length} is more than max_position_embeddings {stated}"
 
 
 def _schedule(recipe: Recipe) -> Iterator[str]:

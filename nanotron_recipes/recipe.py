@@ -64,10 +64,9 @@ class Recipe(Section):
     slurm: Slurm = Slurm()
     """Resources on a cluster."""
 
-    variables: Annotated[dict[str, str], NoEffect("paths are taken as they are written so far")] = Field(
-        default_factory=dict
-    )
-    """Values for ${NAME} in paths."""
+    variables: dict[str, str] = Field(default_factory=dict)
+    """Values for ${NAME} anywhere in the recipe, such as the roots of data; a name that is not here is taken from the
+    environment."""
 
     s3_upload: Annotated[S3Upload | None, NoEffect("checkpoints are not uploaded so far")] = None
     """Upload of checkpoints."""

@@ -164,7 +164,7 @@ def run_in(folder: Path, *command: str | Path) -> subprocess.CompletedProcess[st
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_packages_in_the_working_directory_do_not_shadow_ours_in_a_command(hostile_folder: Path, command: str) -> None:
-    result = run_in(hostile_folder, Path(sys.executable).with_name("nanotron-recipes"), command, "--help")
+    result = run_in(hostile_folder, Path(sys.executable).with_name("nanotron-recipes"), *command.split(), "--help")
     assert result.returncode == 0 and command in result.stdout, result.stderr
 
 

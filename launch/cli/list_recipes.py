@@ -9,7 +9,8 @@ from model.arithmetic import num_parameters
 from nanotron_recipes.loading import load_recipe, shipped_recipes
 from nanotron_recipes.numbers import short_number
 from nanotron_recipes.recipe import Recipe
-from nanotron_recipes.topology import global_batch_size
+from nanotron_recipes.sequences import tokens_through
+from nanotron_recipes.variables import unset_variables
 
 
 def list_recipes() -> None:
@@ -25,14 +26,10 @@ def list_recipes() -> None:
     table.add_column("purpose", overflow="fold")
     for name in shipped_recipes():
         recipe = load_recipe(name).recipe
-        tokens = _training_tokens(recipe)
+        tokens = tokens_through(recipe, recipe.tokens.train_steps)
         parameters = short_number(num_parameters(recipe))
         table.add_row(name, parameters, short_number(tokens), _needs(recipe), recipe.general.purpose)
     Console().print(table)
-
-
-def _training_tokens(recipe: Recipe) -> int:
-    return recipe.tokens.train_steps * global_batch_size(recipe) * recipe.tokens.sequence_length
 
 
 def _needs(recipe: Recipe) -> str:
@@ -40,6 +37,7 @@ def _needs(recipe: Recipe) -> str:
     has_network = recipe.corpus is not None and any(source.needs_network for source in recipe.corpus.sources)
     missing = {
         "data_stages": not recipe.data_stages,
+        "its data": bool(unset_variables(recipe)),
         "a tokenizer": recipe.tokenizer.train is None,
         "the network": has_network,
     }

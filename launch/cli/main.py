@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -24,29 +23,40 @@ COMMANDS = {
     "show": "launch.cli.show:show",
     "validate": "launch.cli.validate:validate",
     "tokenize": "launch.cli.tokenize:tokenize",
+    "data show": "launch.cli.data_show:data_show",
+    "data plan": "launch.cli.data_plan:data_plan",
+    "data verify": "launch.cli.data_verify:data_verify",
     "pretrain": "launch.cli.pretrain:pretrain",
     "verify-topology": "launch.cli.verify_topology:verify_topology",
     "checkpoints": "launch.cli.checkpoints:checkpoints",
     "export": "launch.cli.export:export",
     "import": "launch.cli.import_hf:import_folder",
 }
-"""Name of each command and `module:function` of what runs it; help shows them in this order."""
+"""Name of each command and `module:function` of what runs it; help shows them in this order. A name of two words is a
+command of a group."""
+GROUPS = {"data": "Look at what a recipe reads, and check it."}
+"""What help says of each group."""
 
 
 class LazyCommands(TyperGroup):
-    """The commands of the table, each imported when it is first needed."""
+    """The commands of the table, or of one of its groups, each imported when it is first needed."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names in the order of the table."""
-        return list(COMMANDS)
+        prefix = f"{self.name} " if self.name in GROUPS else ""
+        inside = [name.removeprefix(prefix) for name in COMMANDS if name.startswith(prefix)]
+        return list(dict.fromkeys(name.split()[0] for name in inside))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return the command of that name. Raises UserError with the nearest name."""
-        if cmd_name not in COMMANDS:
-            expected = f"no such command; expected one of {', '.join(COMMANDS)}"
-            raise user_error(expected, source=cmd_name, nearest=nearest_name(cmd_name, COMMANDS))
-        module, function = COMMANDS[cmd_name].split(":")
-        return _command(cmd_name, getattr(import_module(module), function))
+        names = self.list_commands(ctx)
+        if cmd_name not in names:
+            expected = f"no such command; expected one of {', '.join(names)}"
+            source = f"{self.name} {cmd_name}" if self.name in GROUPS else cmd_name
+            raise user_error(expected, source=source, nearest=nearest_name(cmd_name, names))
+        if self.name in GROUPS:
+            return _command(cmd_name, COMMANDS[f"{self.name} {cmd_name}"])
+        return _group(cmd_name) if cmd_name in GROUPS else _command(cmd_name, COMMANDS[cmd_name])
 
 
 def main() -> None:
@@ -106,7 +116,14 @@ def _introduction(
     """Pretrain SmolLM3-shaped language models on nanotron, from a laptop to a cluster, one recipe a run."""
 
 
-def _command(name: str, function: Callable[..., Any]) -> Any:
+def _group(name: str) -> Any:
+    app = typer.Typer(cls=LazyCommands, name=name, help=GROUPS[name], add_completion=False, rich_markup_mode="markdown")
+    app.callback()(lambda: None)
+    return typer.main.get_command(app)
+
+
+def _command(name: str, place: str) -> Any:
+    module, function = place.split(":")
     app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
-    app.command(name, no_args_is_help=False)(function)
+    app.command(name, no_args_is_help=False)(getattr(import_module(module), function))
     return typer.main.get_command(app)

@@ -12,6 +12,7 @@ from nanotron_recipes.loading import dump_yaml, load_recipe
 from nanotron_recipes.numbers import short_number
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.schedule import Phase, learning_rate_phases, stage_boundaries
+from nanotron_recipes.sequences import stage_sequence_length, tokens_through
 from nanotron_recipes.topology import global_batch_size, local_world_size, resolve_topology
 
 
@@ -35,7 +36,7 @@ def derived_facts(recipe: Recipe) -> Iterator[str]:
     yield f"parameters: {num_parameters(recipe):,}"
     yield (
         f"batch: {batch} sequences of {sequence:,} = {step_tokens:,} tokens a step, "
-        f"{short_number(step_tokens * steps)} in {steps:,} steps"
+        f"{short_number(tokens_through(recipe, steps))} in {steps:,} steps"
     )
     yield f"ranks on one node: {_one_node(recipe)}"
     for phase in learning_rate_phases(recipe):
@@ -43,8 +44,10 @@ def derived_facts(recipe: Recipe) -> Iterator[str]:
             yield f"learning rate: {_describe(phase, steps)}"
     for stage, (first, end) in zip(recipe.data_stages, stage_boundaries(recipe), strict=True):
         if first < end:
-            tokens = short_number((end - first) * step_tokens)
-            yield f"stage {stage.name!r}: steps {first:,} to {end - 1:,}, {tokens} tokens"
+            length = stage_sequence_length(recipe, stage)
+            tokens = short_number((end - first) * batch * length)
+            sequences = f" in sequences of {length:,}" if length != sequence else ""
+            yield f"stage {stage.name!r}: steps {first:,} to {end - 1:,}, {tokens} tokens{sequences}"
 
 
 def _one_node(recipe: Recipe) -> str:

@@ -29,8 +29,10 @@ def tokenize(
     from data.tokenization import tokenize as make_shards
     from data.tokenization_process import TokenizationFailed
     from nanotron_recipes.loading import load_recipe
+    from nanotron_recipes.variables import require_variables
 
     loaded = load_recipe(recipe, overrides or [])
+    require_variables(loaded.recipe)
     try:
         make_shards(loaded.recipe, recipe, workers=workers, console=Console())
         changes = [part for override in overrides or [] for part in ("--set", override)]

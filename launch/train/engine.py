@@ -112,10 +112,11 @@ class TrainingEngine:
         return float(self._sum_over_world(outputs)[0])
 
     def _prepare(self, arrays: MicroBatchArrays) -> object:
+        tokens = torch.from_numpy(arrays.tokens).to(self.context.device, non_blocking=True)
         return self.built.prepare(
             {
-                "input_ids": torch.from_numpy(arrays.input_ids),
-                "target_ids": torch.from_numpy(arrays.target_ids),
+                "input_ids": tokens[:, :-1],
+                "target_ids": tokens[:, 1:],
                 "target_mask": torch.from_numpy(arrays.target_mask),
                 "position_ids": torch.from_numpy(arrays.position_ids),
             }

@@ -9,8 +9,9 @@ from typing import Any
 import torch.distributed as torch_dist
 
 from data.batch import StepBatch
-from data.loader import Prefetcher
+from data.loader import Prefetcher, RankBatches
 from data.plan import DataPlan
+from launch.train.buffers import allocator
 from launch.train.engine import StepResult, TrainingEngine
 from launch.train.guards import RunFailed, SkippedSteps, SpikeDetector
 from launch.train.hardware import peak_memory_bytes
@@ -26,6 +27,7 @@ from launch.train.watchdog import Watchdog
 from model.arithmetic import FlopsFormula, mfu
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.schedule import learning_rate_at
+from nanotron_recipes.sequences import sequence_length_at, tokens_through
 from parallel.checkpoint_disks import Disks
 
 MFU_FORMULA: FlopsFormula = "causal"
@@ -73,7 +75,6 @@ class TrainingLoop:
             ReplicaCheck(engine.built.buckets, engine.context) if launch.recipe.general.replica_check_interval else None
         )
         self._saver = RunSaver(launch.folder, engine, launch.files, launch.damaged, launch.disks)
-        self._tokens_per_step = engine.topology.global_batch_size * launch.recipe.tokens.sequence_length
 
     def _begin(self, launch: Launch) -> None:
         """Take over everything that follows from where training goes on."""
@@ -183,28 +184,28 @@ class TrainingLoop:
         return _is_due(step, self._recipe.checkpoints.checkpoint_interval)
 
     def _prefetcher(self) -> Prefetcher:
-        topology, plan = self._engine.topology, self._launch.plan
-        dp_rank = self._engine.context.dp_rank
-
-        def batch_of(step: int) -> StepBatch:
-            return plan.step(
-                step,
-                dp=topology.dp,
-                dp_rank=dp_rank,
-                num_micro_batches=topology.num_micro_batches,
-                micro_batch_size=topology.micro_batch_size,
-            )
-
-        return Prefetcher(batch_of, self._launch.first_step, self._recipe.tokens.train_steps)
+        topology, context = self._engine.topology, self._engine.context
+        workers = max(stage.data.num_loading_workers for stage in self._recipe.data_stages)
+        batches = RankBatches(
+            self._launch.plan,
+            dp=topology.dp,
+            dp_rank=context.dp_rank,
+            num_micro_batches=topology.num_micro_batches,
+            micro_batch_size=topology.micro_batch_size,
+            allocate=allocator(context.device),
+            announce=workers > 0,
+        )
+        return Prefetcher(batches, self._launch.first_step, self._recipe.tokens.train_steps, workers)
 
     def _record(self, step: int, result: StepResult, stage: str, seconds: float, waited: float) -> None:
         if not self._callbacks:
             return
-        tokens_per_second = self._tokens_per_step / seconds
+        length = sequence_length_at(self._recipe, step)
+        tokens_per_second = self._engine.topology.global_batch_size * length / seconds
         peak = self._launch.peak_flops
         record = StepRecord(
             step=step,
-            tokens=step * self._tokens_per_step,
+            tokens=tokens_through(self._recipe, step),
             loss=result.loss if math.isfinite(result.loss) else None,
             lr=learning_rate_at(self._recipe, step),
             grad_norm=result.grad_norm if math.isfinite(result.grad_norm) else None,
@@ -212,7 +213,7 @@ class TrainingLoop:
             step_seconds=seconds,
             data_wait_seconds=waited,
             memory_peak_bytes=peak_memory_bytes(self._engine.context.device),
-            mfu=None if peak is None else mfu(self._recipe, tokens_per_second, peak, MFU_FORMULA),
+            mfu=None if peak is None else mfu(self._recipe, tokens_per_second, peak, MFU_FORMULA, length),
             stage=stage,
         )
         self._tell(lambda callback: callback.on_step(record))

@@ -16,6 +16,7 @@ from nanotron_recipes.loading import LoadedRecipe, dump_yaml, load_recipe
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.skipped import keep_ranges
 from nanotron_recipes.unsupported import unsupported_features
+from nanotron_recipes.variables import require_variables
 
 RUNS = Path("runs")
 """Where runs lie, relative to the working directory."""
@@ -66,6 +67,7 @@ def check_trainable(recipe: Recipe, source: str = "recipe") -> None:
         raise UserError(
             f"{source}: data_stages: expected at least one stage: the recipe says nothing about what to read"
         )
+    require_variables(recipe)
 
 
 def prepare_run(request: RunRequest) -> PreparedRun:

@@ -34,6 +34,7 @@ from model.build import initialize_weights
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.loading import load_recipe
 from nanotron_recipes.recipe import Recipe
+from nanotron_recipes.sequences import sequence_length_at
 from nanotron_recipes.topology import resolve_topology
 from parallel.checkpoint_disks import find_disks
 from parallel.checkpoint_writer import SaveFailed
@@ -250,7 +251,7 @@ def _say_start(callbacks: list[Callback], engine: TrainingEngine, launch: Launch
         line.print(
             f"{launch.folder.path}: dp {topology.dp} · pp {topology.pp} · tp {topology.tp} on "
             f"{engine.context.device.type}, {launch.recipe.model.dtype}; a step is {topology.global_batch_size} × "
-            f"{launch.recipe.tokens.sequence_length} tokens = {counted(topology.dp, 'replica')} × "
+            f"{sequence_length_at(launch.recipe, launch.first_step)} tokens = {counted(topology.dp, 'replica')} × "
             f"{counted(topology.num_micro_batches, 'micro-batch')} of {topology.micro_batch_size}"
         )
         line.print(f"attention: {attention.name} ({attention.reason})")

@@ -73,10 +73,9 @@ class StageData(Section):
     seed: Annotated[NonNegativeInt, null_means(NANOTRON_SEED)] = NANOTRON_SEED
     """Seed of the order in which sequences are read."""
 
-    num_loading_workers: Annotated[
-        NonNegativeInt, null_means(1), NoEffect("one thread reads ahead; shards are mapped into memory")
-    ] = 1
-    """Worker processes of the loader."""
+    num_loading_workers: Annotated[NonNegativeInt, null_means(1)] = 1
+    """Threads that read batches ahead on every rank, the same batches whatever their number; of several stages the
+    largest number counts. 0: a batch is read when its step begins."""
 
 
 class DataStage(Section):
@@ -91,6 +90,10 @@ class DataStage(Section):
 
     data: StageData
     """The mixture."""
+
+    sequence_length: PositiveInt | None = None
+    """Tokens of a sequence in this stage, as in later nanotron; the batch stays the same number of sequences. Null:
+    tokens.sequence_length."""
 
 
 class SkippedRange(Section):

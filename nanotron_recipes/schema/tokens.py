@@ -12,7 +12,7 @@ class Tokens(Section):
     micro_batch_size and batch_accumulation_per_replica."""
 
     sequence_length: PositiveInt
-    """Tokens of a training sequence."""
+    """Tokens of a training sequence, where a stage does not say otherwise."""
 
     train_steps: PositiveInt
     """Steps (optimizer updates) of the whole run, counted from 1."""
@@ -27,6 +27,15 @@ class Tokens(Section):
     global_batch_size: PositiveInt | None = None
     """Sequences of a step over all replicas, whatever their number. Null: dp · micro_batch_size ·
     batch_accumulation_per_replica of this file."""
+
+    block_length: PositiveInt | None = None
+    """Tokens of a block, the unit in which each source is shuffled; the sequence length of every stage is a multiple of
+    it. Null: sequence_length."""
+
+    contiguous_length: PositiveInt | None = None
+    """Tokens of text that stay together in the order of blocks, a multiple of block_length: sequences up to this length
+    are one stretch of text, in whatever stage. Part of the order from the first step on, so set it beforehand where a
+    stage with longer sequences may follow. Null: the longest sequence_length of the stages."""
 
     val_check_interval: Annotated[int, null_means(-1)] = -1
     """Steps between two validations; 0 or less means none."""

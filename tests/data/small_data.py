@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from data.manifest import Manifest, ShardFile, Split, write_manifest
+from data.plan import DataPlan
 from nanotron_recipes.loading import recipe_from_mapping
 from nanotron_recipes.recipe import Recipe
 
@@ -33,7 +34,7 @@ def write_shard(folder: Path, name: str, documents: Sequence[Sequence[int]], dty
     )
 
 
-def write_source(folder: Path, files: Sequence[Sequence[Sequence[int]]], vocab_size: int = 1000) -> Manifest:
+def write_source(folder: Path, files: Sequence[Sequence[Any]], vocab_size: int = 1000) -> Manifest:
     """Writes a source whose training files hold these documents; the first file is its validation text, too."""
     shards = tuple(write_shard(folder, f"{i:05d}.ds", documents) for i, documents in enumerate(files))
     held_out = write_shard(folder, "validation/00000.ds", files[0])
@@ -64,9 +65,11 @@ def recipe_with(
     global_batch_size: int = 12,
     train_steps: int = 60,
     vocab_size: int = 1000,
+    lengths: Sequence[int | None] = (),
+    tokens: dict[str, Any] | None = None,
     **sections: Any,
 ) -> Recipe:
-    """A recipe that reads sources (folder: weight) in stages (first step, sources)."""
+    """A recipe that reads sources (folder: weight) in stages (first step, sources), each with its sequence length."""
     mapping = {
         "general": {"project": "tests", "seed": 1},
         "model": {
@@ -88,11 +91,13 @@ def recipe_with(
             "global_batch_size": global_batch_size,
             "micro_batch_size": "auto",
             "train_steps": train_steps,
+            **(tokens or {}),
         },
         "data_stages": [
             {
                 "name": f"stage {number}",
                 "start_training_step": first,
+                "sequence_length": lengths[number] if number < len(lengths) else None,
                 "data": {
                     "seed": 5 + number,
                     "dataset": {"dataset_folder": list(sources), "dataset_weights": list(sources.values())},
@@ -103,6 +108,11 @@ def recipe_with(
         **sections,
     }
     return recipe_from_mapping(mapping, source="test").recipe
+
+
+def train_tokens(plan: DataPlan) -> dict[str, int]:
+    """By source, the tokens that its manifest says it has."""
+    return {name: source.manifest.train.tokens for name, source in plan.sources.items()}
 
 
 def write_jsonl(path: Path, count: int, key: str = "text", seed: int = 0) -> None:

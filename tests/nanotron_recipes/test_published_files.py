@@ -119,6 +119,20 @@ def test_the_shipped_recipe_is_the_published_model_and_optimizer() -> None:
     assert len(parameter_names(ours)) == 1 + 36 * 6 + 1
 
 
+def test_the_shipped_recipe_reads_the_published_mixtures() -> None:
+    """Every source and weight of all three stages, from the published steps on."""
+    ours = load_recipe("smollm3-3b", ["variables.SMOLLM3_DATA=/nvme"]).recipe
+    published = load("stage3").recipe
+    for mine, theirs in zip(ours.data_stages, published.data_stages, strict=True):
+        assert (mine.name, mine.start_training_step, mine.data.seed) == (theirs.name, theirs.start_training_step, 6)
+        folders = [folder.replace("s3://bucket/tokenized", "/nvme") for folder in theirs.data.dataset.dataset_folder]
+        assert mine.data.dataset.dataset_folder == folders
+        assert mine.data.dataset.dataset_weights == theirs.data.dataset.dataset_weights
+    assert [stage.start_training_step for stage in ours.data_stages] == [1, 3_450_001, 4_198_001]
+    assert [len(stage.data.dataset.dataset_folder) for stage in ours.data_stages] == [41, 46, 56]
+    assert ours.tokens.train_steps == published.tokens.train_steps
+
+
 def test_urls_pass_with_a_note_where_a_file_has_an_s3_upload_and_only_for_what_is_read() -> None:
     notes = load("stage2").notes
     assert any(

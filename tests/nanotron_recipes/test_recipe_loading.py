@@ -87,9 +87,12 @@ def test_lines_are_found_through_lists_and_fall_back_to_the_section() -> None:
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_a_shipped_recipe_is_clean_and_reads_back_equal(name: str) -> None:
     loaded = load_recipe(name)
-    assert loaded.notes == [] and loaded.name == name
+    # Where the data lies is given on the machine, and the published weights do not sum to 1.
+    noted = [note.partition(": ")[0] for note in loaded.notes]
+    weights = [f"data_stages.{stage}.data.dataset.dataset_weights" for stage in (1, 2)]
+    assert noted == ([] if name == "tiny" else ["variables.SMOLLM3_DATA", *weights]) and loaded.name == name
     again = recipe_from_mapping(parse_yaml(dump_yaml(loaded.recipe), name))
-    assert again.recipe == loaded.recipe and again.notes == []
+    assert again.recipe == loaded.recipe and again.notes == loaded.notes
 
 
 OVERRIDES = {

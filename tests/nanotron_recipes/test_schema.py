@@ -27,10 +27,10 @@ def test_the_keys_are_all_there() -> None:
 
 
 def test_keys_without_effect_are_found_once_over_all_stages() -> None:
-    stage = {"data": {"num_loading_workers": 0, "dataset": {"return_positions": True}}}
+    stage = {"data": {"dataset": {"tokenizer_name": "x", "return_positions": True}}}
     found = [path for path, _ in keys_without_effect({"data_stages": [stage, stage], "general": {"run": "x"}})]
     assert found == [
-        "data_stages[].data.num_loading_workers",
+        "data_stages[].data.dataset.tokenizer_name",
         "data_stages[].data.dataset.return_positions",
         "general.run",
     ]

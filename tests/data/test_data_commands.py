@@ -1,0 +1,127 @@
+"""`data show`, `data plan` and `data verify` as a user calls them."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_data import recipe_with, write_source
+
+from data.inspection import document_parts
+from data.plan import DataPlan
+from nanotron_recipes.loading import dump_yaml, load_recipe
+
+RUN = "from launch.cli.main import main; main()"
+STAGES = [(1, 3.0, 1.0), (11, 1.0, 1.0)]
+
+
+def run(*arguments: str, where: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", RUN, "data", *arguments]
+    return subprocess.run(command, cwd=where, capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A recipe with two sources of 20 documents of 30 tokens each, all tokens different."""
+    for number, name in enumerate(("one", "two")):
+        documents = np.arange(600).reshape(20, 30) + 600 * number
+        write_source(tmp_path / name, [documents[:7], documents[7:]], vocab_size=1200)
+    stages = [(first, {str(tmp_path / "one"): a, str(tmp_path / "two"): b}) for first, a, b in STAGES]
+    recipe = recipe_with(stages, sequence_length=50, global_batch_size=8, train_steps=20, vocab_size=1200)
+    (tmp_path / "mine.yaml").write_text(dump_yaml(recipe))
+    return tmp_path
+
+
+def test_show_has_sources_documents_ids_and_masks(folder: Path) -> None:
+    done = run("show", "mine.yaml", "--step", "2", "--samples", "2", "--first", "1", where=folder)
+    assert done.returncode == 0, done.stderr
+    assert "step 2, stage 'stage 0': 8 sequences of 50 tokens" in done.stdout
+    assert f"{folder}/one 6, {folder}/two 2" in done.stdout
+    assert "token ids instead of text" in done.stdout
+    assert [f"sequence {number}: " in done.stdout for number in range(4)] == [False, True, True, False]
+
+
+def test_the_parts_of_a_sample_are_its_documents(folder: Path) -> None:
+    """Every token is different and a document has 30: all can be told from the tokens alone."""
+    plan = DataPlan.from_recipe(load_recipe(str(folder / "mine.yaml")).recipe)
+    for step in (1, 12):
+        parts = list(document_parts(plan, step, range(8)))
+        for part in parts:
+            assert (part.tokens // 600 == part.source.endswith("two")).all()
+            places = part.tokens % 600
+            assert set((places // 30).tolist()) == {part.document}
+            assert part.begins == (places[0] % 30 == 0)
+            assert part.masked.tolist() == [part.first + i for i in np.flatnonzero(places % 30 == 29).tolist()]
+        tokens = np.concatenate([part.tokens for part in parts])
+        batch = plan.step(step, dp=1, dp_rank=0, num_micro_batches=1, micro_batch_size=8).micro_batches[0]
+        assert np.array_equal(tokens, batch.input_ids.ravel())
+
+
+def test_a_step_beyond_the_run_and_a_sequence_beyond_the_batch_are_refused(folder: Path) -> None:
+    for arguments, message in (
+        (("--step", "21"), "error: --step 21: expected at most tokens.train_steps 20"),
+        (("--step", "1", "--first", "8"), "error: --first 8: expected less than the 8 sequences of a step"),
+    ):
+        done = run("show", "mine.yaml", *arguments, where=folder)
+        assert (done.returncode, done.stderr.strip()) == (2, message)
+
+
+def test_plan_needs_manifests_alone_and_draws_what_it_counts(folder: Path) -> None:
+    for shard in [*folder.rglob("*.ds"), *folder.rglob("*.index")]:
+        shard.unlink()
+    done = run("plan", "mine.yaml", "--plot", "plan.png", where=folder)
+    assert done.returncode == 0, done.stderr
+    rows = {line.split("│")[1].strip(): line.split("│")[2:-1] for line in done.stdout.splitlines() if "│" in line}
+    # 10 steps of 8 sequences of 50 in each stage; 11 blocks of 50 in a source of 600 tokens.
+    assert [cell.strip() for cell in rows["one"]] == ["3.00K", "2.00K", "5.00K", "9.09"]
+    assert [cell.strip() for cell in rows["two"]] == ["1.00K", "2.00K", "3.00K", "5.45"]
+    assert [cell.strip() for cell in rows["all"]] == ["4.00K", "4.00K", "8.00K", ""]
+    assert "is read 9.1 times" in done.stdout
+    assert (folder / "plan.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_plan_without_manifests_counts_tokens_and_says_that_epochs_are_not_known(folder: Path) -> None:
+    shutil.rmtree(folder / "two")
+    done = run("plan", "mine.yaml", where=folder)
+    assert done.returncode == 0 and "not known" in done.stdout and "1 sources have no manifest" in done.stdout
+    wrong = run("plan", "mine.yaml", "--plot", "plan.txt", where=folder)
+    assert wrong.returncode == 2 and "expected a name that ends in .png" in wrong.stderr
+
+
+def test_verify_is_content_with_what_was_written(folder: Path) -> None:
+    done = run("verify", "mine.yaml", where=folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("12 of 12 files")
+
+
+def test_verify_names_a_flipped_bit_a_cut_file_and_a_missing_one(folder: Path) -> None:
+    flipped, cut, gone = folder / "one/00001.ds", folder / "two/00000.ds.index", folder / "two/validation/00000.ds"
+    content = bytearray(flipped.read_bytes())
+    content[100] ^= 1
+    flipped.write_bytes(content)
+    cut.write_bytes(cut.read_bytes()[:-8])
+    gone.unlink()
+    done = run("verify", "mine.yaml", where=folder)
+    assert done.returncode == 1
+    problems = dict(line.split(": ", 1) for line in done.stdout.splitlines()[:-1])
+    assert problems == {
+        str(flipped): "its content is not what its manifest says (sha256)",
+        str(cut): "48 bytes, and its manifest says 56",
+        str(gone): "No such file or directory",
+    }
+    assert done.stdout.splitlines()[-1].startswith("9 of 12 files")
+
+
+def test_verify_of_a_source_that_is_not_there_ends_with_2(folder: Path) -> None:
+    shutil.rmtree(folder / "two")
+    done = run("verify", "mine.yaml", where=folder)
+    assert done.returncode == 2 and f"{folder}/two: no such folder" in done.stderr
+
+
+def test_a_group_names_its_commands_and_the_nearest(folder: Path) -> None:
+    assert "did you mean verify?" in run("verfy", where=folder).stderr
+    missing = run(where=folder)
+    assert missing.returncode == 2
+    assert missing.stderr == "error: data: missing command; see `nanotron-recipes data --help`\n"

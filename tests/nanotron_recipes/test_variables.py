@@ -1,0 +1,88 @@
+"""${NAME} in a recipe."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.sources import open_sources
+from launch.train.prepare import check_trainable
+from nanotron_recipes.errors import UserError
+from nanotron_recipes.loading import LoadedRecipe, dump_yaml, load_recipe, recipe_from_mapping
+from nanotron_recipes.yaml_text import parse_yaml
+
+ROOT = Path(__file__).parents[2]
+
+
+def load(mapping: dict[str, Any], *overrides: str, **variables: Any) -> LoadedRecipe:
+    stage = {"name": "a", "start_training_step": 1, "data": {"dataset": {"dataset_folder": ["${SHARDS}/x", "/y"]}}}
+    return recipe_from_mapping({**mapping, "data_stages": [stage], "variables": variables or None}, overrides=overrides)
+
+
+def folders(loaded: LoadedRecipe) -> list[str]:
+    return loaded.recipe.data_stages[0].data.dataset.dataset_folder
+
+
+@pytest.fixture(autouse=True)
+def unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SHARDS", raising=False)
+    monkeypatch.delenv("SMOLLM3_DATA", raising=False)
+
+
+def test_the_section_gives_a_value_and_the_resolved_recipe_has_it(small_recipe: dict[str, Any]) -> None:
+    loaded = load(small_recipe, SHARDS="/nvme")
+    assert folders(loaded) == ["/nvme/x", "/y"] and not any("SHARDS" in note for note in loaded.notes)
+    assert recipe_from_mapping(parse_yaml(dump_yaml(loaded.recipe), "again")).recipe == loaded.recipe
+
+
+def test_the_command_line_gives_a_value(small_recipe: dict[str, Any]) -> None:
+    assert folders(load(small_recipe, "variables.SHARDS=/there")) == ["/there/x", "/y"]
+
+
+def test_the_environment_gives_a_value_where_the_section_does_not(
+    small_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHARDS", "/env")
+    assert folders(load(small_recipe)) == ["/env/x", "/y"]
+    assert folders(load(small_recipe, SHARDS="/section")) == ["/section/x", "/y"]
+
+
+def test_without_a_value_it_is_a_note_and_whatever_reads_data_refuses(small_recipe: dict[str, Any]) -> None:
+    loaded = load(small_recipe)
+    assert loaded.notes[0].startswith(
+        "variables.SHARDS: not set, and data_stages.0.data.dataset.dataset_folder.0 needs"
+    )
+    for refuses in (check_trainable, open_sources):
+        with pytest.raises(
+            UserError, match=r"dataset_folder\.0: \$\{SHARDS\} is not set; expected --set variables\.SH"
+        ):
+            refuses(loaded.recipe)
+    assert "${SHARDS}/x" in dump_yaml(loaded.recipe)
+
+
+def test_a_value_that_nothing_names_is_noted_with_the_nearest_name(small_recipe: dict[str, Any]) -> None:
+    notes = load(small_recipe, SHARD="/nvme").notes
+    assert "variables.SHARD: not used: nothing in the recipe says ${SHARD}; did you mean SHARDS?" in notes
+
+
+def test_a_value_that_is_no_text_is_refused(small_recipe: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="variables: 3: expected text"):
+        load(small_recipe, SHARDS=3)
+
+
+def test_the_shipped_recipe_is_noted_until_its_data_has_a_place() -> None:
+    assert any("variables.SMOLLM3_DATA: not set" in note for note in load_recipe("smollm3-3b").notes)
+    placed = load_recipe("smollm3-3b", ["variables.SMOLLM3_DATA=/nvme"])
+    assert not any("SMOLLM3_DATA" in note for note in placed.notes)
+    assert "${" not in dump_yaml(placed.recipe)
+
+
+@pytest.mark.parametrize("command", [["tokenize"], ["pretrain", "--launcher", "local"]])
+def test_commands_that_read_data_end_with_2_and_name_it(command: list[str]) -> None:
+    code = "from launch.cli.main import main; main()"
+    arguments = [command[0], "smollm3-3b", *command[1:]]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1 and "${SMOLLM3_DATA} is not set" in done.stderr
