@@ -183,7 +183,6 @@ def test_a_file_that_is_no_recipe_is_one_line(text: str, expected: list[str], re
         (["tiny", "--run", "../elsewhere"], ["--run", "../elsewhere"]),
         (["tiny", "--run", "latest"], ["--run", "latest"]),
         (["smollm3-3b", "--nodes", "8"], ["sbatch is missing", "login node", "NODES="]),
-        (["tiny", "--nodes", "2", "--launcher", "local"], ["--nodes 2", "this machine"]),
         (
             ["tiny", "--set", "parallelism.dp=100000", "--set", "tokens.global_batch_size=100000"],
             ["100,000 ranks", "for each of its CPUs"],

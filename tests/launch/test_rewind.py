@@ -272,7 +272,7 @@ def disk_is_full(patch: pytest.MonkeyPatch) -> None:
     [
         (Both(spiking), "checkpoints.checkpoint_interval=100", "there is no checkpoint from before it"),
         (Both(spiking), "guards.max_rewinds=0", "the run went back 0 times (guards.max_rewinds 0)"),
-        (Both(spiking, disk_is_full), "guards.max_rewinds=1", "recipe.yaml: No space left on device"),
+        (Both(spiking, disk_is_full), "guards.max_rewinds=1", "no space left on device"),
     ],
     ids=["no checkpoint", "too often", "full disk"],
 )
