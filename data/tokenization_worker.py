@@ -45,7 +45,15 @@ class TokenizeShard(PipelineStep):
         task = job.tasks[rank]
         source = next(source for source in job.corpus.sources if source.name == task.source)
         rejected = Rejected()
-        texts = documents(source, job.corpus, task.split, shard=task.shard, shards=task.shards, rejected=rejected)
+        texts = documents(
+            source,
+            job.corpus,
+            task.split,
+            shard=task.shard,
+            shards=task.shards,
+            parts=task.parts,
+            rejected=rejected,
+        )
         reading = _Reading(texts)
         writer = DocumentEncoder(
             str(job.folder_of(task)),
