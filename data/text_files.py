@@ -60,7 +60,9 @@ def files_of(source: CorpusSource) -> TextFiles:
     for glob in globs:
         _check_glob(glob, where)
     if is_url(source.path):
-        text = _remote_files(_with_revision(source.path, source.revision), globs, where)
+        shown = source.path if source.revision is None else f"{source.path} ({source.revision})"
+        with _named_errors(f"{where}: path: {shown}"):
+            text = _remote_files(_with_revision(source.path, source.revision), globs)
     else:
         text = _local_files(Path(source.path), globs, where)
     if not text.files:
@@ -125,17 +127,16 @@ def _with_revision(path: str, revision: str | None) -> str:
     return "/".join([f"{HUB_PREFIX}{owner}/{name}@{quote(revision, safe='')}", *folders])
 
 
-def _remote_files(url: str, globs: tuple[str, ...], where: str) -> TextFiles:
-    with _named_errors(f"{where}: path", url):
-        folder = open_folder(url)
-        if folder.isfile(""):
-            parent, _, name = url.rpartition("/")
-            return TextFiles(parent, [_remote_file(name, folder.info(""))])
-        found: dict[str, Any] = {}
-        for glob in globs:
-            found |= folder.glob(glob, detail=True)
-        files = [_remote_file(name, facts) for name, facts in sorted(found.items()) if facts["type"] == "file"]
-        return TextFiles(url, files)
+def _remote_files(url: str, globs: tuple[str, ...]) -> TextFiles:
+    folder = open_folder(url)
+    if folder.isfile(""):
+        parent, _, name = url.rpartition("/")
+        return TextFiles(parent, [_remote_file(name, folder.info(""))])
+    found: dict[str, Any] = {}
+    for glob in globs:
+        found |= folder.glob(glob, detail=True)
+    files = [_remote_file(name, facts) for name, facts in sorted(found.items()) if facts["type"] == "file"]
+    return TextFiles(url, files)
 
 
 def _remote_file(name: str, facts: dict[str, Any]) -> TextFile:
@@ -154,15 +155,13 @@ def open_folder(path: str) -> "DataFolder":
 
 
 @contextmanager
-def _named_errors(key: str, url: str) -> Iterator[None]:
+def _named_errors(where: str) -> Iterator[None]:
     try:
         yield
-    except UserError:
-        raise
     except FileNotFoundError:
-        raise UserError(f"{key}: {url}: no such file or folder") from None
+        raise UserError(f"{where}: no such file or folder, or not for you") from None
     except Exception as error:  # each of the libraries below has families of its own
-        raise UserError(f"{key}: {url}: cannot be looked through: {remote_reason(error)}") from None
+        raise UserError(f"{where}: cannot be looked through: {remote_reason(error)}") from None
 
 
 def remote_reason(error: Exception) -> str:
