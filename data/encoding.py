@@ -5,7 +5,7 @@ Imports datatrove: import this module where a shard is made, not before.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 
 import numpy as np
@@ -29,11 +29,21 @@ class DocumentEncoder(DocumentTokenizer):
     """
 
     def __init__(
-        self, folder: str, tokenizer_file: str, *, scratch: str, eos_token: str, token_bytes: int, seed: int
+        self,
+        folder: str,
+        tokenizer_file: str,
+        *,
+        scratch: str,
+        eos_token: str,
+        token_bytes: int,
+        seed: int,
+        made: Callable[[int], object] = lambda tokens: None,
     ) -> None:
-        """`token_bytes` is the size of a token in the shards, 2 or 4; `scratch` a folder for unshuffled tokens."""
+        """`token_bytes` is the size of a token in the shards, 2 or 4; `scratch` a folder for unshuffled tokens; `made`
+        is told how many tokens each batch has given."""
         super().__init__(folder, tokenizer_file, local_working_dir=scratch, seed=seed)
         self._eos_token = eos_token
+        self._made = made
         self.token_size = token_bytes
 
     @cached_property
@@ -57,10 +67,12 @@ class DocumentEncoder(DocumentTokenizer):
         dtype = f"<u{self.token_size}"
         for batch in _batches(document.text for document in data):
             encoded = self.tokenizer.encode_batch_fast([piece for piece, _ in batch], add_special_tokens=False)
+            before = file.write_idx
             for (_, is_last), encoding in zip(batch, encoded, strict=True):
                 tokens = np.array(encoding.ids + end if is_last else encoding.ids, dtype=dtype)
                 # Without document ends of its own, a call ends one document.
                 file.write_bytes(tokens.tobytes(), doc_ends=None if is_last else [])
+            self._made(file.write_idx - before)
         file.close()
         return file
 

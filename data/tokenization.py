@@ -12,6 +12,7 @@ import hashlib
 import json
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -33,6 +34,7 @@ from data.text_files import files_of, inputs_of
 from data.tokenization_job import Job, packed_notes, tasks_of, with_absolute_paths
 from data.tokenization_process import run_job
 from data.tokenizer import TokenizerInfo, read_tokenizer, tokenizer_folder, train_tokenizer
+from data.upload import upload_corpus
 from nanotron_recipes.errors import UserError, nearest_name, one_line, user_error
 from nanotron_recipes.files import write_atomic
 from nanotron_recipes.machine import usable_cpus
@@ -64,7 +66,7 @@ def tokenize(
             _say(console, f"note: {settings.notes[source.name]}")
     if not pending:
         _say(console, f"{corpus.path}: all sources are tokenized already")
-        return [read_manifest(Path(corpus.path, source.name)) for source in corpus.sources]
+        return _uploaded(recipe, corpus, console)
     started = time.perf_counter()
     with locked(Path(corpus.path)):
         move_finished(corpus, settings.sources)
@@ -77,7 +79,7 @@ def tokenize(
             _make(corpus, pending, settings, tokenizer, workers or usable_cpus(), console)
             move_finished(corpus, settings.sources)
         remove_unfinished(corpus)
-    manifests = [read_manifest(Path(corpus.path, source.name)) for source in corpus.sources]
+    manifests = _manifests(corpus)
     tokens = sum(manifest.train.tokens + manifest.validation.tokens for manifest in manifests)
     seconds = time.perf_counter() - started
     for source, manifest in zip(corpus.sources, manifests, strict=True):
@@ -89,6 +91,18 @@ def tokenize(
             )
     names = ", ".join(source.name for source in corpus.sources)
     _say(console, f"{corpus.path}: {names}: {tokens:,} tokens in {seconds:.1f} s")
+    return _uploaded(recipe, corpus, console)
+
+
+def _manifests(corpus: Corpus) -> list[Manifest]:
+    return [read_manifest(Path(corpus.path, source.name)) for source in corpus.sources]
+
+
+def _uploaded(recipe: Recipe, corpus: Corpus, console: Console) -> list[Manifest]:
+    """The manifests of all sources, which are on S3 then where the recipe says so."""
+    manifests = _manifests(corpus)
+    if corpus.upload_to is not None:
+        upload_corpus(corpus, manifests, tokenizer_folder(recipe), partial(_say, console))
     return manifests
 
 

@@ -58,6 +58,14 @@ class Job(BaseModel):
         """Where a task keeps its documents before they are shuffled."""
         return self.folder / "scratch" / f"{rank:05d}"
 
+    def progress_of(self, rank: int) -> Path:
+        """Where a task says how far it is, JSON."""
+        return self.folder / "progress" / f"{rank:05d}.json"
+
+    def is_complete(self, rank: int) -> bool:
+        """Whether datatrove has marked a task as complete."""
+        return (self.logs / "completions" / f"{rank:05d}").is_file()
+
     def notes_of(self, rank: int) -> Path:
         """What a complete task says about the text that it read, JSON."""
         return self.folder / "notes" / f"{rank:05d}.json"

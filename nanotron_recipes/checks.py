@@ -16,6 +16,7 @@ from nanotron_recipes.paths import (
     REMOTE_IN_NANOTRON,
     TEXT_PATH,
     is_hub,
+    is_s3_folder,
     is_url,
     path_mistake,
     paths_of,
@@ -214,6 +215,9 @@ def _tokenizer(recipe: Recipe) -> Iterator[Problem]:
 
 def _corpus(recipe: Recipe) -> Iterator[Problem]:
     names: set[str] = set()
+    upload_to = recipe.corpus.upload_to if recipe.corpus else None
+    if upload_to is not None and not is_s3_folder(upload_to):
+        yield Problem("corpus.upload_to", upload_to, "expected s3://bucket/prefix")
     for index, source in enumerate(recipe.corpus.sources if recipe.corpus else []):
         key = f"corpus.sources.{index}"
         if source.name in names or source.name in ("tokenizer", "tokenizer.settings"):

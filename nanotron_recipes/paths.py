@@ -65,6 +65,11 @@ def text_path_mistake(path: str) -> str | None:
     return "expected a path of this machine, s3://bucket/folder or hf://datasets/owner/name"
 
 
+def is_s3_folder(path: str) -> bool:
+    """Return whether a path is s3://bucket/prefix."""
+    return re.fullmatch(r"s3://[^/\0]+/[^/\0][^\0]*", path) is not None
+
+
 def is_hub(path: str) -> bool:
     """Return whether a path is that of a data set of the hub."""
     return path.startswith("hf://")

@@ -183,6 +183,10 @@ class Corpus(Section):
     path: str
     """Folder for the tokenizer, the shards and their manifests. Default: corpora/<recipe name>."""
 
+    upload_to: str | None = None
+    """s3://bucket/prefix that `tokenize` brings the finished sources and their tokenizer to: every file is read back
+    and hashed, each manifest is written last. Null: they stay in path alone."""
+
     sources: Annotated[list[CorpusSource], Field(min_length=1)]
     """The kinds of text."""
 
