@@ -6,7 +6,7 @@ Imports datatrove: import this module where a shard is made, not before.
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from datatrove.data import DocumentsPipeline
@@ -49,10 +49,7 @@ class DocumentEncoder(DocumentTokenizer):
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer; every text is encoded as a whole."""
-        tokenizer = Tokenizer.from_file(self.tokenizer_name_or_path)
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        return tokenizer
+        return _loaded(self.tokenizer_name_or_path)
 
     def write_unshuffled(self, data: DocumentsPipeline, filename: str) -> TokenizedFile:
         """Writes the documents' tokens in their order, to be shuffled."""
@@ -75,6 +72,15 @@ class DocumentEncoder(DocumentTokenizer):
             self._made(file.write_idx - before)
         file.close()
         return file
+
+
+@lru_cache(maxsize=1)
+def _loaded(file: str) -> Tokenizer:
+    """Once a process, not once a shard: loading a large vocabulary takes as long as encoding a megabyte."""
+    tokenizer = Tokenizer.from_file(file)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def pieces_of(text: str, limit: int) -> Iterator[str]:
