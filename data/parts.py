@@ -16,8 +16,9 @@ from nanotron_recipes.paths import is_url
 
 MOST_SHARDS = 256
 """More would only be more files to open."""
-PART_BYTES = 1 << 24
-"""Files are cut into parts of about this size, or into as many as there may be shards."""
+PART_BYTES = 1 << 23
+"""Files are cut into parts of about this size, or into as many as there may be shards: a few seconds of encoding, so
+that workers end together also where there is little text."""
 
 
 class Part(BaseModel):

@@ -56,7 +56,8 @@ def data_fertility(
             found[source.name, name] = fertility(texts, info)
     _print_table(corpus, infos, found)
     best = max(infos, key=lambda name: _total(corpus, name, found).bytes_per_token)
-    print(f"{best} has the most bytes per token over all sources")
+    if len(infos) > 1:
+        print(f"{best} has the most bytes per token over all sources")
     changes = [part for change in _changes(loaded.recipe, infos[best]) for part in ("--set", change)]
     given = [part for override in overrides or [] for part in ("--set", override)]
     print(f"next: {command('nanotron-recipes', 'tokenize', recipe, *given, *changes)}")
