@@ -34,7 +34,7 @@ endif
 
 PIP_INSTALL = .venv/bin/python -m pip install -qq --disable-pip-version-check --no-input -c constraints.txt
 
-.PHONY: help pretrain test test-tiny test-long test-gpu lint bench-train bench-checkpoint bench-loader docs docs-images
+.PHONY: help pretrain test test-tiny test-long test-gpu lint bench-train bench-checkpoint bench-loader bench-tokenize docs docs-images
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
@@ -71,6 +71,9 @@ bench-checkpoint: $(READY)  ## what a save costs a step and a run; saving, loadi
 bench-loader: .venv-bench/.ready  ## tokens per CPU-second of ours beside datatrove, Megatron-core and LitData; a late start
 	@.venv-bench/bin/python benchmarks/loader.py $(ARGS)
 	@.venv-bench/bin/python benchmarks/published_plan.py
+
+bench-tokenize: $(READY)  ## what tokenize costs above encode_batch alone; two workers on one file
+	@$(PYTHON) benchmarks/tokenization.py $(ARGS)
 
 docs: $(READY)  ## write the pages that are made from the code again
 	@$(PYTHON) -m nanotron_recipes.key_reference

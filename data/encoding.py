@@ -5,8 +5,8 @@ Imports datatrove: import this module where a shard is made, not before.
 """
 
 import re
-from collections.abc import Iterable, Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property, lru_cache
 
 import numpy as np
 from datatrove.data import DocumentsPipeline
@@ -29,20 +29,27 @@ class DocumentEncoder(DocumentTokenizer):
     """
 
     def __init__(
-        self, folder: str, tokenizer_file: str, *, scratch: str, eos_token: str, token_bytes: int, seed: int
+        self,
+        folder: str,
+        tokenizer_file: str,
+        *,
+        scratch: str,
+        eos_token: str,
+        token_bytes: int,
+        seed: int,
+        made: Callable[[int], object] = lambda tokens: None,
     ) -> None:
-        """`token_bytes` is the size of a token in the shards, 2 or 4; `scratch` a folder for unshuffled tokens."""
+        """`token_bytes` is the size of a token in the shards, 2 or 4; `scratch` a folder for unshuffled tokens; `made`
+        is told how many tokens each batch has given."""
         super().__init__(folder, tokenizer_file, local_working_dir=scratch, seed=seed)
         self._eos_token = eos_token
+        self._made = made
         self.token_size = token_bytes
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer; every text is encoded as a whole."""
-        tokenizer = Tokenizer.from_file(self.tokenizer_name_or_path)
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        return tokenizer
+        return _loaded(self.tokenizer_name_or_path)
 
     def write_unshuffled(self, data: DocumentsPipeline, filename: str) -> TokenizedFile:
         """Writes the documents' tokens in their order, to be shuffled."""
@@ -57,12 +64,23 @@ class DocumentEncoder(DocumentTokenizer):
         dtype = f"<u{self.token_size}"
         for batch in _batches(document.text for document in data):
             encoded = self.tokenizer.encode_batch_fast([piece for piece, _ in batch], add_special_tokens=False)
+            before = file.write_idx
             for (_, is_last), encoding in zip(batch, encoded, strict=True):
                 tokens = np.array(encoding.ids + end if is_last else encoding.ids, dtype=dtype)
                 # Without document ends of its own, a call ends one document.
                 file.write_bytes(tokens.tobytes(), doc_ends=None if is_last else [])
+            self._made(file.write_idx - before)
         file.close()
         return file
+
+
+@lru_cache(maxsize=1)
+def _loaded(file: str) -> Tokenizer:
+    """Once a process, not once a shard: loading a large vocabulary takes as long as encoding a megabyte."""
+    tokenizer = Tokenizer.from_file(file)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def pieces_of(text: str, limit: int) -> Iterator[str]:

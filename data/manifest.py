@@ -78,7 +78,11 @@ class Inputs(BaseModel):
     bytes: NotNegative
     """Of all of them together."""
     sha256: str
-    """Over their names, sizes and times of change, hexadecimal."""
+    """Over their names, sizes and times of change (of remote files ETags, hashes of the hub), hexadecimal."""
+    path: str | None = None
+    """Where they lay, as the recipe says it, for s3:// and hf://; null for files of a machine."""
+    revision: str | None = None
+    """Of a data set of the hub: the commit, tag or branch, as the recipe says it."""
 
     def __str__(self) -> str:
         return f"{self.files:,} {'file' if self.files == 1 else 'files'} of {self.bytes:,} bytes"

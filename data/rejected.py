@@ -1,4 +1,4 @@
-"""What a corpus holds but cannot be used: counted and named, never skipped in silence."""
+"""What a corpus holds but cannot be used: counted and named, never skipped in silence. And how far a reading is."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -22,6 +22,8 @@ class Rejected:
     """The first few places (`file:line`) by reason."""
     keys_seen: set[str] = field(default_factory=set)
     """Some keys of objects that lack the text_key."""
+    bytes_read: int = 0
+    """Bytes of the files, packed as they are, that are behind the reading."""
 
     def add(self, reason: str, where: str, count: int = 1) -> None:
         """Notes `count` more."""

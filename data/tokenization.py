@@ -12,11 +12,12 @@ import hashlib
 import json
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
-from data.corpora import documents, files_of, inputs_of
+from data.corpora import documents
 from data.corpus_folder import (
     locked,
     made_before,
@@ -27,17 +28,20 @@ from data.corpus_folder import (
 )
 from data.finish import finish_source
 from data.manifest import Inputs, Manifest, read_manifest
+from data.parts import whole_files
 from data.rejected import NO_TEXT, NOT_JSON, Rejected
-from data.tokenization_job import Job, tasks_of, with_absolute_paths
+from data.text_files import files_of, inputs_of
+from data.tokenization_job import Job, packed_notes, tasks_of, with_absolute_paths
 from data.tokenization_process import run_job
 from data.tokenizer import TokenizerInfo, read_tokenizer, tokenizer_folder, train_tokenizer
+from data.upload import upload_corpus
 from nanotron_recipes.errors import UserError, nearest_name, one_line, user_error
 from nanotron_recipes.files import write_atomic
 from nanotron_recipes.machine import usable_cpus
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.schema.data import Corpus, CorpusSource
 
-SETTINGS_VERSION = 2
+SETTINGS_VERSION = 3
 """Part of every settings hash: raise it when the same settings shall make other shards than before."""
 _KEYS_SHOWN = 10
 
@@ -62,7 +66,7 @@ def tokenize(
             _say(console, f"note: {settings.notes[source.name]}")
     if not pending:
         _say(console, f"{corpus.path}: all sources are tokenized already")
-        return [read_manifest(Path(corpus.path, source.name)) for source in corpus.sources]
+        return _uploaded(recipe, corpus, console)
     started = time.perf_counter()
     with locked(Path(corpus.path)):
         move_finished(corpus, settings.sources)
@@ -75,7 +79,7 @@ def tokenize(
             _make(corpus, pending, settings, tokenizer, workers or usable_cpus(), console)
             move_finished(corpus, settings.sources)
         remove_unfinished(corpus)
-    manifests = [read_manifest(Path(corpus.path, source.name)) for source in corpus.sources]
+    manifests = _manifests(corpus)
     tokens = sum(manifest.train.tokens + manifest.validation.tokens for manifest in manifests)
     seconds = time.perf_counter() - started
     for source, manifest in zip(corpus.sources, manifests, strict=True):
@@ -87,6 +91,18 @@ def tokenize(
             )
     names = ", ".join(source.name for source in corpus.sources)
     _say(console, f"{corpus.path}: {names}: {tokens:,} tokens in {seconds:.1f} s")
+    return _uploaded(recipe, corpus, console)
+
+
+def _manifests(corpus: Corpus) -> list[Manifest]:
+    return [read_manifest(Path(corpus.path, source.name)) for source in corpus.sources]
+
+
+def _uploaded(recipe: Recipe, corpus: Corpus, console: Console) -> list[Manifest]:
+    """The manifests of all sources, which are on S3 then where the recipe says so."""
+    manifests = _manifests(corpus)
+    if corpus.upload_to is not None:
+        upload_corpus(corpus, manifests, tokenizer_folder(recipe), partial(_say, console))
     return manifests
 
 
@@ -180,9 +196,10 @@ def _empty(source: CorpusSource, rejected: Rejected) -> UserError:
             value=source.text_key,
             nearest=nearest_name(source.text_key, rejected.keys_seen),
         )
-    folder, files = files_of(source) if source.path else (Path(), [])
     reasons = ", ".join(f"{count} × {reason}" for reason, count in rejected.counts.items())
-    looked = folder / files[0] if len(files) == 1 else f"{folder}: {len(files)} files"
+    text = files_of(source) if source.path else None
+    names = [part.where for part in whole_files(text)] if text else []
+    looked = names[0] if len(names) == 1 else f"{text.folder if text else '.'}: {len(names)} files"
     return UserError(f"{where}: {looked}: no document in there" + (f" ({reasons})" if reasons else ""))
 
 
@@ -221,12 +238,16 @@ def _make(
     console: Console,
 ) -> None:
     """Encodes the pending sources and completes their folders, still among the unfinished work."""
-    tasks = tasks_of(pending, with_validation=corpus.validation_fraction > 0)
+    named = {source.name for source in pending}
+    absolute = with_absolute_paths(corpus)
+    tasks = tasks_of([source for source in absolute.sources if source.name in named], corpus.validation_fraction)
+    for line in packed_notes(tasks, workers):
+        _say(console, line)
     name = _hash([tokenizer.sha256, [settings.sources[source.name] for source in pending]])[:12]
     folder = unfinished_folder(corpus, name)
     remove_unfinished(corpus, keep=folder)
     job = Job(
-        corpus=with_absolute_paths(corpus),
+        corpus=absolute,
         tasks=tasks,
         tokenizer_file=str(tokenizer.file.absolute()),
         eos_token=tokenizer.eos_token,

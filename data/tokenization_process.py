@@ -9,14 +9,17 @@ import time
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from data.tokenization_job import Job
+from data.tokenization_progress import Rates, forget_incomplete, state_of
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.files import write_atomic
 from nanotron_recipes.machine import usable_cpus
 
 _POLL_SECONDS = 0.1
+_LOOK_SECONDS = 1.0
+_LINE_SECONDS = 60.0
 _START = "import sys; from data.tokenization_worker import main; main(sys.argv[1])"
 
 
@@ -30,6 +33,7 @@ def run_job(job: Job, console: Console) -> None:
     for task in job.tasks:
         job.folder_of(task).mkdir(parents=True, exist_ok=True)
     job.user_error.unlink(missing_ok=True)
+    forget_incomplete(job)
     job_file = job.folder / "job.json"
     write_atomic(job_file, job.model_dump_json(indent=2) + "\n")
     log = job.folder / "worker.log"
@@ -70,26 +74,23 @@ def _environment(workers: int) -> dict[str, str]:
 
 
 def _watch(process: "subprocess.Popen[bytes]", job: Job, console: Console) -> None:
-    columns = (TextColumn("tokenizing"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[tokens]}"))
-    hidden = not console.is_terminal
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=hidden) as progress:
-        bar = progress.add_task("", total=len(job.tasks), tokens="")
-        started, first = time.perf_counter(), _bytes_written(job.folder)
+    """Shows how far the job is until it ends: a bar on a terminal, elsewhere a line a minute."""
+    columns = (TextColumn("tokenizing"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[said]}"))
+    rates = Rates()
+    next_look, next_line = 0.0, time.monotonic() + _LINE_SECONDS
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("", total=1.0, said="")
         while process.poll() is None:
-            complete = sum(1 for _ in (job.logs / "completions").glob("*"))
-            rate = (_bytes_written(job.folder) - first) / (time.perf_counter() - started)
-            progress.update(bar, completed=complete, tokens=f"{rate / 1e6:.1f} MB of tokens/s")
+            now = time.monotonic()
+            if now >= next_look:
+                state = state_of(job)
+                said = rates.line(now, state)
+                progress.update(bar, completed=state.fraction, said=said)
+                next_look = now + _LOOK_SECONDS
+                if now >= next_line and not console.is_terminal:
+                    console.print(f"{state.fraction:.1%}: {said}", soft_wrap=True, highlight=False, markup=False)
+                    next_line = now + _LINE_SECONDS
             time.sleep(_POLL_SECONDS)
-
-
-def _bytes_written(folder: Path) -> int:
-    total = 0
-    for path in folder.rglob("*.ds"):
-        try:
-            total += path.stat().st_size
-        except FileNotFoundError:  # shuffled and removed meanwhile
-            continue
-    return total
 
 
 def _tail(log: Path, lines: int = 5) -> str:

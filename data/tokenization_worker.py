@@ -25,6 +25,7 @@ from data.encoding import DocumentEncoder
 from data.order import derive_key
 from data.rejected import Rejected
 from data.tokenization_job import Job
+from data.tokenization_progress import TaskProgress
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.files import write_atomic
 
@@ -45,8 +46,17 @@ class TokenizeShard(PipelineStep):
         task = job.tasks[rank]
         source = next(source for source in job.corpus.sources if source.name == task.source)
         rejected = Rejected()
-        texts = documents(source, job.corpus, task.split, shard=task.shard, shards=task.shards, rejected=rejected)
+        texts = documents(
+            source,
+            job.corpus,
+            task.split,
+            shard=task.shard,
+            shards=task.shards,
+            parts=task.parts,
+            rejected=rejected,
+        )
         reading = _Reading(texts)
+        progress = TaskProgress(job, rank, rejected)
         writer = DocumentEncoder(
             str(job.folder_of(task)),
             job.tokenizer_file,
@@ -54,12 +64,14 @@ class TokenizeShard(PipelineStep):
             eos_token=job.eos_token,
             token_bytes=job.token_bytes,
             seed=derive_key(job.corpus.seed, task.source, task.split, task.shard),
+            made=progress.add,
         )
         try:
             writer.run(reading.documents(), rank=task.shard, world_size=task.shards)
         except UserError as error:
             write_atomic(job.user_error, str(error))
             raise
+        progress.note()
         notes: dict[str, Any] = {"documents": reading.count, "text_bytes": reading.text_bytes}
         notes |= {"rejected": dict(rejected.counts), "examples": rejected.examples}
         write_atomic(job.notes_of(rank), json.dumps(notes) + "\n")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from data.corpora import documents, num_shards
+from data.corpora import documents, shards_of
 from nanotron_recipes.errors import UserError, shorten, user_error
 from nanotron_recipes.files import write_atomic
 from nanotron_recipes.recipe import Recipe
@@ -160,8 +160,11 @@ def _with_visible_tags(serialized: str) -> str:
 def _sample(source: CorpusSource, corpus: Corpus) -> Iterator[str]:
     """Training texts of a source, SAMPLE_BYTES in all, a few from each of its shards in turn."""
     left = SAMPLE_BYTES
-    shards = _SAMPLE_STREAMS if source.reader.startswith("python") else num_shards(source)
-    streams = [documents(source, corpus, "train", shard=i, shards=shards) for i in range(shards)]
+    shards = [[]] * _SAMPLE_STREAMS if source.reader.startswith("python") else shards_of(source)
+    streams = [
+        documents(source, corpus, "train", shard=shard, shards=len(shards), parts=parts)
+        for shard, parts in enumerate(shards)
+    ]
     while streams and left > 0:
         for stream in list(streams):
             text = next(stream, None)

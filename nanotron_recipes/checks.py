@@ -11,7 +11,17 @@ from typing import Any
 
 from nanotron_recipes.errors import nearest_name
 from nanotron_recipes.parameters import parameter_names
-from nanotron_recipes.paths import LOCAL_PATHS, REMOTE_IN_NANOTRON, is_url, path_mistake, paths_of
+from nanotron_recipes.paths import (
+    LOCAL_PATHS,
+    REMOTE_IN_NANOTRON,
+    TEXT_PATH,
+    is_hub,
+    is_s3_folder,
+    is_url,
+    path_mistake,
+    paths_of,
+    text_path_mistake,
+)
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.sequences import block_length, stage_sequence_length
 from nanotron_recipes.topology import MAX_SIZE, divisors, next_multiple, padded_vocab_size
@@ -205,6 +215,9 @@ def _tokenizer(recipe: Recipe) -> Iterator[Problem]:
 
 def _corpus(recipe: Recipe) -> Iterator[Problem]:
     names: set[str] = set()
+    upload_to = recipe.corpus.upload_to if recipe.corpus else None
+    if upload_to is not None and not is_s3_folder(upload_to):
+        yield Problem("corpus.upload_to", upload_to, "expected s3://bucket/prefix")
     for index, source in enumerate(recipe.corpus.sources if recipe.corpus else []):
         key = f"corpus.sources.{index}"
         if source.name in names or source.name in ("tokenizer", "tokenizer.settings"):
@@ -212,6 +225,15 @@ def _corpus(recipe: Recipe) -> Iterator[Problem]:
         names.add(source.name)
         if source.reader in ("jsonl", "parquet", "text") and source.path is None:
             yield Problem(f"{key}.path", None, f"expected the file or folder that reader {source.reader} reads")
+        yield from _revision(key, source.path, source.revision)
+
+
+def _revision(key: str, path: str | None, revision: str | None) -> Iterator[Problem]:
+    is_needed = path is not None and is_hub(path)
+    if is_needed and not revision:
+        yield Problem(f"{key}.revision", revision, f"expected the commit, tag or branch of {path} to read")
+    if not is_needed and revision is not None:
+        yield Problem(f"{key}.revision", revision, "expected null: only an hf:// path has a revision")
 
 
 def _misspelt_sources(recipe: Recipe) -> Iterator[Problem]:
@@ -227,6 +249,6 @@ def _paths(recipe: Recipe) -> Iterator[Problem]:
     for name in LOCAL_PATHS:
         may_be_remote = name in REMOTE_IN_NANOTRON and recipe.s3_upload is not None
         for key, path in paths_of(recipe, name):
-            mistake = path_mistake(path)
+            mistake = text_path_mistake(path) if name == TEXT_PATH else path_mistake(path)
             if mistake is not None and not (may_be_remote and is_url(path)):
                 yield Problem(key, path, mistake)

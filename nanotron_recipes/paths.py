@@ -1,4 +1,4 @@
-"""The files and folders that a recipe names: `~` is a home folder, and nothing is read from or written to a URL."""
+"""The files and folders that a recipe names: `~` is a home folder; only text is read from elsewhere, by its URL."""
 
 from __future__ import annotations
 
@@ -25,6 +25,14 @@ LOCAL_PATHS = (
 REMOTE_IN_NANOTRON = ("checkpoints.resume_checkpoint_path", "data_stages.data.dataset.dataset_folder")
 """Those of them that a file with an `s3_upload` may give as URLs, as the published ones do; not available yet."""
 
+TEXT_PATH = "corpus.sources.path"
+"""The one of them that may be a URL anywhere: text is read from S3 and from the hub, too."""
+
+HUB_PREFIX = "hf://datasets/"
+"""How a data set of the Hugging Face hub is named, before its owner and name."""
+
+_TEXT_URL = re.compile(r"s3://[^/]+(/.*)?|hf://datasets/[^/@]+/[^/@]+(/.*)?")
+
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -46,6 +54,25 @@ def path_mistake(path: str) -> str | None:
     if path.startswith("~"):
         return f"this home folder is not known; ./{path} is a folder of that name"
     return None
+
+
+def text_path_mistake(path: str) -> str | None:
+    """What was expected instead of a text's `path`; None where it can be one."""
+    if not is_url(path):
+        return path_mistake(path)
+    if _TEXT_URL.fullmatch(path) and "\0" not in path:
+        return None
+    return "expected a path of this machine, s3://bucket/folder or hf://datasets/owner/name"
+
+
+def is_s3_folder(path: str) -> bool:
+    """Return whether a path is s3://bucket/prefix."""
+    return re.fullmatch(r"s3://[^/\0]+/[^/\0][^\0]*", path) is not None
+
+
+def is_hub(path: str) -> bool:
+    """Return whether a path is that of a data set of the hub."""
+    return path.startswith("hf://")
 
 
 def is_url(path: str) -> bool:

@@ -41,6 +41,7 @@ RUN_HERE = {
     "nanotron-recipes data plan my.yaml --plot data.png": "",
     "nanotron-recipes data show my.yaml --step 1": "",
     "nanotron-recipes data verify my.yaml": "",
+    "nanotron-recipes data fertility my.yaml --tokenizer corpora/my/tokenizer": "",
     "nanotron-recipes checkpoints list runs/latest": "",
     "nanotron-recipes checkpoints verify runs/latest": "",
     "nanotron-recipes checkpoints prune runs/latest --dry-run": "",
@@ -78,6 +79,9 @@ RUN_ELSEWHERE = {
     ),
     "nanotron-recipes pretrain tiny --run decayed --set checkpoints.resume_checkpoint_path=runs/mine/checkpoints/100": (
         "tests/launch/test_saver.py::test_a_branch_goes_on_from_any_checkpoint_at_another_topology"
+    ),
+    "nanotron-recipes data import-megatron megatron/web_text_document corpora/web --tokenizer my-tokenizer": (
+        "tests/data/test_megatron.py::test_the_command_makes_a_folder_that_a_run_reads"
     ),
     "nanotron-recipes export runs/latest my-model --verify": EXPORT,
     "nanotron-recipes import my-model imported": EXPORT,

@@ -34,7 +34,7 @@ def list_recipes() -> None:
 
 def _needs(recipe: Recipe) -> str:
     """What a recipe cannot be trained without, and does not bring along."""
-    has_network = recipe.corpus is not None and any(source.needs_network for source in recipe.corpus.sources)
+    has_network = recipe.corpus is not None and any(source.is_remote for source in recipe.corpus.sources)
     missing = {
         "data_stages": not recipe.data_stages,
         "its data": bool(unset_variables(recipe)),

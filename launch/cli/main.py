@@ -26,6 +26,8 @@ COMMANDS = {
     "data show": "launch.cli.data_show:data_show",
     "data plan": "launch.cli.data_plan:data_plan",
     "data verify": "launch.cli.data_verify:data_verify",
+    "data fertility": "launch.cli.data_fertility:data_fertility",
+    "data import-megatron": "launch.cli.import_megatron:import_megatron",
     "pretrain": "launch.cli.pretrain:pretrain",
     "verify-topology": "launch.cli.verify_topology:verify_topology",
     "checkpoints": "launch.cli.checkpoints:checkpoints",

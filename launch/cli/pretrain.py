@@ -137,7 +137,7 @@ def _ensure_tokens(loaded: LoadedRecipe, console: Console) -> bool:
     from data.tokenization import outdated, tokenize
     from data.tokenization_process import TokenizationFailed
 
-    if any(source.needs_network for source in corpus.sources):
+    if any(source.is_remote for source in corpus.sources):
         for line in outdated(loaded.recipe):
             console.print(f"note: {line}; next: `tokenize`", markup=False, highlight=False)
         return True

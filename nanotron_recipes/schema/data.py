@@ -151,10 +151,15 @@ class CorpusSource(Section):
     generated exact sums and differences; jsonl (also .gz, .zst), parquet, text: files of yours."""
 
     path: str | None = None
-    """File or folder to read, for jsonl, parquet and text."""
+    """File or folder to read, for jsonl, parquet and text: of this machine, s3://bucket/folder (endpoint and
+    credentials are boto3's, as AWS_ENDPOINT_URL_S3), or hf://datasets/owner/name, a data set of the hub."""
+
+    revision: str | None = None
+    """Commit, tag or branch of the data set that an hf:// path names, without which it is not read; the manifest keeps
+    it. A commit is the one that never changes."""
 
     glob: str | None = None
-    """Which files of the folder; null: all that the reader understands."""
+    """Which files of the folder, such as data/CC-MAIN-2024-10/*.parquet; null: all that the reader understands."""
 
     text_key: str = "text"
     """Field or column that holds the text, for jsonl and parquet."""
@@ -163,7 +168,13 @@ class CorpusSource(Section):
     """At most so many documents; for arithmetic the number to generate. Null: all."""
 
     needs_network: bool = False
-    """Whether reading needs the network; then `pretrain` does not tokenize by itself."""
+    """Whether reading needs the network; then `pretrain` does not tokenize by itself. s3:// and hf:// paths need it in
+    any case."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is read through the network."""
+        return self.needs_network or (self.path is not None and "://" in self.path)
 
 
 class Corpus(Section):
@@ -171,6 +182,10 @@ class Corpus(Section):
 
     path: str
     """Folder for the tokenizer, the shards and their manifests. Default: corpora/<recipe name>."""
+
+    upload_to: str | None = None
+    """s3://bucket/prefix that `tokenize` brings the finished sources and their tokenizer to: every file is read back
+    and hashed, each manifest is written last. Null: they stay in path alone."""
 
     sources: Annotated[list[CorpusSource], Field(min_length=1)]
     """The kinds of text."""

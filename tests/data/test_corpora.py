@@ -12,7 +12,7 @@ from datatrove.io import DataFolder
 from pydantic import ValidationError
 from small_data import write_jsonl
 
-from data.corpora import documents, num_shards
+from data.corpora import documents, shards_of
 from data.python_text import module_files, prose_of
 from data.rejected import Rejected
 from nanotron_recipes.errors import UserError
@@ -71,7 +71,7 @@ def test_jsonl_is_read_plain_and_compressed(tmp_path: Path) -> None:
     (tmp_path / "sub" / "b.jsonl.gz").write_bytes(gzip.compress(content))
     (tmp_path / "sub" / "c.jsonl.zst").write_bytes(zstandard.compress(content))
     source, corpus = corpus_of(reader="jsonl", path=str(tmp_path))
-    assert num_shards(source) == 3
+    assert len(shards_of(source)) == 3
     found = texts(source, corpus)
     assert len(found) == 90 and len(set(found)) == 30
 
@@ -103,7 +103,7 @@ def test_what_cannot_be_used_is_counted_and_named(tmp_path: Path) -> None:
 def test_the_number_of_documents_can_be_limited(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", 30)
     source, corpus = corpus_of(reader="jsonl", path=str(tmp_path), documents=7)
-    assert len(texts(source, corpus)) == 7 and num_shards(source) == 1
+    assert len(texts(source, corpus)) == 7 and len(shards_of(source)) == 1
 
 
 def test_a_missing_path_and_a_folder_without_files_are_named(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from rich.console import Console
 from small_data import corpus_recipe, write_jsonl
 
 from data import tokenization
-from data.corpora import inputs_of
 from data.corpus_folder import remove_unfinished, unfinished_folder
 from data.finish import finish_source
+from data.text_files import inputs_of
 from data.tokenization import outdated, tokenize
 from data.tokenization_job import Job, source_folder
 from data.tokenization_process import run_job

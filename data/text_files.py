@@ -1,0 +1,170 @@
+"""Where the files of a source lie: a folder of this machine, objects of S3, or a data set of the Hugging Face hub."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from data.manifest import Inputs
+from nanotron_recipes.errors import UserError, shorten, user_error
+from nanotron_recipes.paths import HUB_PREFIX, is_url
+from nanotron_recipes.schema.data import CorpusSource
+
+if TYPE_CHECKING:
+    from datatrove.io import DataFolder
+
+GLOBS = {
+    "jsonl": ("**/*.jsonl", "**/*.jsonl.gz", "**/*.jsonl.zst"),
+    "parquet": ("**/*.parquet",),
+    "text": ("**/*.txt", "**/*.md"),
+}
+"""What each reader of files understands."""
+_LONGEST_REASON = 200
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """A file as it was found."""
+
+    name: str
+    """Relative to its folder."""
+    size: int
+    """Bytes, packed as it is."""
+    version: int | str
+    """What changes with its content: the time of change in nanoseconds, an ETag, the hub's hash."""
+
+
+@dataclass(frozen=True)
+class TextFiles:
+    """The files that a source reads, in their order."""
+
+    folder: str
+    """A path or a URL; of a data set with its revision."""
+    files: list[TextFile]
+
+
+def files_of(source: CorpusSource) -> TextFiles:
+    """The files of a jsonl, parquet or text source.
+
+    Raises UserError where its path does not exist, cannot be reached, or holds no file for the reader.
+    """
+    where = f"corpus.sources {source.name}"
+    if source.path is None:
+        raise UserError(f"{where}: path: expected a file or a folder for the reader {source.reader}")
+    globs = GLOBS[source.reader] if source.glob is None else (source.glob,)
+    for glob in globs:
+        _check_glob(glob, where)
+    if is_url(source.path):
+        shown = source.path if source.revision is None else f"{source.path} ({source.revision})"
+        with _named_errors(f"{where}: path: {shown}"):
+            text = _remote_files(_with_revision(source.path, source.revision), globs)
+    else:
+        text = _local_files(Path(source.path), globs, where)
+    if not text.files:
+        raise UserError(f"{where}: path: {source.path}: no file matches {' or '.join(globs)}")
+    return text
+
+
+def inputs_of(source: CorpusSource) -> Inputs | None:
+    """The files that a source reads, told by name, size and version; null where it reads none.
+
+    Raises UserError as `files_of` does.
+    """
+    if source.reader not in GLOBS:
+        return None
+    files = files_of(source).files
+    digest = hashlib.sha256(json.dumps([[file.name, file.size, file.version] for file in files]).encode())
+    return Inputs(
+        files=len(files),
+        bytes=sum(file.size for file in files),
+        sha256=digest.hexdigest(),
+        path=source.path if source.path and is_url(source.path) else None,
+        revision=source.revision,
+    )
+
+
+def _check_glob(glob: str, where: str) -> None:
+    try:
+        if ".." in Path(glob).parts:
+            raise ValueError("it leaves the folder")
+        next(Path("/nowhere").glob(glob), None)
+    except (ValueError, NotImplementedError) as error:
+        expected = f"expected a pattern such as **/*.jsonl, relative to path ({error})"
+        raise user_error(expected, key=f"{where}: glob", value=glob) from None
+
+
+def _local_files(path: Path, globs: tuple[str, ...], where: str) -> TextFiles:
+    try:
+        if path.is_file():
+            return TextFiles(str(path.parent), [_local_file(path.parent, path.name)])
+        if not path.is_dir():
+            raise UserError(f"{where}: path: {path}: no such file or folder")
+        matches = sorted({file for glob in globs for file in path.glob(glob)})
+        found = sorted(file.relative_to(path).as_posix() for file in matches if file.is_file())
+        broken = next((file for file in matches if not file.exists()), None)
+        if broken is not None:
+            raise UserError(f"{where}: {broken}: a link to a file that is not there")
+        return TextFiles(str(path), [_local_file(path, name) for name in found])
+    except OSError as error:
+        raise user_error(f"cannot be looked through: {error.strerror}", key=f"{where}: path", value=str(path)) from None
+
+
+def _local_file(folder: Path, name: str) -> TextFile:
+    facts = (folder / name).stat()
+    return TextFile(name, facts.st_size, facts.st_mtime_ns)
+
+
+def _with_revision(path: str, revision: str | None) -> str:
+    """`hf://datasets/owner/name/folder` with the revision where fsspec expects it."""
+    if revision is None:
+        return path.rstrip("/")
+    owner, name, *folders = path.removeprefix(HUB_PREFIX).strip("/").split("/")
+    return "/".join([f"{HUB_PREFIX}{owner}/{name}@{quote(revision, safe='')}", *folders])
+
+
+def _remote_files(url: str, globs: tuple[str, ...]) -> TextFiles:
+    folder = open_folder(url)
+    if folder.isfile(""):
+        parent, _, name = url.rpartition("/")
+        return TextFiles(parent, [_remote_file(name, folder.info(""))])
+    found: dict[str, Any] = {}
+    for glob in globs:
+        found |= folder.glob(glob, detail=True)
+    files = [_remote_file(name, facts) for name, facts in sorted(found.items()) if facts["type"] == "file"]
+    return TextFiles(url, files)
+
+
+def _remote_file(name: str, facts: dict[str, Any]) -> TextFile:
+    return TextFile(name, facts["size"], facts.get("ETag") or facts["blob_id"])
+
+
+def open_folder(path: str) -> "DataFolder":
+    """A folder of this machine, of S3 or of the hub as datatrove reads it."""
+    from datatrove.io import DataFolder
+
+    if path.startswith("s3://"):
+        from data.s3_files import S3Files
+
+        return DataFolder(path, fs=S3Files())
+    return DataFolder(path)
+
+
+@contextmanager
+def _named_errors(where: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{where}: no such file or folder, or not for you") from None
+    except Exception as error:  # each of the libraries below has families of its own
+        raise UserError(f"{where}: cannot be looked through: {remote_reason(error)}") from None
+
+
+def remote_reason(error: Exception) -> str:
+    """What a library says of a storage that cannot be reached, in one short line."""
+    text = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
+    return shorten(text, _LONGEST_REASON)

@@ -1,0 +1,129 @@
+"""A tokenized corpus on S3: every file is read back and hashed before the manifest that names it is written.
+
+    <upload_to>/tokenizer/                         the tokenizer's files
+    <upload_to>/<source>/*.ds[.index]              each with its sha256 in the object's metadata
+    <upload_to>/<source>/manifest.json             written last: a source without it is not there yet
+
+Called again it goes on: what is there with the right size and sha256 is not sent again.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.manifest import MANIFEST_NAME, Manifest
+from data.text_files import remote_reason
+from data.verification import expected_files
+from nanotron_recipes.errors import UserError
+from nanotron_recipes.schema.data import Corpus
+
+_SHA256 = "nanotron-recipes-sha256"
+"""Metadata of the objects that are ours to replace."""
+_THREADS = 8
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class _Upload:
+    client: Any
+    bucket: str
+    prefix: str
+
+    def key(self, name: str) -> str:
+        return f"{self.prefix}/{name}" if self.prefix else name
+
+    def url(self, name: str) -> str:
+        return f"s3://{self.bucket}/{self.key(name)}"
+
+    def sha256_of(self, name: str) -> str | None:
+        """What an object's metadata says; "" where it says nothing, None where there is no object."""
+        from botocore.exceptions import ClientError
+
+        try:
+            head = self.client.head_object(Bucket=self.bucket, Key=self.key(name))
+        except ClientError as error:
+            if error.response["Error"]["Code"] in ("404", "NoSuchKey", "NotFound"):
+                return None
+            raise
+        found: str = head["Metadata"].get(_SHA256, "")
+        return found
+
+    def send(self, path: Path, name: str, sha256: str) -> None:
+        """Sends a file unless it is there, and hashes what has arrived."""
+        found = self.sha256_of(name)
+        if found == sha256:
+            return
+        if found == "":
+            raise UserError(f"{self.url(name)}: expected a free place; `tokenize` did not make this object")
+        self.client.upload_file(str(path), self.bucket, self.key(name), ExtraArgs={"Metadata": {_SHA256: sha256}})
+        digest = hashlib.sha256()
+        body = self.client.get_object(Bucket=self.bucket, Key=self.key(name))["Body"]
+        for chunk in body.iter_chunks(_CHUNK):
+            digest.update(chunk)
+        if digest.hexdigest() != sha256:
+            self.client.delete_object(Bucket=self.bucket, Key=self.key(name))
+            raise UserError(f"{self.url(name)}: what has arrived is not what was sent (sha256); tokenize again")
+
+
+def upload_corpus(
+    corpus: Corpus, manifests: list[Manifest], tokenizer: Path, say: Callable[[str], object] = lambda line: None
+) -> None:
+    """Brings the shards of all sources, and their tokenizer, to `corpus.upload_to`; `say` is told what was sent.
+
+    Raises UserError where S3 cannot be reached or written to, where something else is in the place, and where what
+    arrived is not what was sent.
+    """
+    assert corpus.upload_to is not None, "only where the recipe says so"
+    from data.s3_files import bucket_and_key, s3_client
+
+    with _named_errors(corpus.upload_to):
+        upload = _Upload(s3_client(), *bucket_and_key(corpus.upload_to))
+        for file in ("tokenizer_config.json", "tokenizer.json"):
+            _send_whole(upload, tokenizer / file, f"tokenizer/{file}")
+        for manifest in manifests:
+            if _send_source(upload, Path(corpus.path, manifest.source), manifest):
+                say(f"{upload.url(manifest.source)}: {manifest.source} is there, read back and hashed")
+
+
+def _send_source(upload: _Upload, folder: Path, manifest: Manifest) -> bool:
+    """Whether anything had to be sent."""
+    whole = f"{manifest.source}/{MANIFEST_NAME}"
+    there = upload.sha256_of(whole)
+    if there == _sha256_of(folder / MANIFEST_NAME):
+        return False
+    if there:
+        # An older one: without it nobody takes old and new shards for a source.
+        upload.client.delete_object(Bucket=upload.bucket, Key=upload.key(whole))
+    files = expected_files(folder, manifest)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        sending = [
+            pool.submit(upload.send, file.path, f"{manifest.source}/{file.path.relative_to(folder)}", file.sha256)
+            for file in files
+        ]
+        for sent in sending:
+            sent.result()
+    _send_whole(upload, folder / MANIFEST_NAME, whole)
+    return True
+
+
+def _send_whole(upload: _Upload, path: Path, name: str) -> None:
+    upload.send(path, name, _sha256_of(path))
+
+
+def _sha256_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@contextmanager
+def _named_errors(url: str) -> Iterator[None]:
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except (Boto3Error, BotoCoreError, ClientError) as error:
+        raise UserError(f"corpus.upload_to: {url}: {remote_reason(error)}") from None
