@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from data.text_files import TextFiles
-from nanotron_recipes.paths import is_url
+from nanotron_recipes.urls import is_url
 
 MOST_SHARDS = 256
 """More would only be more files to open."""

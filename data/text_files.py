@@ -12,8 +12,8 @@ from urllib.parse import quote
 
 from data.manifest import Inputs
 from nanotron_recipes.errors import UserError, shorten, user_error
-from nanotron_recipes.paths import HUB_PREFIX, is_url
 from nanotron_recipes.schema.data import CorpusSource
+from nanotron_recipes.urls import HUB_PREFIX, is_url
 
 if TYPE_CHECKING:
     from datatrove.io import DataFolder

@@ -7,8 +7,8 @@ from pydantic import BaseModel
 
 from data.corpora import SplitName, shards_of
 from data.parts import PART_BYTES, Part, deal, is_packed
-from nanotron_recipes.paths import is_url
 from nanotron_recipes.schema.data import Corpus, CorpusSource
+from nanotron_recipes.urls import is_url
 
 
 class Task(BaseModel):

@@ -113,7 +113,7 @@ def main(job_file: str) -> None:
 def _run_in_pool(job_file: str, tasks: int, workers: int) -> None:
     # Not in datatrove's own pool: that waits for ever for a process that the system has killed.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload([__name__, "data.user_text"])
     pool = ProcessPoolExecutor(workers, mp_context=context)
     try:
         for task in as_completed([pool.submit(run_task, job_file, rank) for rank in range(tasks)]):

@@ -24,7 +24,7 @@ from data.parts import Part
 from data.rejected import EMPTY, NO_TEXT, NOT_JSON, NOT_UTF8, Rejected
 from data.text_files import open_folder, remote_reason
 from nanotron_recipes.errors import UserError
-from nanotron_recipes.paths import is_url
+from nanotron_recipes.urls import is_url
 
 _DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError, pyarrow.ArrowException)
 """What reading a file raises that is cut off, or not what its name says."""

@@ -17,7 +17,6 @@ from nanotron_recipes.paths import (
     TEXT_PATH,
     is_hub,
     is_s3_folder,
-    is_url,
     path_mistake,
     paths_of,
     text_path_mistake,
@@ -25,6 +24,7 @@ from nanotron_recipes.paths import (
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.sequences import block_length, stage_sequence_length
 from nanotron_recipes.topology import MAX_SIZE, divisors, next_multiple, padded_vocab_size
+from nanotron_recipes.urls import is_url
 
 MAX_LAYERS = 10_000
 """Decoder layers that a recipe may ask for."""

@@ -8,11 +8,12 @@ from typing import Any
 
 from nanotron_recipes.errors import show_value
 from nanotron_recipes.fields import keys_without_effect
-from nanotron_recipes.paths import REMOTE_IN_NANOTRON, is_url, paths_of
+from nanotron_recipes.paths import REMOTE_IN_NANOTRON, paths_of
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.schedule import decay_length, decay_start
 from nanotron_recipes.skipped import SkippedBatches
 from nanotron_recipes.unsupported import unsupported_features
+from nanotron_recipes.urls import is_url
 from nanotron_recipes.variables import how_to_set, unset_variables
 
 

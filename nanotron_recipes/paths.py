@@ -10,6 +10,7 @@ from typing import Any
 from nanotron_recipes.fields import keys_of
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.schema.section import Section
+from nanotron_recipes.urls import is_url
 
 LOCAL_PATHS = (
     "checkpoints.checkpoints_path",
@@ -28,12 +29,7 @@ REMOTE_IN_NANOTRON = ("checkpoints.resume_checkpoint_path", "data_stages.data.da
 TEXT_PATH = "corpus.sources.path"
 """The one of them that may be a URL anywhere: text is read from S3 and from the hub, too."""
 
-HUB_PREFIX = "hf://datasets/"
-"""How a data set of the Hugging Face hub is named, before its owner and name."""
-
 _TEXT_URL = re.compile(r"s3://[^/]+(/.*)?|hf://datasets/[^/@]+/[^/@]+(/.*)?")
-
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def with_home(recipe: Recipe) -> Recipe:
@@ -73,11 +69,6 @@ def is_s3_folder(path: str) -> bool:
 def is_hub(path: str) -> bool:
     """Return whether a path is that of a data set of the hub."""
     return path.startswith("hf://")
-
-
-def is_url(path: str) -> bool:
-    """Return whether a path begins with a scheme, like s3://."""
-    return _URL.match(path) is not None
 
 
 def paths_of(recipe: Recipe, key: str) -> Iterator[tuple[str, str]]:
