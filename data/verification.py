@@ -1,7 +1,7 @@
 """Every byte of shards against their manifests."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +20,12 @@ class ExpectedFile:
     sha256: str
 
 
-def expected_files(folder: Path, manifest: Manifest) -> list[ExpectedFile]:
-    """The files of a source, tokens and indices, training and held-out parts."""
+def expected_files(folder: Path, manifest: Manifest, train: Collection[int] | None = None) -> list[ExpectedFile]:
+    """The files of a source, tokens and indices, training and held-out parts; of the training files those with the
+    numbers in `train` where it is given."""
+    kept = [file for number, file in enumerate(manifest.train.files) if train is None or number in train]
     files = []
-    for shard in (*manifest.train.files, *manifest.validation.files):
+    for shard in (*kept, *manifest.validation.files):
         path = folder / shard.name
         index = path.with_name(path.name + ".index")
         files.append(ExpectedFile(path, shard.size, shard.sha256))

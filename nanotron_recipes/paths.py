@@ -1,4 +1,4 @@
-"""The files and folders that a recipe names: `~` is a home folder, and nothing is read from or written to a URL."""
+"""The files and folders that a recipe names: `~` is a home folder, and only what may lie on S3 is a URL."""
 
 from __future__ import annotations
 
@@ -17,14 +17,21 @@ LOCAL_PATHS = (
     "corpus.path",
     "corpus.sources.path",
     "data_stages.data.dataset.dataset_folder",
+    "data_stages.data.dataset.dataset_read_path",
+    "data_staging.path",
+    "data_staging.s5cmd_path",
     "profiler.profiler_export_path",
     "tokenizer.tokenizer_name_or_path",
 )
 """Keys that hold a path, or a list of paths, without the indices of lists."""
 
-REMOTE_IN_NANOTRON = ("checkpoints.resume_checkpoint_path", "data_stages.data.dataset.dataset_folder")
+REMOTE_IN_NANOTRON = ("checkpoints.resume_checkpoint_path",)
 """Those of them that a file with an `s3_upload` may give as URLs, as the published ones do; not available yet."""
 
+ON_S3 = ("data_stages.data.dataset.dataset_folder",)
+"""Those of them that may be s3://bucket/prefix."""
+
+_S3 = re.compile(r"s3://(?P<bucket>[A-Za-z0-9][A-Za-z0-9.-]+)/(?P<prefix>[^/].*)")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -51,6 +58,12 @@ def path_mistake(path: str) -> str | None:
 def is_url(path: str) -> bool:
     """Return whether a path begins with a scheme, like s3://."""
     return _URL.match(path) is not None
+
+
+def s3_place(url: str) -> tuple[str, str] | None:
+    """Return bucket and prefix (without a slash at its end) of s3://bucket/prefix; None where it is none."""
+    found = _S3.fullmatch(url)
+    return (found["bucket"], found["prefix"].rstrip("/")) if found else None
 
 
 def paths_of(recipe: Recipe, key: str) -> Iterator[tuple[str, str]]:
