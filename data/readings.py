@@ -69,7 +69,7 @@ def block_orders(
 def files_read(recipe: Recipe, manifests: Mapping[str, Manifest]) -> dict[str, list[int]]:
     """By source, the numbers of the training files that a run of the recipe reads from its first step to its last.
 
-    A file counts where any block touches it. Blocks of skipped batches count, and of those that may yet be skipped after
+    A file counts where any block touches it. Blocks of skipped batches count, and of those that may yet be skipped for
     loss spikes; of a source of which millions of blocks are read, so do the few files that the first millions miss.
     """
     mixtures = [mixture_of(entry) for entry in recipe.data_stages]

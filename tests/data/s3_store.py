@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 BUCKET = "shards"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Store:
     """A store with one bucket."""
 
@@ -27,16 +28,19 @@ class Store:
         """Its endpoint."""
         return f"http://127.0.0.1:{self.port}"
 
-    @property
+    @cached_property
     def client(self) -> Any:
         """Of the store itself."""
         return boto3.session.Session().client("s3", endpoint_url=self.url)
 
+    def put(self, key: str, body: bytes) -> None:
+        """Makes an object, for everybody to read."""
+        self.client.put_object(Bucket=BUCKET, Key=key, Body=body, ACL="public-read")
+
     def upload(self, folder: Path, prefix: str) -> str:
         """Every file below `folder` under a prefix; returns its URL."""
         for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-            name = str(file.relative_to(folder))
-            self.client.put_object(Bucket=BUCKET, Key=f"{prefix}/{name}", Body=file.read_bytes())
+            self.put(f"{prefix}/{file.relative_to(folder)}", file.read_bytes())
         return f"s3://{BUCKET}/{prefix}"
 
 
@@ -118,9 +122,17 @@ def faulty_proxy(store: Store, faults: Faults) -> Iterator[str]:
         server.server_close()
 
 
-@pytest.fixture
-def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any do; nothing of this machine's own configuration counts."""
+@pytest.fixture(scope="module")
+def store() -> Iterator[Store]:
+    """One that runs for all tests of a file. Any credentials do; nothing of this machine's own configuration counts."""
+    with pytest.MonkeyPatch.context() as patch:
+        set_credentials(patch)
+        with running_store() as running:
+            yield running
+
+
+def set_credentials(patch: pytest.MonkeyPatch) -> None:
+    """In the environment."""
     for name, value in (
         ("AWS_ACCESS_KEY_ID", "test"),
         ("AWS_SECRET_ACCESS_KEY", "test"),
@@ -128,4 +140,4 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
         ("AWS_EC2_METADATA_DISABLED", "true"),
         ("AWS_CONFIG_FILE", "/nonexistent"),
     ):
-        monkeypatch.setenv(name, value)
+        patch.setenv(name, value)

@@ -1,4 +1,4 @@
-"""Staging from a folder: what is copied, what a start finds out about the copies, what goes on after an interruption."""
+"""Staging from a folder: what is copied, what a start finds out about copies, and going on after an interruption."""
 
 import os
 import shutil
