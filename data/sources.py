@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.manifest import MANIFEST_NAME, Manifest, read_manifest
+from data.open_files import allow_open_files
 from data.places import Place, place_of, source_names, source_path
 from data.readings import blocks_per_epoch, files_read
 from data.shards import ShardReader
@@ -50,6 +51,7 @@ def open_sources(recipe: Recipe) -> dict[str, Source]:
     manifests = read_source_manifests(recipe)
     check_manifests(recipe, {name: (source_path(recipe, name), manifest) for name, manifest in manifests.items()})
     files = staged_files(recipe, manifests)
+    allow_open_files(sum(_number_of_files(manifest, files.get(name)) for name, manifest in manifests.items()))
     return {name: _open(recipe, name, manifest, files.get(name)) for name, manifest in manifests.items()}
 
 
@@ -102,7 +104,7 @@ def _staged_in(place: Place) -> StagedFolder | None:
 
 
 def _check_copies(copies: StagedFolder, files: list[ExpectedFile]) -> None:
-    missing = [file for file in files if str(file.path.relative_to(copies.folder)) not in copies.files]
+    missing = [file for file in files if file.name not in copies.files]
     if missing:
         raise NotStaged(
             f"{copies.folder}: {len(missing)} of {len(files)} files that the run reads are not staged, "
@@ -131,6 +133,11 @@ def _manifest_in(place: Place) -> Manifest:
             f"data_stages dataset_folder: {place.name}: {folder}: {what}; run `nanotron-recipes tokenize RECIPE` first"
         )
     return read_manifest(folder)
+
+
+def _number_of_files(manifest: Manifest, train: list[int] | None) -> int:
+    """Tokens and indices of the training files with these numbers, or of all, and of what is held out."""
+    return 2 * (len(manifest.train.files if train is None else train) + len(manifest.validation.files))
 
 
 def _open(recipe: Recipe, name: str, manifest: Manifest, files: list[int] | None) -> Source:

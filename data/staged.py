@@ -6,24 +6,23 @@ system says: the time of the last change of status (ctime) cannot be set back by
 """
 
 import fcntl
+import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
-
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data.verification import ExpectedFile
 from nanotron_recipes.errors import UserError
 
 STAGED_NAME = "_staged.jsonl"
+_SAID = {"size": "size", "inode": "inode", "mtime_ns": "time of change", "ctime_ns": "time of change of status"}
 
 
-class StagedFile(BaseModel):
+@dataclass(frozen=True, slots=True)
+class StagedFile:
     """A file as it was when it had been staged."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     """Path relative to the source's folder."""
@@ -52,19 +51,19 @@ class StagedFolder:
 
     def change_of(self, file: ExpectedFile) -> str | None:
         """What is different from when `file` was staged, or from what is expected of it; None where nothing is."""
-        name = str(file.path.relative_to(self.folder))
-        staged = self.files.get(name)
+        staged = self.files.get(file.name)
         if staged is None:
             return "not staged"
         if (staged.sha256, staged.size) != (file.sha256, file.size):
             return "staged from a source with another manifest"
         try:
-            found = file_as_it_is(self.folder, name, staged.sha256)
+            found = file_as_it_is(file, staged.sha256)
         except FileNotFoundError:
             return "staged, and now gone"
-        differing = [key for key, value in found if value != getattr(staged, key)]
-        names = {"size": "size", "inode": "inode", "mtime_ns": "time of change", "ctime_ns": "time of change of status"}
-        return f"changed since it was staged ({', '.join(names[key] for key in differing)})" if differing else None
+        if found == staged:
+            return None
+        differing = [said for key, said in _SAID.items() if getattr(found, key) != getattr(staged, key)]
+        return f"changed since it was staged ({', '.join(differing)})"
 
 
 def read_staged(folder: Path) -> StagedFolder | None:
@@ -76,18 +75,18 @@ def read_staged(folder: Path) -> StagedFolder | None:
     files: dict[str, StagedFile] = {}
     for line in lines:
         try:
-            staged = StagedFile.model_validate_json(line)
-        except ValidationError:
+            staged = StagedFile(**json.loads(line))
+        except (ValueError, TypeError):
             continue
         files[staged.name] = staged
     return StagedFolder(folder, files)
 
 
-def file_as_it_is(folder: Path, name: str, sha256: str) -> StagedFile:
-    """The record of a file that has just been found to hold `sha256`. Raises OSError."""
-    found = (folder / name).stat()
+def file_as_it_is(file: ExpectedFile, sha256: str) -> StagedFile:
+    """The record of a file that has been found to hold `sha256`. Raises OSError."""
+    found = os.stat(file.path)
     return StagedFile(
-        name=name,
+        name=file.name,
         size=found.st_size,
         sha256=sha256,
         inode=found.st_ino,
@@ -115,7 +114,7 @@ class StagedLog:
     def add(self, file: StagedFile) -> None:
         """Writes a line that survives a crash."""
         with self._lock:
-            self._file.write(file.model_dump_json().encode() + b"\n")
+            self._file.write(json.dumps(asdict(file)).encode() + b"\n")
             self._file.flush()
             os.fsync(self._file.fileno())
 

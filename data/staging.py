@@ -202,25 +202,25 @@ def _disk_failed(error: OSError, staging: Staging) -> StagingFailed:
 
 def _stage_file(task: _Task, watch: Watch) -> None:
     """One file: hashed where it is already, else copied."""
-    path, folder = task.file.path, task.source.folder
-    name, part = str(path.relative_to(folder)), path.with_name(f".{path.name}.part")
+    file, path = task.file, task.file.path
+    part = path.with_name(f".{path.name}.part")
     with _named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            found = file_as_it_is(folder, name, task.file.sha256)
-            if _is_right(task.file, watch) and found == file_as_it_is(folder, name, task.file.sha256):
+            found = file_as_it_is(file, file.sha256)
+            if _is_right(file, watch) and found == file_as_it_is(file, file.sha256):
                 task.log.add(found)
                 return
-            _may_replace(task, name, watch)
-        _copy(task, name, part, watch)
+            _may_replace(task, watch)
+        _copy(task, part, watch)
         part.replace(path)
         sync(path.parent)
-        task.log.add(file_as_it_is(folder, name, task.file.sha256))
+        task.log.add(file_as_it_is(file, file.sha256))
 
 
-def _may_replace(task: _Task, name: str, watch: Watch) -> None:
+def _may_replace(task: _Task, watch: Watch) -> None:
     path = task.file.path
-    if name not in task.ours:
+    if task.file.name not in task.ours:
         raise UserError(
             f"{path}: not what the manifest in {task.source.place.origin} says, and not staged by us; move it away"
         )
@@ -242,18 +242,18 @@ def _is_right(file: ExpectedFile, watch: Watch) -> bool:
     return False
 
 
-def _copy(task: _Task, name: str, part: Path, watch: Watch) -> None:
+def _copy(task: _Task, part: Path, watch: Watch) -> None:
     """All of the file to `part`. What an earlier attempt left there may be of another file: once it begins anew."""
     expected = task.file
     for had_some in (part.exists(), False):
-        digest = task.source.origin.copy(name, expected.size, part, watch)
+        digest = task.source.origin.copy(expected.name, expected.size, part, watch)
         if digest == expected.sha256:
             return
         watch.advance(-part.stat().st_size)
         part.unlink()
         if not had_some:
             break
-    raise UserError(f"{task.source.place.origin}/{name}: its content is not what its manifest says (sha256)")
+    raise UserError(f"{task.source.place.origin}/{expected.name}: its content is not what its manifest says (sha256)")
 
 
 @contextmanager

@@ -15,6 +15,8 @@ _CHUNK = 1 << 22
 class ExpectedFile:
     """A file as a manifest describes it."""
 
+    name: str
+    """Relative to the source's folder."""
     path: Path
     size: int
     sha256: str
@@ -26,10 +28,9 @@ def expected_files(folder: Path, manifest: Manifest, train: Collection[int] | No
     kept = [file for number, file in enumerate(manifest.train.files) if train is None or number in train]
     files = []
     for shard in (*kept, *manifest.validation.files):
-        path = folder / shard.name
-        index = path.with_name(path.name + ".index")
-        files.append(ExpectedFile(path, shard.size, shard.sha256))
-        files.append(ExpectedFile(index, shard.documents * INDEX_ENTRY_BYTES, shard.index_sha256))
+        index = f"{shard.name}.index"
+        files.append(ExpectedFile(shard.name, folder / shard.name, shard.size, shard.sha256))
+        files.append(ExpectedFile(index, folder / index, shard.documents * INDEX_ENTRY_BYTES, shard.index_sha256))
     return files
 
 

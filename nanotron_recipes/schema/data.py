@@ -102,7 +102,7 @@ class DataStaging(Section):
     """Section `data_staging`: how shards come from S3 or a shared file system to every node's own disk. New here."""
 
     path: str | None = None
-    """Folder on every node's own disk for what has no dataset_read_path: /fsx/a is read from <path>/fsx/a, s3://b/c
+    """Folder on every node's own disk for what has no dataset_read_path: /shared/a is read from <path>/shared/a, s3://b/c
     from <path>/s3/b/c. Null: such folders are read where they are."""
 
     endpoint_url: str | None = None

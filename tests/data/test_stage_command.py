@@ -30,14 +30,14 @@ def run(*arguments: str, where: Path, **environment: str) -> subprocess.Complete
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A recipe that reads ${SHARDS}/words, and such a source on a file system that all nodes see."""
-    write_source(tmp_path / "fsx/words", [random_documents(i, 100, 50) for i in range(4)])
+    write_source(tmp_path / "shared/words", [random_documents(i, 100, 50) for i in range(4)])
     recipe = recipe_with([(1, {"${SHARDS}/words": 1.0})], sequence_length=8, global_batch_size=64, train_steps=10)
     (tmp_path / "mine.yaml").write_text(dump_yaml(recipe))
     return tmp_path
 
 
 def test_stage_says_what_it_does_and_what_comes_next_and_verify_knows_the_copies(folder: Path) -> None:
-    given = ["mine.yaml", "--set", f"variables.SHARDS={folder}/fsx", "--set", "data_staging.path=nvme"]
+    given = ["mine.yaml", "--set", f"variables.SHARDS={folder}/shared", "--set", "data_staging.path=nvme"]
     early = run("data", "verify", *given, where=folder)
     assert early.returncode == 2 and "not staged yet; run `nanotron-recipes data stage RECIPE`" in early.stderr
     done = run("data", "stage", *given, where=folder)
@@ -48,7 +48,7 @@ def test_stage_says_what_it_does_and_what_comes_next_and_verify_knows_the_copies
     assert lines[-1].endswith(f"nanotron-recipes pretrain mine.yaml {' '.join(given[1:])}")
     again = run("data", "stage", *given, where=folder)
     assert again.returncode == 0 and "staged: 0 files" in again.stdout and "; 10 were there" in again.stdout
-    copies = folder / "nvme" / folder.relative_to("/") / "fsx/words"
+    copies = folder / "nvme" / folder.relative_to("/") / "shared/words"
     assert run("data", "verify", *given, where=folder).stdout.startswith("10 of 10 files")
     content = bytearray((copies / "00002.ds").read_bytes())
     content[7] ^= 1
@@ -64,12 +64,12 @@ def test_what_the_recipe_lacks_is_named(folder: Path) -> None:
     assert "${SHARDS} is not set; expected --set variables.SHARDS=" in unset.stderr
     placeless = run("data", "stage", "mine.yaml", "--set", "variables.SHARDS=s3://shards/x", where=folder)
     assert placeless.returncode == 2 and "s3://shards/x/words: expected a dataset_read_path" in placeless.stderr
-    here = run("data", "stage", "mine.yaml", where=folder, SHARDS=f"{folder}/fsx")
+    here = run("data", "stage", "mine.yaml", where=folder, SHARDS=f"{folder}/shared")
     assert here.returncode == 0 and here.stdout.startswith("nothing to stage: every source is read where it is")
 
 
 def test_a_store_is_read_with_the_recipes_endpoint_and_refusals_are_one_line(folder: Path, store: Store) -> None:
-    store.upload(folder / "fsx/words", f"{folder.name}/words")
+    store.upload(folder / "shared/words", f"{folder.name}/words")
     given = ["mine.yaml", "--set", "data_staging.path=nvme", "--set", f"data_staging.endpoint_url={store.url}"]
     environment = {
         "AWS_ACCESS_KEY_ID": "test",
