@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from data.stages import mixture_of
+from data.readings import blocks_per_epoch, mixture_of
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.sequences import block_length, stage_sequence_length
 from nanotron_recipes.skipped import SkippedBatches
@@ -46,7 +46,7 @@ def coverage(recipe: Recipe, source_tokens: Mapping[str, int]) -> list[Coverage]
         passed = mixture.counts((end - first) * batch_size)
         for name, samples, all_samples in zip(stage.data.dataset.dataset_folder, read, passed, strict=True):
             gone[name] = gone.get(name, 0) + all_samples * width
-            blocks = max(0, source_tokens[name] - 1) // block if name in source_tokens else 0
+            blocks = blocks_per_epoch(source_tokens[name], block) if name in source_tokens else 0
             epochs = (gone[name] / blocks if end > first else 0.0) if blocks else None
             lines.append(Coverage(stage.name, name, samples, samples * width * block, epochs))
     return lines

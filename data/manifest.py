@@ -150,6 +150,11 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(f"{path}: no such file; {folder} holds no tokenized source") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    return parse_manifest(text, str(path))
+
+
+def parse_manifest(text: bytes, path: str) -> Manifest:
+    """The manifest that was read from `path`; UserError where it is none, or of another version."""
     try:
         return Manifest.model_validate_json(text)
     except ValidationError as error:

@@ -56,6 +56,7 @@ class DataPlan:
         self._restart_positions = recipe.model.architecture.use_doc_masking
         self._stages, self._orders = plan_stages(recipe, sources)
         self._first_batches = [stage.first_batch for stage in self._stages]
+        self._last_batch = self._skipped.batch_of(self.train_steps)
         self._planned: dict[tuple[int, int], list[PlannedBatch]] = {}
         self._planning = Lock()
 
@@ -89,7 +90,7 @@ class DataPlan:
         return self._stages[self.stage_of(step)].sequence_length
 
     def planned(self, step: int) -> PlannedBatch:
-        """The global batch of step `step` (from 1) in its final order, whatever the number of ranks."""
+        """The global batch of step `step` (1 … train_steps) in its final order, whatever the number of ranks."""
         batch = self._skipped.batch_of(step)
         number = self._stage_of_batch(batch)
         stage = self._stages[number]
@@ -100,7 +101,9 @@ class DataPlan:
                 if len(self._planned) == CHUNKS_KEPT:
                     del self._planned[next(iter(self._planned))]
                 first = stage.first_batch + chunk * batches
-                count = batches if stage.last_batch is None else min(batches, stage.last_batch + 1 - first)
+                # Nothing beyond the run's end: what only such batches read may not be here.
+                last = min(first + batches - 1, self._last_batch, stage.last_batch or self._last_batch)
+                count = last + 1 - first
                 self._planned[number, chunk] = plan_batches(stage, self._orders, first, count, self.global_batch_size)
             return self._planned[number, chunk][place]
 

@@ -6,7 +6,7 @@ Sizes are checked when the files are opened, because reading past the end of a t
 
 import mmap
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ _DAMAGED = "the file is damaged; remove its folder and tokenize again"
 
 @dataclass(frozen=True)
 class _Shard:
-    path: Path
     mapping: mmap.mmap
     """The file of its tokens."""
     tokens: npt.NDArray[Any]
@@ -36,17 +35,29 @@ class _Shard:
 class ShardReader:
     """The tokens of one split of a source, as one sequence of `num_tokens` tokens and `num_documents` documents."""
 
-    def __init__(self, folder: Path, split: Split, dtype: str, vocab_size: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        split: Split,
+        dtype: str,
+        vocab_size: int | None = None,
+        present: Collection[int] | None = None,
+    ) -> None:
         """Opens and checks the split's files under `folder`; UserError where one is missing or not of its size.
 
-        With `vocab_size` every token that is read has to be smaller.
+        With `vocab_size` every token that is read has to be smaller. With `present` only the files of these numbers are
+        here, and nothing is read from the others.
         """
-        self._shards = [_open_shard(folder, file, np.dtype(dtype)) for file in split.files]
+        numbers = range(len(split.files)) if present is None else present
+        opened = {number: _open_shard(folder, split.files[number], np.dtype(dtype)) for number in numbers}
+        self._paths = [folder / file.name for file in split.files]
+        self._shards = [opened.get(number) for number in range(len(split.files))]
         self.vocab_size = vocab_size
-        self._token_offsets = _offsets([len(shard.tokens) for shard in self._shards])
-        self._document_offsets = _offsets([len(shard.document_ends) for shard in self._shards])
+        self._token_offsets = _offsets([file.tokens for file in split.files])
+        self._document_offsets = _offsets([file.documents for file in split.files])
         self._first_tokens: list[int] = self._token_offsets.tolist()
-        self._tokens = [shard.tokens for shard in self._shards]
+        nothing = np.empty(0, dtype=dtype)
+        self._tokens = [shard.tokens if shard is not None else nothing for shard in self._shards]
         self._first_documents: list[int] = self._document_offsets.tolist()
         self.num_tokens = int(self._token_offsets[-1])
         self.num_documents = int(self._document_offsets[-1])
@@ -59,6 +70,7 @@ class ShardReader:
         if len(part) == len(out):
             out[...] = part
         else:
+            self._shard(number)
             out[: len(part)] = part
             self.read(start + len(part), out[len(part) :])
 
@@ -66,7 +78,7 @@ class ShardReader:
         """Asks the system to have these tokens in memory soon; returns without waiting for them."""
         number = bisect_right(self._first_tokens, start) - 1
         while length:
-            shard, first = self._shards[number], start - self._first_tokens[number]
+            shard, first = self._shard(number), start - self._first_tokens[number]
             part = min(length, len(shard.tokens) - first)
             begin, end = first * shard.tokens.itemsize, (first + part) * shard.tokens.itemsize
             page = begin // mmap.PAGESIZE * mmap.PAGESIZE
@@ -81,7 +93,7 @@ class ShardReader:
         while asked < last:
             low = asked - self._first_documents[number]
             high = min(last, self._first_documents[number + 1]) - self._first_documents[number]
-            ends = self._shards[number].document_ends
+            ends = self._shard(number).document_ends
             starts = ends[low - 1 : high - 1] if low else np.concatenate([[0], ends[: high - 1]])
             parts.append(starts + self._first_tokens[number])
             asked, number = self._first_documents[number] + high, number + 1
@@ -114,7 +126,7 @@ class ShardReader:
         position = starts[row] + column
         number = bisect_right(self._first_tokens, position) - 1
         raise UserError(
-            f"{self._shards[number].path}: token {tokens[row, column]} at position "
+            f"{self._paths[number]}: token {tokens[row, column]} at position "
             f"{position - self._first_tokens[number]}, but the vocabulary has {self.vocab_size} entries: {_DAMAGED}"
         )
 
@@ -125,7 +137,7 @@ class ShardReader:
         for number in np.unique(numbers).tolist():
             mine = numbers == number
             local = positions[mine] - self._token_offsets[number]
-            inside = np.searchsorted(self._shards[number].document_ends, local) + (local > 0)
+            inside = np.searchsorted(self._shard(number).document_ends, local) + (local > 0)
             counts[mine] = self._document_offsets[number] + inside
         return counts
 
@@ -136,11 +148,17 @@ class ShardReader:
             raise self.not_rising(start)
         return len(starts) * (length - 1) - int((last - first).sum())
 
+    def _shard(self, number: int) -> _Shard:
+        shard = self._shards[number]
+        if shard is None:
+            raise UserError(f"{self._paths[number]}: not on this machine, and the run reads it")
+        return shard
+
     def not_rising(self, start: int) -> UserError:
         """What to raise where the index around token `start` cannot be."""
         number = bisect_right(self._first_tokens, start) - 1
         position = start - self._first_tokens[number]
-        path = self._shards[number].path
+        path = self._paths[number]
         return UserError(f"{path}.index: document ends after token {position} do not rise: {_DAMAGED}")
 
 
@@ -172,7 +190,7 @@ def _open_shard(folder: Path, file: ShardFile, dtype: np.dtype[Any]) -> _Shard:
             f"{index_path}: the last document ends at token {int(ends[-1])}, "
             f"but {path.name} has {len(tokens)} tokens of {dtype.name}"
         )
-    return _Shard(path, mapping, tokens, ends)
+    return _Shard(mapping, tokens, ends)
 
 
 def _check_size(path: Path, expected: int) -> None:

@@ -1,7 +1,7 @@
 """Every byte of shards against their manifests."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,19 +15,22 @@ _CHUNK = 1 << 22
 class ExpectedFile:
     """A file as a manifest describes it."""
 
+    name: str
+    """Relative to the source's folder."""
     path: Path
     size: int
     sha256: str
 
 
-def expected_files(folder: Path, manifest: Manifest) -> list[ExpectedFile]:
-    """The files of a source, tokens and indices, training and held-out parts."""
+def expected_files(folder: Path, manifest: Manifest, train: Collection[int] | None = None) -> list[ExpectedFile]:
+    """The files of a source, tokens and indices, training and held-out parts; of the training files those with the
+    numbers in `train` where it is given."""
+    kept = [file for number, file in enumerate(manifest.train.files) if train is None or number in train]
     files = []
-    for shard in (*manifest.train.files, *manifest.validation.files):
-        path = folder / shard.name
-        index = path.with_name(path.name + ".index")
-        files.append(ExpectedFile(path, shard.size, shard.sha256))
-        files.append(ExpectedFile(index, shard.documents * INDEX_ENTRY_BYTES, shard.index_sha256))
+    for shard in (*kept, *manifest.validation.files):
+        index = f"{shard.name}.index"
+        files.append(ExpectedFile(shard.name, folder / shard.name, shard.size, shard.sha256))
+        files.append(ExpectedFile(index, folder / index, shard.documents * INDEX_ENTRY_BYTES, shard.index_sha256))
     return files
 
 

@@ -13,12 +13,13 @@ from nanotron_recipes.errors import nearest_name
 from nanotron_recipes.parameters import parameter_names
 from nanotron_recipes.paths import (
     LOCAL_PATHS,
+    ON_S3,
     REMOTE_IN_NANOTRON,
     TEXT_PATH,
     is_hub,
-    is_s3_folder,
     path_mistake,
     paths_of,
+    s3_place,
     text_path_mistake,
 )
 from nanotron_recipes.recipe import Recipe
@@ -56,6 +57,7 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _recomputation(recipe)
     yield from _stages(recipe)
     yield from _skipped_ranges(recipe)
+    yield from _staging(recipe)
     yield from _weight_decay(recipe)
     yield from _tokenizer(recipe)
     yield from _corpus(recipe)
@@ -161,6 +163,26 @@ def _blocks(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(f"{key}.sequence_length", length, f"expected a multiple of tokens.block_length {block}")
 
 
+def _staging(recipe: Recipe) -> Iterator[Problem]:
+    url = recipe.data_staging.endpoint_url
+    if url is not None and not re.fullmatch(r"https?://[^/\s]+(/\S*)?", url) and "${" not in url:
+        yield Problem("data_staging.endpoint_url", url, "expected http:// or https:// and a server")
+    read_from: dict[str, str] = {}
+    for index, stage in enumerate(recipe.data_stages):
+        folders, key = stage.data.dataset.dataset_folder, f"data_stages.{index}.data.dataset.dataset_read_path"
+        paths = stage.data.dataset.dataset_read_path
+        if paths is not None and len(paths) != len(folders):
+            yield Problem(key, len(paths), f"expected {len(folders)} paths, one for each dataset_folder")
+        for number, (folder, path) in enumerate(zip(folders, paths or [], strict=False)):
+            if read_from.setdefault(folder, path) != path:
+                yield Problem(f"{key}.{number}", path, f"expected {read_from[folder]}, as in an earlier stage")
+    for path in read_from.values():
+        sharing = [folder for folder, other in read_from.items() if other == path]
+        if len(sharing) > 1:
+            yield Problem("data_stages dataset_read_path", path, f"expected a place for each of {', '.join(sharing)}")
+            return
+
+
 def _skipped_ranges(recipe: Recipe) -> Iterator[Problem]:
     for index, skipped in enumerate(recipe.data_skipped_ranges):
         if skipped.end <= skipped.first:
@@ -216,7 +238,7 @@ def _tokenizer(recipe: Recipe) -> Iterator[Problem]:
 def _corpus(recipe: Recipe) -> Iterator[Problem]:
     names: set[str] = set()
     upload_to = recipe.corpus.upload_to if recipe.corpus else None
-    if upload_to is not None and not is_s3_folder(upload_to):
+    if upload_to is not None and s3_place(upload_to) is None:
         yield Problem("corpus.upload_to", upload_to, "expected s3://bucket/prefix")
     for index, source in enumerate(recipe.corpus.sources if recipe.corpus else []):
         key = f"corpus.sources.{index}"
@@ -250,5 +272,7 @@ def _paths(recipe: Recipe) -> Iterator[Problem]:
         may_be_remote = name in REMOTE_IN_NANOTRON and recipe.s3_upload is not None
         for key, path in paths_of(recipe, name):
             mistake = text_path_mistake(path) if name == TEXT_PATH else path_mistake(path)
+            if name in ON_S3 and is_url(path):
+                mistake = None if s3_place(path) else "expected a path of this machine, or s3://bucket/prefix"
             if mistake is not None and not (may_be_remote and is_url(path)):
                 yield Problem(key, path, mistake)

@@ -26,6 +26,7 @@ def notes_on(mapping: Mapping[str, Any], recipe: Recipe) -> list[str]:
         *_schedule(recipe),
         *_mixtures(recipe),
         *_remote_paths(recipe),
+        *_staging(recipe),
         *(f"{key}: no effect: {reason}" for key, reason in keys_without_effect(mapping)),
     ]
 
@@ -89,3 +90,24 @@ def _remote_paths(recipe: Recipe) -> Iterator[str]:
             more = f" (and {len(remote) - 1} more)" if len(remote) > 1 else ""
             key, path = remote[0]
             yield f"{key}: {show_value(path)}{more}: nothing is read from a URL so far; pretrain needs a folder here"
+
+
+def _staging(recipe: Recipe) -> Iterator[str]:
+    """What has to be brought to this machine, in a line, and what has no place here, in another."""
+    first_key: dict[str, str] = {}
+    placed: set[str] = set()
+    for index, stage in enumerate(recipe.data_stages):
+        dataset = stage.data.dataset
+        for number, folder in enumerate(dataset.dataset_folder):
+            if is_url(folder):
+                first_key.setdefault(folder, f"data_stages.{index}.data.dataset.dataset_folder.{number}")
+        if dataset.dataset_read_path is not None or recipe.data_staging.path is not None:
+            placed.update(dataset.dataset_folder)
+    for has_place, what in (
+        (True, "read from a copy on this machine, which `data stage` makes, or pretrain before the run"),
+        (False, "expected a dataset_read_path, or data_staging.path, for its copy on this machine"),
+    ):
+        found = [folder for folder in first_key if (folder in placed) is has_place]
+        if found:
+            more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+            yield f"{first_key[found[0]]}: {show_value(found[0])}{more}: {what}"

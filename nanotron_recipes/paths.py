@@ -1,4 +1,4 @@
-"""The files and folders that a recipe names: `~` is a home folder; only text is read from elsewhere, by its URL."""
+"""The files and folders that a recipe names: `~` is a home folder; text and shards may lie on S3, text on the hub."""
 
 from __future__ import annotations
 
@@ -18,18 +18,25 @@ LOCAL_PATHS = (
     "corpus.path",
     "corpus.sources.path",
     "data_stages.data.dataset.dataset_folder",
+    "data_stages.data.dataset.dataset_read_path",
+    "data_staging.path",
+    "data_staging.s5cmd_path",
     "profiler.profiler_export_path",
     "tokenizer.tokenizer_name_or_path",
 )
 """Keys that hold a path, or a list of paths, without the indices of lists."""
 
-REMOTE_IN_NANOTRON = ("checkpoints.resume_checkpoint_path", "data_stages.data.dataset.dataset_folder")
+REMOTE_IN_NANOTRON = ("checkpoints.resume_checkpoint_path",)
 """Those of them that a file with an `s3_upload` may give as URLs, as the published ones do; not available yet."""
 
 TEXT_PATH = "corpus.sources.path"
 """The one of them that may be a URL anywhere: text is read from S3 and from the hub, too."""
 
 _TEXT_URL = re.compile(r"s3://[^/]+(/.*)?|hf://datasets/[^/@]+/[^/@]+(/.*)?")
+ON_S3 = ("data_stages.data.dataset.dataset_folder",)
+"""Those of them that may be s3://bucket/prefix."""
+
+_S3 = re.compile(r"s3://(?P<bucket>[A-Za-z0-9][A-Za-z0-9.-]+)/(?P<prefix>[^/].*)")
 
 
 def with_home(recipe: Recipe) -> Recipe:
@@ -61,14 +68,15 @@ def text_path_mistake(path: str) -> str | None:
     return "expected a path of this machine, s3://bucket/folder or hf://datasets/owner/name"
 
 
-def is_s3_folder(path: str) -> bool:
-    """Return whether a path is s3://bucket/prefix."""
-    return re.fullmatch(r"s3://[^/\0]+/[^/\0][^\0]*", path) is not None
-
-
 def is_hub(path: str) -> bool:
     """Return whether a path is that of a data set of the hub."""
     return path.startswith("hf://")
+
+
+def s3_place(url: str) -> tuple[str, str] | None:
+    """Return bucket and prefix (without a slash at its end) of s3://bucket/prefix; None where it is none."""
+    found = _S3.fullmatch(url)
+    return (found["bucket"], found["prefix"].rstrip("/")) if found else None
 
 
 def paths_of(recipe: Recipe, key: str) -> Iterator[tuple[str, str]]:

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from nanotron_recipes.schema.checkpoints import Checkpoints, S3Upload
-from nanotron_recipes.schema.data import Corpus, DataStage, SkippedRange, Tokenizer
+from nanotron_recipes.schema.data import Corpus, DataStage, DataStaging, SkippedRange, Tokenizer
 from nanotron_recipes.schema.general import General
 from nanotron_recipes.schema.guards import Guards
 from nanotron_recipes.schema.model import Model
@@ -42,6 +42,9 @@ class Recipe(Section):
     data_skipped_ranges: list[SkippedRange] = Field(default_factory=list)
     """Batches that are left out: step t reads the t-th batch that is in no range. A run that goes back after a loss
     spike appends to the list; entries of yours leave out what you know to be bad. Ranges may overlap."""
+
+    data_staging: DataStaging = DataStaging()
+    """How shards come to the disks of the nodes."""
 
     tokenizer: Tokenizer = Tokenizer()
     """The tokenizer."""

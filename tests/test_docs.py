@@ -58,6 +58,9 @@ RUN_ELSEWHERE = {
     "make test": ".ci/run: make test",
     'make test ARGS="tests/nanotron_recipes -x"': ".ci/run: make test",
     "make lint": ".ci/run: make lint",
+    "nanotron-recipes data stage smollm3-3b --set variables.SMOLLM3_DATA=s3://bucket/smollm3 --set "
+    "data_staging.path=/nvme": "tests/data/test_stage_command.py::"
+    "test_a_store_is_read_with_the_recipes_endpoint_and_refusals_are_one_line",
     "make docs": "tests/test_docs.py::test_generated_pages_are_fresh",
     "make docs-images RUN=readme": (
         "tests/launch/test_loss_plot.py::test_the_command_draws_a_file_and_names_a_missing_one"

@@ -37,14 +37,15 @@ def data_plan(
     """
     from data.coverage import coverage
     from data.manifest import MANIFEST_NAME, read_manifest
-    from data.sources import source_path
+    from data.places import place_of
     from nanotron_recipes.loading import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
     names = [name for stage in loaded.recipe.data_stages for name in stage.data.dataset.dataset_folder]
     if not names:
         raise UserError(f"{loaded.path.name}: data_stages: expected at least one stage to read")
-    folders = {name: source_path(loaded.recipe, name) for name in names}
+    places = [place_of(loaded.recipe, name) for name in dict.fromkeys(names)]
+    folders = {place.name: place.copy or Path(place.origin) for place in places}
     found = {name: folder for name, folder in folders.items() if (folder / MANIFEST_NAME).is_file()}
     lines = coverage(loaded.recipe, {name: read_manifest(folder).train.tokens for name, folder in found.items()})
     _print_notes(loaded.notes)

@@ -20,6 +20,8 @@ def data_verify(
 ) -> None:
     """Hash every shard of a recipe and compare it with its manifest: a single changed bit is found.
 
+    What was staged is hashed where it was staged to; of such a source, what the run reads.
+
     Exits with 1 where a file is damaged or missing, each named in a line on stdout; with 2 where a source is.
 
     Examples:
@@ -43,14 +45,25 @@ def data_verify(
 
 
 def _files_of(recipe: Recipe) -> list[ExpectedFile]:
-    from data.sources import read_source_manifests, source_path
+    """Every file of every source; of what was staged, what is here and what the run reads."""
+    from data.places import source_path
+    from data.readings import files_read
+    from data.sources import read_source_manifests
+    from data.staged import read_staged
     from data.verification import expected_files
     from nanotron_recipes.variables import require_variables
 
     require_variables(recipe)
+    manifests = read_source_manifests(recipe)
+    copies = {name: read_staged(source_path(recipe, name)) for name in manifests}
+    read = files_read(recipe, {name: manifests[name] for name, staged in copies.items() if staged is not None})
     files = []
-    for name, manifest in read_source_manifests(recipe).items():
-        files += expected_files(source_path(recipe, name), manifest)
+    for name, manifest in manifests.items():
+        staged, chosen = copies[name], None
+        if staged is not None:
+            here = [number for number, file in enumerate(manifest.train.files) if file.name in staged.files]
+            chosen = {*read[name], *here}
+        files += expected_files(source_path(recipe, name), manifest, chosen)
     return files
 
 

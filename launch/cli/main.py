@@ -25,6 +25,7 @@ COMMANDS = {
     "tokenize": "launch.cli.tokenize:tokenize",
     "data show": "launch.cli.data_show:data_show",
     "data plan": "launch.cli.data_plan:data_plan",
+    "data stage": "launch.cli.data_stage:data_stage",
     "data verify": "launch.cli.data_verify:data_verify",
     "data fertility": "launch.cli.data_fertility:data_fertility",
     "data import-megatron": "launch.cli.import_megatron:import_megatron",
@@ -36,7 +37,7 @@ COMMANDS = {
 }
 """Name of each command and `module:function` of what runs it; help shows them in this order. A name of two words is a
 command of a group."""
-GROUPS = {"data": "Look at what a recipe reads, and check it."}
+GROUPS = {"data": "Look at what a recipe reads, bring it to this machine, and check it."}
 """What help says of each group."""
 
 

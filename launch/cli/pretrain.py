@@ -81,6 +81,7 @@ def pretrain(
         console.print(f"note: {note}", markup=False, highlight=False)
     if not _ensure_tokens(loaded, console):
         raise typer.Exit(1)
+    _ensure_staged(loaded, console)
     raise typer.Exit(_train(loaded, run, num_ranks, played, stop_after, console))
 
 
@@ -147,6 +148,19 @@ def _ensure_tokens(loaded: LoadedRecipe, console: Console) -> bool:
         print(f"error: {error}", file=sys.stderr)
         return False
     return True
+
+
+def _ensure_staged(loaded: LoadedRecipe, console: Console) -> None:
+    """Bring to this machine what the recipe reads from copies, where one is missing."""
+    from data.sources import read_source_manifests, staged_files
+    from data.staged import NotStaged
+    from launch.cli.data_stage import stage_recipe
+
+    try:
+        staged_files(loaded.recipe, read_source_manifests(loaded.recipe))
+    except NotStaged as error:
+        console.print(f"note: {error}", markup=False, highlight=False)
+        stage_recipe(loaded.recipe, console)
 
 
 def _train(

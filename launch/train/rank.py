@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import torch.distributed as torch_dist
 
-from data.plan import DataPlan
 from launch.train.engine import TrainingEngine
 from launch.train.guards import RunFailed
 from launch.train.hardware import peak_flops
@@ -24,6 +23,7 @@ from launch.train.prepare import RunRequest, prepare_run, reason_not_to_train
 from launch.train.resume import Start, find_start, load_start
 from launch.train.run_folder import RunFolder
 from launch.train.run_lock import RunLock
+from launch.train.same_data import open_same_data
 from launch.train.signals import StopRequest
 from launch.train.step_line import StepLine, counted
 from launch.train.streams import describe, say
@@ -119,7 +119,7 @@ def _fail(folder: RunFolder, failure: RunFailed) -> int:
 
 def _refuse(mistake: str, stop: StopRequest) -> int:
     """Mostly all ranks find the same mistake; then the first one tells it, ends, and the others are asked to stop. A
-    rank that finds something alone, as on a node that lacks the data, is asked nothing and tells it itself."""
+    rank that finds something alone is asked nothing and tells it itself."""
     if torch_dist.get_rank() > 0:
         time.sleep(_LONGER_THAN_ENDING_SECONDS)
         if not stop.is_set:
@@ -164,7 +164,7 @@ def _train_run(
     level = recipe.logging.log_level if torch_dist.get_rank() == 0 else recipe.logging.log_level_replica
     if level != "passive":
         logging.getLogger("nanotron").setLevel(level.upper())
-    plan = DataPlan.from_recipe(recipe)
+    plan = open_same_data(recipe, _node_name(arguments))
     topology = resolve_topology(recipe, torch_dist.get_world_size())
     context = EngineContext(topology.dp, topology.pp, topology.tp, device)
     engine = TrainingEngine(recipe, topology, context)

@@ -37,13 +37,15 @@ class Dataset(Section):
     """Section `data_stages[].data.dataset`: folders of tokenized shards and their shares."""
 
     dataset_folder: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
-    """Folders of .ds shards. A name of a source in `corpus` means the folder that `tokenize` writes for it."""
+    """Folders of .ds shards: paths, or s3://bucket/prefix. A name of a source in `corpus` means the folder that
+    `tokenize` writes for it."""
 
     dataset_weights: list[NonNegativeFloat] | None = None
     """Share of each folder in the stage, brought to the sum 1. Null: equal shares."""
 
-    dataset_read_path: Annotated[list[str] | None, NoEffect("shards are read from dataset_folder")] = None
-    """Node-local copies of the folders."""
+    dataset_read_path: Annotated[list[str] | None, BeforeValidator(_as_list)] = None
+    """Where each folder's shards are read from on every node: `data stage` copies there what a run reads, and on one
+    machine `pretrain` does. Null: under data_staging.path, or where dataset_folder says."""
 
     vocab_size: PositiveInt | None = None
     """Vocabulary that the shards were tokenized with; compared with the shards and the model. Null: the model's."""
@@ -94,6 +96,27 @@ class DataStage(Section):
     sequence_length: PositiveInt | None = None
     """Tokens of a sequence in this stage, as in later nanotron; the batch stays the same number of sequences. Null:
     tokens.sequence_length."""
+
+
+class DataStaging(Section):
+    """Section `data_staging`: how shards come from S3 or a shared file system to every node's own disk. New here."""
+
+    path: str | None = None
+    """Folder on every node's own disk for what has no dataset_read_path: /shared/a is read from <path>/shared/a, s3://b/c
+    from <path>/s3/b/c. Null: such folders are read where they are."""
+
+    endpoint_url: str | None = None
+    """Server of the s3:// folders, such as https://s3.example.com. Null: what AWS's own configuration says
+    (AWS_ENDPOINT_URL_S3, ~/.aws/config), as for credentials and regions."""
+
+    workers: PositiveInt = 16
+    """Files that are copied at the same time."""
+
+    s5cmd_path: str | None = None
+    """s5cmd, which is faster than boto3 with objects of many GB. Null: the one on PATH; without one, boto3."""
+
+    s5cmd_concurrency: PositiveInt = 5
+    """Parts of a file that s5cmd gets at the same time."""
 
 
 class SkippedRange(Section):

@@ -74,6 +74,8 @@ def test_what_steps_taken_depend_on_is_frozen(override: str) -> None:
         "corpus.path=elsewhere",
         "data_stages.0.name=other",
         "data_stages.0.data.dataset.dataset_folder=[x/prose, x/code, x/maths]",
+        "data_stages.0.data.dataset.dataset_read_path=[/nvme/prose, /nvme/code, /nvme/maths]",
+        "data_staging.path=/nvme",
         "data_stages.0.data.num_loading_workers=3",
     ],
 )

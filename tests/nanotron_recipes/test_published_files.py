@@ -133,13 +133,16 @@ def test_the_shipped_recipe_reads_the_published_mixtures() -> None:
     assert ours.tokens.train_steps == published.tokens.train_steps
 
 
-def test_urls_pass_with_a_note_where_a_file_has_an_s3_upload_and_only_for_what_is_read() -> None:
+def test_urls_pass_with_a_note_and_only_for_what_is_read() -> None:
     notes = load("stage2").notes
     assert any(
         note.startswith("checkpoints.resume_checkpoint_path: 's3://bucket/checkpoints/stage2': ") for note in notes
     )
-    assert sum("(and 86 more): nothing is read from a URL so far" in note for note in notes) == 1
+    read = "(and 54 more): read from a copy on this machine, which `data stage` makes, or pretrain before the run"
+    assert sum(read in note for note in notes) == 1
+    without = load("stage1", "data_stages.0.data.dataset.dataset_read_path=null").notes
+    assert sum("(and 40 more): expected a dataset_read_path, or data_staging.path" in note for note in without) == 1
     with pytest.raises(UserError, match=r"checkpoints\.checkpoints_path: 's3://b': expected a path of this machine"):
         load("stage2", "checkpoints.checkpoints_path=s3://b")
-    with pytest.raises(UserError, match=r"dataset_folder\.0: 's3://.*expected a path of this machine"):
-        load("stage2", "s3_upload=null", "checkpoints.resume_checkpoint_path=null")
+    loaded = load("stage2", "s3_upload=null", "checkpoints.resume_checkpoint_path=null")
+    assert loaded.recipe.data_stages[1].data.dataset.dataset_folder[2] == "s3://bucket/tokenized/pes2o"

@@ -107,9 +107,15 @@ def test_a_minimal_file_is_a_recipe(tmp_path: Path) -> None:
         ("corpus.path=''", "--set: corpus.path: '': expected a path"),
         ("corpus.sources.0.path=https://x/y", "corpus.sources.0.path: 'https://x/y': expected a path of this machine"),
         (
-            "data_stages.1.data.dataset.dataset_folder.2=s3://b/c",
-            "data_stages.1.data.dataset.dataset_folder.2: 's3://b/c'",
+            "data_stages.1.data.dataset.dataset_folder.2=gs://b/c",
+            "data_stages.1.data.dataset.dataset_folder.2: 'gs://b/c': expected a path of this machine, or s3://bucket",
         ),
+        ("data_stages.1.data.dataset.dataset_folder.2=s3://b", "'s3://b': expected a path of this machine, or s3://b"),
+        ("data_stages.0.data.dataset.dataset_read_path=[/a]", "expected 3 paths, one for each dataset_folder"),
+        ("data_stages.0.data.dataset.dataset_read_path=[/a, /b, /a]", "'/a': expected a place for each of "),
+        ("data_stages.0.data.dataset.dataset_read_path=[/a, /b, s3://x/y]", "expected a path of this machine, not a U"),
+        ("data_staging.endpoint_url=localhost:9000", "'localhost:9000': expected http:// or https:// and a server"),
+        ("data_staging.workers=0", "data_staging.workers: 0"),
         (
             "checkpoints.checkpoints_path=~nobody-of-that-name/x",
             "this home folder is not known; ./~nobody-of-that-name/x",
