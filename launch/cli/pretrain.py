@@ -171,7 +171,9 @@ def _train(
     from launch.cluster.local import launch_local
     from launch.train.prepare import RunRequest, prepare_run, reason_not_to_train
     from launch.train.run_folder import NODE
+    from launch.train.streams import tolerate_lost_output
 
+    tolerate_lost_output()
     prepared = prepare_run(RunRequest(loaded, run))
     with prepared.lock:
         for change in prepared.changes:

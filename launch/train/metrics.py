@@ -4,11 +4,15 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from launch.train.outage import Outage, reason
+from launch.train.streams import say
 from parallel.checkpoint_files import is_count
 
 EventName = Literal["start", "validation", "evaluation", "checkpoint", "skipped", "spike", "rewind"]
@@ -57,16 +61,30 @@ class Callback(Protocol):
         """Called once, however the run ends."""
 
 
-class MetricsWriter:
-    """A callback that appends to metrics.jsonl, one whole line a system call."""
+class RecordsLost(OSError):
+    """Records of a run could not be written, and its process ends."""
 
-    def __init__(self, path: Path) -> None:
-        """Open or make `path`; a last line that a crash cut short is closed first, and readers ignore it."""
+
+class MetricsWriter:
+    """A callback that appends to metrics.jsonl, one whole line a system call.
+
+    No record ends a training. Lines that cannot be written (a full disk, a server that is gone) are kept in memory,
+    and written in their order with the first record that finds room again.
+    """
+
+    def __init__(self, path: Path, tell: Callable[[str], None] = say) -> None:
+        """Open or make `path`; a last line that a crash cut short is closed first, and readers ignore it.
+
+        `tell` is given a line when the file cannot be written any more, and when it has all records again.
+        Raises OSError where it cannot be opened.
+        """
         self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        size = os.fstat(self._descriptor).st_size
-        self._in_line = size > 0 and os.pread(self._descriptor, 1, size - 1) != b"\n"
+        self._lines: deque[bytes] = deque()
+        self._file: _LineFile | None = _LineFile(path)
+        self._outage = Outage(
+            str(path), "training goes on, records wait in memory", "written again, with every record", tell
+        )
 
     def on_step(self, record: StepRecord) -> None:
         """Append the record of a step."""
@@ -79,25 +97,69 @@ class MetricsWriter:
         self._append(event)
 
     def close(self) -> None:
-        """Flush to the disk and close the file."""
+        """Write what is waiting, flush to the disk and close the file; raises RecordsLost where that fails."""
         try:
-            os.fsync(self._descriptor)
+            self._write()
         except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self._path)) from error
+            count = f"{len(self._lines)} record{'s' if len(self._lines) > 1 else ''}"
+            raise RecordsLost(f"{self._path}: {count} lost: {reason(error)}") from error
+        self._outage.succeeded()
+        assert self._file is not None
+        try:
+            self._file.flush()
+        except OSError as error:
+            raise RecordsLost(f"{self._path}: its last records may be lost: {reason(error)}") from error
         finally:
-            os.close(self._descriptor)
+            self._file.close()
 
     def _append(self, record: Mapping[str, Any]) -> None:
-        line = json.dumps(_finite(record), allow_nan=False).encode() + b"\n"
-        if self._in_line:
-            line = b"\n" + line
+        self._lines.append(json.dumps(_finite(record), allow_nan=False).encode() + b"\n")
         try:
-            written = os.write(self._descriptor, line)
+            self._write()
         except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self._path)) from error
-        self._in_line = written < len(line)
-        if self._in_line:
-            raise OSError(f"{self._path}: {written} of {len(line)} bytes could be written")
+            self._outage.failed(error)
+        else:
+            self._outage.succeeded()
+
+    def _write(self) -> None:
+        """Write all lines; those that cannot be written stay. A file that failed is opened anew: a handle may be
+        stale for ever."""
+        if self._file is None:
+            self._file = _LineFile(self._path)
+        try:
+            while self._lines:
+                self._file.write(self._lines[0])
+                self._lines.popleft()
+        except OSError:
+            self._file.close()
+            self._file = None
+            raise
+
+
+class _LineFile:
+    """A file that lines are appended to. A last line without an end is closed by the first new one."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            size = os.fstat(self._descriptor).st_size
+            is_in_line = size > 0 and os.pread(self._descriptor, 1, size - 1) != b"\n"
+        except OSError:
+            self.close()
+            raise
+        self._before = b"\n" if is_in_line else b""
+
+    def write(self, line: bytes) -> None:
+        rest, self._before = self._before + line, b""
+        while rest:
+            rest = rest[os.write(self._descriptor, rest) :]  # less than all on a full disk, and next time why
+
+    def flush(self) -> None:
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        with suppress(OSError):  # of a server that is gone, or what `flush` has told
+            os.close(self._descriptor)
 
 
 @dataclass(frozen=True)

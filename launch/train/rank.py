@@ -18,7 +18,8 @@ from launch.train.engine import TrainingEngine
 from launch.train.guards import RunFailed
 from launch.train.hardware import peak_flops
 from launch.train.loop import Launch, TrainingLoop, start_event
-from launch.train.metrics import Callback, MetricsWriter
+from launch.train.metrics import Callback, MetricsWriter, RecordsLost
+from launch.train.outage import reason
 from launch.train.prepare import RunRequest, prepare_run, reason_not_to_train
 from launch.train.resume import Start, find_start, load_start
 from launch.train.run_folder import RunFolder
@@ -26,7 +27,7 @@ from launch.train.run_lock import RunLock
 from launch.train.same_data import open_same_data
 from launch.train.signals import StopRequest
 from launch.train.step_line import StepLine, counted
-from launch.train.streams import describe, say
+from launch.train.streams import describe, say, tolerate_lost_output
 from launch.train.tensorboard import TensorBoard
 from launch.train.tracing import StepTracer
 from launch.train.wandb_log import Wandb
@@ -56,6 +57,7 @@ class _Share:
 
 def train(arguments: Namespace, stop: StopRequest) -> int:
     """Train as this rank of the world that torchrun made; returns the exit code."""
+    tolerate_lost_output()
     try:
         return _train(arguments, stop)
     except OSError as error:
@@ -92,6 +94,8 @@ def _train(arguments: Namespace, stop: StopRequest) -> int:
         return _fail(folder, failure)
     except SaveFailed as failure:
         return _end(f"{folder.path}: {failure}", 1)
+    except RecordsLost as lost:
+        return _end(str(lost), 1)
     return 0
 
 
@@ -112,7 +116,10 @@ def _fail(folder: RunFolder, failure: RunFailed) -> int:
     """All ranks come here; the first says why, and leaves word for whoever would start the run again."""
     if torch_dist.get_rank() == 0:
         say(f"error: {folder.path}: {failure}", error=True)
-        folder.mark_failed(failure.kind, failure.step, str(failure))
+        try:
+            folder.mark_failed(failure.kind, failure.step, str(failure))
+        except OSError as error:
+            say(f"{folder.failed_file}: could not be written: {reason(error)}", error=True)
     torch_dist.destroy_process_group()
     return 1
 
@@ -213,12 +220,15 @@ def _node_name(arguments: Namespace) -> str:
 
 @contextmanager
 def _closing(thing: Callback | StepTracer) -> Iterator[None]:
-    """Close it at the end; where the body failed, that is what is told, not that a file could not be closed either."""
+    """Close it at the end; where the body failed, that is what is raised, and of files only what they lack is said."""
     try:
         yield
     except BaseException:
         with suppress(OSError):
-            thing.close()
+            try:
+                thing.close()
+            except RecordsLost as lost:
+                say(str(lost), error=True)
         raise
     thing.close()
 
@@ -233,15 +243,15 @@ def _peak_of_world(device: torch.device, dtype: str) -> float | None:
 
 def _callbacks(launch: Launch) -> list[Callback]:
     recipe, folder = launch.recipe, launch.folder
+    line = StepLine(recipe.tokens.train_steps, every_steps=recipe.logging.iteration_step_info_interval)
     callbacks: list[Callback] = [
-        MetricsWriter(folder.metrics_file),
-        StepLine(recipe.tokens.train_steps, every_steps=recipe.logging.iteration_step_info_interval),
-        TensorBoard(folder.tensorboard, launch.first_step),
+        MetricsWriter(folder.metrics_file, line.print),
+        line,
+        TensorBoard(folder.tensorboard, launch.first_step, line.print),
     ]
     if recipe.logging.wandb:
-        callbacks.append(
-            Wandb(folder.path, recipe.general.project, folder.name, recipe.model_dump(mode="json", by_alias=True))
-        )
+        config = recipe.model_dump(mode="json", by_alias=True)
+        callbacks.append(Wandb(folder.path, recipe.general.project, folder.name, config, line.print))
     return callbacks
 
 

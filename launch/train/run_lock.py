@@ -22,7 +22,8 @@ from pathlib import Path
 
 from launch.train import holder as holders
 from launch.train.holder import Holder
-from launch.train.streams import say
+from launch.train.outage import Outage
+from launch.train.streams import describe, say
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.files import write_atomic
 
@@ -78,8 +79,15 @@ class RunLock:
 
     def release(self) -> None:
         """Give the run back: to the launcher that had it before, where that still runs. A process of the same launch
-        that took it over, and still runs, keeps it."""
+        that took it over, and still runs, keeps it. Where that fails (a full disk) a line says so, and others will
+        find this process gone."""
         self._released.set()
+        try:
+            self._give_back()
+        except (OSError, UserError) as error:
+            say(f"the run could not be given back: {describe(error)}", error=True)
+
+    def _give_back(self) -> None:
         with _mutex(self._folder):
             current = _read_holder(self._folder)
             if current is None or current.launch_id != self.holder.launch_id:
@@ -92,8 +100,12 @@ class RunLock:
                 (self._folder / HOLDER_FILE).unlink(missing_ok=True)
 
     def renew(self) -> None:
-        """The heartbeat. Raises RunIsTrained where this process had the run and another launch has it now."""
-        current = _read_holder(self._folder)
+        """The heartbeat.
+
+        Raises RunIsTrained where this process had the run and another launch has it now; OSError and ValueError where
+        the holder's file cannot be read or touched.
+        """
+        current = _parse_holder(self._folder)
         if current is None:
             return
         if current.launch_id != self.holder.launch_id:
@@ -105,6 +117,12 @@ class RunLock:
             os.utime(self._folder / HOLDER_FILE)
 
     def _beat(self) -> None:
+        outage = Outage(
+            f"heartbeat in {self._folder / HOLDER_FILE}",
+            "training goes on while no other launch takes the run",
+            "it beats again",
+            lambda line: say(line, error=True),
+        )
         while not self._released.wait(holders.HEARTBEAT_SECONDS):
             try:
                 self.renew()
@@ -112,8 +130,11 @@ class RunLock:
                 # At once, and without saving: the checkpoints are another's now.
                 say(f"error: {error}", error=True)
                 os._exit(1)
-            except (OSError, UserError):
-                continue  # a file system that answers no more may do so again
+            except (OSError, ValueError, RecursionError) as error:
+                if self._holds:
+                    outage.failed(error)
+            else:
+                outage.succeeded()
 
     def __enter__(self) -> "RunLock":
         return self
@@ -156,13 +177,18 @@ def _silent_seconds(folder: Path) -> float:
 def _read_holder(folder: Path) -> Holder | None:
     path = folder / HOLDER_FILE
     try:
-        return Holder.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+        return _parse_holder(folder)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); if nobody trains, remove it") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a holder's description; if nobody trains, remove it") from error
+
+
+def _parse_holder(folder: Path) -> Holder | None:
+    try:
+        return Holder.from_json(json.loads((folder / HOLDER_FILE).read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def _write_holder(folder: Path, holder: Holder) -> None:

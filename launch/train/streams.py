@@ -1,9 +1,11 @@
 """What a process of a training says. Nothing that is printed may end a run: neither streams that were closed before
 the process started, nor a reader that has gone away (`| head -1`)."""
 
+import io
 import os
 import sys
-from typing import TextIO
+from contextlib import suppress
+from typing import Any, TextIO
 
 
 def open_standard_streams() -> None:
@@ -20,6 +22,41 @@ def open_standard_streams() -> None:
     for number, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
+def tolerate_lost_output() -> None:
+    """From now on, what stdout and stderr do not take (they go to a full disk, to a terminal that is gone) is dropped
+    and raises nothing, whoever prints; what comes later is printed again. A pipe without a reader is told as ever."""
+    sys.stdout, sys.stderr = _tolerant(sys.stdout), _tolerant(sys.stderr)
+
+
+class _TolerantFile(io.FileIO):
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError:
+            return memoryview(data).nbytes
+
+
+def _tolerant(stream: TextIO) -> TextIO:
+    """The stream again, in front of a file that drops; a stream that is no plain file stays as it is."""
+    if type(stream) is not io.TextIOWrapper:
+        return stream
+    old = getattr(stream.buffer, "raw", stream.buffer)  # without a buffer where PYTHONUNBUFFERED is set
+    if type(old) is not io.FileIO:
+        return stream
+    with suppress(OSError):
+        stream.flush()
+    file = _TolerantFile(old.fileno(), "wb", closefd=False)
+    return io.TextIOWrapper(
+        file if stream.buffer is old else io.BufferedWriter(file),
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
 
 
 def say(text: str, *, error: bool = False) -> None:

@@ -1,8 +1,11 @@
 """nanotron's `profiler` section: a torch.profiler trace of a few steps."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from launch.train.outage import reason
+from launch.train.streams import say
 from nanotron_recipes.schema.services import Profiler
 
 
@@ -51,6 +54,12 @@ class StepTracer:
             self._profile = None
 
     def _export(self, profiler: Any) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
         last = self._first_step + self._steps_begun - 1
-        profiler.export_chrome_trace(str(self._folder / f"until-step-{last}-rank-{self._rank}.json.gz"))
+        path = self._folder / f"until-step-{last}-rank-{self._rank}.json.gz"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            profiler.export_chrome_trace(str(path))
+        except OSError as error:  # a full disk ends no training
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+            say(f"{path}: not written: {reason(error)}", error=True)

@@ -6,7 +6,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +148,11 @@ class Process:
             assert self._process.poll() is None, self._process.communicate()
             assert time.monotonic() < end
             time.sleep(0.01)
+
+    def lines(self) -> Iterator[str]:
+        """The lines of stdout, each as soon as it is written; what was taken here is not in the result of `end`."""
+        assert self._process.stdout is not None
+        yield from self._process.stdout
 
     def end(self, seconds: float = 120) -> tuple[int, str, str]:
         """Wait at most so long; the exit code, stdout and stderr."""

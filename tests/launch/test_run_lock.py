@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+from faulty_disks import FULL, fill, read_only, wait_until
 
+from launch.train import holder as holders
 from launch.train.holder import GONE_AFTER_SECONDS, Holder
 from launch.train.run_lock import HOLDER_FILE, RunIsTrained, RunLock, holder_of, new_launch_id
 from nanotron_recipes.errors import UserError
@@ -32,6 +34,15 @@ try:
 except RunIsTrained:
     print("refused", flush=True)
 sys.stdin.readline()
+"""
+RANK_OF_A_LAUNCH = """
+import sys
+from pathlib import Path
+from launch.train.run_lock import RunLock
+lock = RunLock.acquire(Path(sys.argv[1]), "launch")
+print("held", flush=True)
+sys.stdin.readline()
+lock.release()
 """
 ON_NODE = """
 import socket, sys
@@ -223,3 +234,43 @@ def test_a_holder_file_that_is_not_ours_is_reported(content: str, tmp_path: Path
     (tmp_path / HOLDER_FILE).write_text(content)
     with pytest.raises(UserError, match=HOLDER_FILE):
         RunLock.acquire(tmp_path, "mine")
+
+
+def test_a_heartbeat_that_fails_is_said_and_ends_nothing(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(holders, "HEARTBEAT_SECONDS", 0.01)
+    said: list[str] = []
+
+    def lines() -> list[str]:
+        said.extend(capsys.readouterr().err.splitlines())
+        return said
+
+    lock = RunLock.acquire(small_disk, "mine")
+    with read_only(small_disk):
+        wait_until(lambda: len(lines()) == 1)
+        time.sleep(0.1)
+    wait_until(lambda: len(lines()) == 2)
+    assert holder_of(small_disk) == lock.holder
+    with read_only(small_disk):
+        lock.release()
+    beat = f"heartbeat in {small_disk / HOLDER_FILE}: "
+    assert lines() == [
+        f"{beat}Read-only file system; training goes on while no other launch takes the run",
+        f"{beat}it beats again",
+        f"the run could not be given back: {small_disk / '.holder.lock'}: cannot be opened (Read-only file system)",
+    ]
+
+
+def test_a_rank_that_cannot_give_the_run_back_says_so_and_its_launcher_ends_as_ever(small_disk: Path) -> None:
+    with RunLock.acquire(small_disk, "launch"):
+        command = [sys.executable, "-c", RANK_OF_A_LAUNCH, str(small_disk)]
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        fill(small_disk)
+        _, err = process.communicate("\n")
+        assert process.returncode == 0
+        assert err == f"the run could not be given back: {small_disk / HOLDER_FILE}: cannot be written ({FULL})\n"
+    assert not (small_disk / HOLDER_FILE).exists()

@@ -2,9 +2,7 @@
 
 import re
 import shutil
-import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +38,6 @@ def test_the_newest_good_the_last_k_and_every_mth_are_never_deleted(
     assert prunable_steps(steps, damaged, Checkpoints()) == []
     if not good:
         assert deleted == []
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], check=True)
-    yield folder
-    subprocess.run(["umount", folder], check=True)
 
 
 def save_on_a_full_disk_on_rank(mapping: dict[str, object], disk: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,5 @@
 """Nothing that is printed may end a training: closed streams, readers that have gone, terminals that were hung up."""
 
-import dataclasses
 import io
 import os
 import subprocess
@@ -8,10 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from faulty_disks import fill
 from rich.console import Console
 from test_step_line import record
 
-from launch.train.metrics import MetricsWriter, validation_event
+from launch.train.metrics import validation_event
 from launch.train.step_line import StepLine
 from launch.train.streams import describe, open_standard_streams, say
 
@@ -41,6 +41,18 @@ for step in range(1, 400):
 say("more")
 line.close()
 print("trained to the end", file=sys.stderr)
+"""
+
+TALKER = """
+import os, sys
+from launch.train.streams import say, tolerate_lost_output
+tolerate_lost_output()
+for line in sys.stdin:
+    for stream in (sys.stdout, sys.stderr):
+        print(line.strip() + "!" * 9000, file=stream, flush=True)
+    say(line.strip())
+    os.write(int(sys.argv[1]), b".")
+print("the end")
 """
 
 
@@ -102,10 +114,29 @@ def test_an_error_of_the_system_is_one_line() -> None:
     assert describe(OSError(28, "No space left on device")) == "No space left on device"
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_record_that_cannot_be_written_names_the_file(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
-    writer = MetricsWriter(tmp_path / "metrics.jsonl")
-    with pytest.raises(OSError) as caught:
-        writer.on_step(dataclasses.replace(record(1)))
-    assert describe(caught.value) == f"{tmp_path / 'metrics.jsonl'}: No space left on device"
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_what_is_printed_to_a_full_disk_raises_nothing_and_comes_again(unbuffered: str, small_disk: Path) -> None:
+    log, (heard, told) = small_disk / "log", os.pipe()
+    with log.open("w") as out, open(heard, "rb") as answers, open(told, "wb") as answer:
+        process = subprocess.Popen(
+            [sys.executable, "-c", TALKER, str(told)],
+            stdin=subprocess.PIPE,
+            stdout=out,
+            stderr=out,
+            bufsize=0,
+            pass_fds=[told],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": unbuffered},
+        )
+        answer.close()
+        assert process.stdin is not None
+        for line in (b"first\n", b"second\n", b"third\n"):
+            filler = fill(small_disk) if line == b"second\n" else None
+            process.stdin.write(line)
+            assert answers.read(1) == b"."
+            if filler is not None:
+                filler.unlink()
+        process.communicate()
+    text = log.read_text()
+    assert process.returncode == 0
+    assert "\nfirst\n" in text and "\nsecond\n" not in text and text.endswith("\nthird\nthe end\n")
+    assert "Traceback" not in text
