@@ -98,7 +98,7 @@ class ShardReader:
             parts.append(starts + self._first_tokens[number])
             asked, number = self._first_documents[number] + high, number + 1
         found = parts[1] if len(parts) == 2 else np.concatenate(parts)
-        if last < first or (len(found) and (found[0] < start or found[-1] >= end or (np.diff(found) <= 0).any())):
+        if last < first or (len(found) and (found[0] < start or found[-1] >= end or (found[1:] <= found[:-1]).any())):
             raise self.not_rising(start)
         return found
 

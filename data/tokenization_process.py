@@ -1,5 +1,6 @@
 """Starts the worker process of `tokenize`, shows how far it is, and makes sure that it never outlives its caller."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -46,9 +47,10 @@ def run_job(job: Job, console: Console) -> None:
     try:
         _watch(process, job, console)
     finally:
-        if process.poll() is None:
+        # Whatever became of the process, none of those that it started stays.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        process.wait()
     if job.user_error.is_file():
         raise UserError(job.user_error.read_text(encoding="utf-8"))
     if process.returncode != 0:

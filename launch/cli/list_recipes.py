@@ -37,7 +37,7 @@ def _needs(recipe: Recipe) -> str:
     has_network = recipe.corpus is not None and any(source.needs_network for source in recipe.corpus.sources)
     missing = {
         "data_stages": not recipe.data_stages,
-        "a place of its data": bool(unset_variables(recipe)),
+        "its data": bool(unset_variables(recipe)),
         "a tokenizer": recipe.tokenizer.train is None,
         "the network": has_network,
     }

@@ -83,8 +83,11 @@ def test_a_worker_that_the_system_kills_ends_the_command_instead_of_holding_it(t
     while len(working := _with_open_shard(process)) == 0:
         assert process.poll() is None and time.monotonic() < deadline, "it ended before a worker could be killed"
         time.sleep(0.02)
+    started = process.children(recursive=True)
     working[0].kill()
     _, said = process.communicate(timeout=30)
+    gone, alive = psutil.wait_procs(started, timeout=10)
+    assert len(gone) > 3 and not alive, "no process that was started outlives the command"
     assert process.returncode == 1
     assert b"a worker was killed, as happens where memory is short: fewer --workers need less" in said
 

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as torch_dist
 
@@ -91,7 +92,7 @@ def left_out_collective(engine: TrainingEngine) -> None:
 
 
 def bad_batch(number: int) -> Callable[..., StepBatch]:
-    """A `DataPlan.step` whose batch of this number, whichever step reads it, has targets that nobody can predict."""
+    """A `DataPlan.step` whose batch of this number, whichever step reads it, has tokens that nobody can predict."""
     sound = DataPlan.step
 
     def step_with_bad_batch(plan: DataPlan, step: int, **keywords: int) -> StepBatch:
@@ -99,7 +100,7 @@ def bad_batch(number: int) -> Callable[..., StepBatch]:
         if plan._skipped.batch_of(step) != number:
             return batch
         bad = [
-            dataclasses.replace(part, target_ids=(7 * part.target_ids + 3 * part.input_ids + 1) % 320)
+            dataclasses.replace(part, tokens=(7 * part.tokens + 3 * np.roll(part.tokens, 1, axis=1) + 1) % 320)
             for part in batch.micro_batches
         ]
         return dataclasses.replace(batch, micro_batches=bad)

@@ -149,9 +149,9 @@ class Process:
             assert time.monotonic() < end
             time.sleep(0.01)
 
-    def end(self) -> tuple[int, str, str]:
-        """Wait; the exit code, stdout and stderr."""
-        out, err = self._process.communicate(timeout=120)
+    def end(self, seconds: float = 120) -> tuple[int, str, str]:
+        """Wait at most so long; the exit code, stdout and stderr."""
+        out, err = self._process.communicate(timeout=seconds)
         return self._process.returncode, out, err
 
     def kill(self) -> None:

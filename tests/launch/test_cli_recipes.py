@@ -46,7 +46,7 @@ def test_list_names_every_shipped_recipe_with_size_and_purpose() -> None:
     assert result.returncode == 0, result.stderr
     lines = {line.split()[0]: " ".join(line.split()) for line in result.stdout.splitlines()}
     assert lines["tiny"].startswith("tiny 361K 3.38M nothing ") and "laptop" in result.stdout
-    assert lines["smollm3-3b"].startswith("smollm3-3b 3.08B 11.1T data_stages, a tokenizer ")
+    assert lines["smollm3-3b"].startswith("smollm3-3b 3.08B 11.1T its data, a tokenizer ")
 
 
 def test_show_prints_a_recipe_that_reads_back_and_the_facts_beside_it(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_many_kills_leave_the_weights_bit_identical(
 ) -> None:
     steps = ["--set", f"tokens.train_steps={TRAIN_STEPS}"]
     plain = pretrain_command(small_file, "--run", "plain", *steps)
-    code, _, err = start_process(plain, tmp_path).end()
+    code, _, err = start_process(plain, tmp_path).end(120 + TRAIN_STEPS)
     assert (code, err) == (0, "")
     often = ["--set", "checkpoints.checkpoint_interval_minutes=0.00001", "--set", "checkpoints.keep_last=3"]
     command = pretrain_command(small_file, "--run", "killed", *often, *steps)
@@ -75,7 +75,7 @@ def test_many_kills_leave_the_weights_bit_identical(
         reached.append(newest(run))
         assert reached == sorted(reached), "no kill costs a checkpoint"
     assert reached[-1] > 0
-    code, _, err = start_process(command, tmp_path).end()
+    code, _, err = start_process(command, tmp_path).end(120 + TRAIN_STEPS)
     assert (code, err) == (0, "")
     print(f"{kills} kills; the newest checkpoint after each: {reached}")
     assert curve(read_metrics(run / "metrics.jsonl").steps) == curve(
