@@ -52,6 +52,8 @@ def launch_local(
     else:
         grids = [torchrun_arguments(module, arguments, nproc, logs, launch_id)]
     environment = rank_environment(os.environ, nproc, threads_per_rank, deterministic)
+    if nodes:  # the first torchrun has the store where all meet; the others say at length that it ended before them
+        environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with Forwarder() as forwarder:
         # A session of its own: Ctrl-C reaches the ranks once, through the forwarder, and never torchrun itself.
         agent = [sys.executable, "-P", "-m", "launch.cluster.agent", f"{LAUNCHER}{os.getpid()}"]

@@ -14,9 +14,9 @@ def problems_of_step(folder: RunFolder, step: int, *, checksums: bool) -> list[P
 
     Where only one node's disk is seen, what was written to other nodes is not held against it.
     """
-    folders = folder.step_folders(step)
-    problems = verify_checkpoint_parts(folders, checksums=checksums, step=step)
-    return [problem for problem in problems if len(folders) > 1 or problem.kind != "elsewhere"]
+    problems = verify_checkpoint_parts(folder.step_folders(step), checksums=checksums, step=step)
+    sees_several = len(folder.checkpoint_folders()) > 1
+    return [problem for problem in problems if sees_several or problem.kind != "elsewhere"]
 
 
 @contextmanager

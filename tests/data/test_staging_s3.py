@@ -199,7 +199,8 @@ def test_s5cmd_moves_objects_where_it_is_installed(
     stage(recipe, staging, Watch(advance=told.append, note=notes.append))
     assert_whole(staging.sources[0].folder, words)
     calls = [json.loads(line) for line in (words.parent / "calls").read_text().splitlines()]
-    assert len(calls) == 8 + 2 and len(notes) == 2 and "send request failed; trying again" in notes[0]
+    assert len(notes) >= 2, "transfers that run at once may take the same failure off the list"
+    assert len(calls) == 8 + len(notes) and "send request failed; trying again" in notes[0]
     assert calls[0][:-2] == ["--endpoint-url", store.url, "--log", "error", "cp", "--raw", "--concurrency", "7"]
     assert sum(told) == staging.bytes_to_stage
 

@@ -8,6 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.kept_tensors import kept_bytes
+from data.batch import MicroBatch
 from launch.train.engine import TrainingEngine
 from launch.train.parity import TopologyResult, disagreements, run_topologies
 from launch.train.synthetic import synthetic_batch
@@ -40,6 +41,12 @@ GRIDS: dict[str, tuple[str, ...]] = {
         "model.dtype=bfloat16",
     ),
 }
+
+
+def tensors_of(arrays: MicroBatch) -> dict[str, torch.Tensor]:
+    """What a built model prepares."""
+    keys = ("input_ids", "target_ids", "target_mask", "position_ids")
+    return {key: torch.from_numpy(getattr(arrays, key)) for key in keys}
 
 
 def recompute(mode: str) -> str:
@@ -98,7 +105,7 @@ def one_micro_batch(recipe: dict[str, Any], mode: str) -> tuple[int, Counter[str
         built = build_model(checked, context)
         initialize_weights(built)
         arrays = synthetic_batch(checked, resolve_topology(checked, 1), 1, 0).micro_batches[0]
-        micro_batch = built.prepare({key: torch.from_numpy(value) for key, value in vars(arrays).items()})
+        micro_batch = built.prepare(tensors_of(arrays))
         with _Counted() as counted:
             kept = kept_bytes(built, micro_batch)
     return kept, counted.calls
@@ -127,7 +134,7 @@ def test_evaluation_keeps_nothing_and_recomputes_nothing(small_recipe: dict[str,
         built = build_model(checked, context)
         initialize_weights(built)
         arrays = synthetic_batch(checked, resolve_topology(checked, 1), 1, 0).micro_batches[0]
-        loss = built.module(built.prepare({key: torch.from_numpy(value) for key, value in vars(arrays).items()}))
+        loss = built.module(built.prepare(tensors_of(arrays)))
     assert isinstance(loss["loss"], torch.Tensor) and not loss["loss"].requires_grad
 
 
