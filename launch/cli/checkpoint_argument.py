@@ -48,7 +48,8 @@ def choose_checkpoint(argument: str, runs_dir: Path) -> ChosenCheckpoint:
         return _newest_of(path, argument)
     recipe = checkpoint_recipe(path)
     step = int(path.name) if path.name.isdecimal() else None
-    return ChosenCheckpoint(path, recipe, step, _run_of(path, recipe, runs_dir) if step is not None else None)
+    run = _run_of(path, recipe, runs_dir) if step is not None else None
+    return ChosenCheckpoint(path, recipe, step, run)
 
 
 def real_path(path: Path) -> Path:
@@ -67,7 +68,7 @@ def _newest_of(path: Path, argument: str) -> ChosenCheckpoint:
     steps = run.steps()
     if not steps:
         raise UserError(f"{argument}: no checkpoint in {run.checkpoints} yet; expected a run that has saved one")
-    folder = run.checkpoints / str(steps[-1])
+    folder = run.step_folders(steps[-1])[0]
     return ChosenCheckpoint(folder, checkpoint_recipe(folder), steps[-1], run)
 
 

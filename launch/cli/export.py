@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -32,11 +33,40 @@ def export(
 
     `nanotron-recipes export runs/tiny-1/checkpoints/800 my-model-800`
     """
+    with ExitStack() as stack:
+        _export(_whole(choose_checkpoint(checkpoint, Path("runs")), stack), out, verify)
+
+
+def _whole(chosen: ChosenCheckpoint, stack: ExitStack) -> ChosenCheckpoint:
+    """The checkpoint in one folder, where its parts lie on the disks of several nodes that are seen from here."""
+    from launch.train.run_folder import NODE
+    from launch.train.seen_checkpoint import whole_checkpoint
+
+    if chosen.run is None or chosen.step is None:
+        return chosen
+    found = _step_of(chosen)
+    if found != chosen.step:
+        raise UserError(f"{chosen.folder}: the state after step {found}, called {chosen.step}")
+    if NODE not in str(chosen.run.checkpoints):
+        return chosen
+    return replace(chosen, folder=stack.enter_context(whole_checkpoint(chosen.run, chosen.step)))
+
+
+def _step_of(chosen: ChosenCheckpoint) -> int | None:
+    """The step whose state a checkpoint says it is; of a damaged one, its name: the export says what is wrong."""
+    from parallel.checkpoint_files import read_manifest
+
+    try:
+        return read_manifest(chosen.folder).step
+    except UserError:
+        return chosen.step
+
+
+def _export(chosen: ChosenCheckpoint, out: Path, verify: bool) -> None:
     from launch.evaluate.prompts import one_prompt
     from launch.train.step_line import counted
     from model.hf_export import export_checkpoint
 
-    chosen = choose_checkpoint(checkpoint, Path("runs"))
     _refuse_among_checkpoints(out, chosen)
     tokenizer = tokenizer_at_hand(chosen.recipe)
     if tokenizer is None:

@@ -60,8 +60,10 @@ def pretrain(
     from launch.cluster.slurm import require_sbatch
     from launch.train.prepare import check_trainable
     from launch.train.run_folder import checked_name
+    from launch.train.streams import tolerate_lost_output
     from nanotron_recipes.loading import load_recipe
 
+    tolerate_lost_output()
     loaded = load_recipe(recipe, overrides or [])
     if run is not None:
         checked_name(run)
@@ -171,9 +173,7 @@ def _train(
     from launch.cluster.local import launch_local
     from launch.train.prepare import RunRequest, prepare_run, reason_not_to_train
     from launch.train.run_folder import NODE
-    from launch.train.streams import tolerate_lost_output
 
-    tolerate_lost_output()
     prepared = prepare_run(RunRequest(loaded, run))
     with prepared.lock:
         for change in prepared.changes:

@@ -255,7 +255,7 @@ def _refuse_changes_of_the_past(folder: RunFolder, recipe: Recipe, data: str) ->
             f"{'; '.join(objections)}; take the change back, or start another run with --run"
         )
     if folder.steps():
-        require_data(folder.step_folders(newest_sound_step(folder))[0], data)
+        require_data(folder, newest_sound_step(folder), data)
 
 
 def _write_changes(folder: RunFolder, recipe: Recipe) -> tuple[str, ...]:

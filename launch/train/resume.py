@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.train.run_folder import NODE, RunFolder, on_node
-from launch.train.seen_checkpoint import problems_of_step
+from launch.train.seen_checkpoint import manifest_of_step, problems_of_step
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.recipe import Recipe
 from parallel.checkpoint_files import MANIFEST_FILE, PARTIAL_SUFFIX, Manifest, Problem, read_manifest
@@ -135,9 +135,9 @@ def load_start(start: Start, buckets: "list[Bucket]", optimizer: "FlatAdamW") ->
     return load_checkpoint(place, buckets, optimizer, load_optimizer=start.load_optimizer)
 
 
-def require_data(checkpoint: Path, data: str) -> None:
+def require_data(folder: RunFolder, step: int, data: str) -> None:
     """Raise UserError where a run's checkpoint was not trained on the data with this fingerprint."""
-    _require_data(checkpoint, read_manifest(checkpoint), data)
+    _require_data(folder.step_folders(step)[0], manifest_of_step(folder, step), data)
 
 
 def parent_manifest(recipe: Recipe) -> Manifest | None:

@@ -6,7 +6,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from launch.train.run_folder import RunFolder
-from parallel.checkpoint_files import MANIFEST_FILE, Problem, read_manifest, verify_checkpoint_parts
+from nanotron_recipes.errors import UserError
+from parallel.checkpoint_files import (
+    Manifest,
+    Problem,
+    read_manifest,
+    verify_checkpoint_parts,
+    write_manifest,
+)
 
 
 def problems_of_step(folder: RunFolder, step: int, *, checksums: bool) -> list[Problem]:
@@ -19,6 +26,18 @@ def problems_of_step(folder: RunFolder, step: int, *, checksums: bool) -> list[P
     return [problem for problem in problems if sees_several or problem.kind != "elsewhere"]
 
 
+def manifest_of_step(folder: RunFolder, step: int) -> Manifest:
+    """What a step's checkpoint says of itself, on the first disk where that is not damaged; UserError without one."""
+    damaged: UserError | None = None
+    for path in folder.step_folders(step):
+        try:
+            return read_manifest(path)
+        except UserError as error:
+            damaged = damaged or error
+    assert damaged is not None
+    raise damaged
+
+
 @contextmanager
 def whole_checkpoint(folder: RunFolder, step: int) -> Iterator[Path]:
     """One folder with all files of a step: its own, or for the time being one with links to those of several nodes."""
@@ -28,11 +47,12 @@ def whole_checkpoint(folder: RunFolder, step: int) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix=f"{folder.name}-{step}-") as name:
         gathered = Path(name)
-        for entry in read_manifest(folders[0]).files:
+        manifest = manifest_of_step(folder, step)
+        for entry in manifest.files:
             holders = [where / entry.name for where in folders if _is_size_of(where / entry.name, entry.size)]
             if holders:
                 (gathered / entry.name).symlink_to(holders[0].absolute())
-        (gathered / MANIFEST_FILE).symlink_to((folders[0] / MANIFEST_FILE).absolute())
+        write_manifest(gathered, manifest)
         yield gathered
 
 

@@ -25,8 +25,8 @@ def open_standard_streams() -> None:
 
 
 def tolerate_lost_output() -> None:
-    """From now on, what stdout and stderr do not take (they go to a full disk, to a terminal that is gone) is dropped
-    and raises nothing, whoever prints; what comes later is printed again. A pipe without a reader is told as ever."""
+    """From now on, what stdout and stderr do not take (a full disk, a terminal that is gone, a pipe that nobody reads)
+    is dropped and raises nothing, whoever prints; what comes later is printed again."""
     sys.stdout, sys.stderr = _tolerant(sys.stdout), _tolerant(sys.stderr)
 
 
@@ -34,8 +34,6 @@ class _TolerantFile(io.FileIO):
     def write(self, data: Any) -> int:
         try:
             return super().write(data)
-        except BrokenPipeError:
-            raise
         except OSError:
             return memoryview(data).nbytes
 

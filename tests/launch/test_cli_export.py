@@ -19,6 +19,7 @@ from launch.train.run_folder import RunFolder, RunHeader, point_latest
 from model.model_card import ArithmeticFact, ValidationFact, render_card
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.loading import dump_yaml, load_recipe
+from parallel.checkpoint import save_tensors
 from parallel.checkpoint_files import MANIFEST_FILE
 
 
@@ -246,3 +247,12 @@ def test_links_in_a_circle_are_refused_as_no_folder(tmp_path: Path, monkeypatch:
         export("loop", Path("out"))
     with pytest.raises(UserError, match="loop: no such run"):
         checkpoints("list", "loop")
+
+
+def test_a_step_that_was_renamed_is_not_exported_under_its_new_name(small_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "mine" / "checkpoints" / "30"
+    recipe = load_recipe(str(small_file)).recipe
+    save_tensors(folder, [], {"step": 10}, {"recipe.yaml": dump_yaml(recipe)})
+    (tmp_path / "runs" / "mine" / "metrics.jsonl").touch()
+    with pytest.raises(UserError, match="checkpoints/30: the state after step 10, called 30"):
+        export(str(folder), tmp_path / "out")

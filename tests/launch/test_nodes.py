@@ -2,11 +2,12 @@
 
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from small_pretraining import StartProcess, curve, pretrain_command
+from small_pretraining import COMMAND_LINE, StartProcess, curve, pretrain_command
 
 from launch.train.metrics import read_metrics
 from parallel.checkpoint_files import read_manifest
@@ -50,6 +51,8 @@ def test_a_run_goes_on_at_other_topologies_on_other_nodes_and_names_what_was_los
     found, expected = (
         curve(read_metrics(tmp_path / "runs" / name / "metrics.jsonl").steps) for name in ("spread", "plain")
     )
+    export = start_process([sys.executable, "-P", "-c", COMMAND_LINE, "export", "spread", "out"], tmp_path)
+    assert export.end()[0] == 0 and (tmp_path / "out" / "model.safetensors").is_file()
     assert found.keys() == expected.keys()
     for step, (loss, _, rate) in expected.items():
         assert found[step][0] == pytest.approx(loss, abs=1e-5) and found[step][2] == rate, step

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from faulty_disks import fill
 from rich.console import Console
+from small_pretraining import StartProcess, pretrain_command
 from test_step_line import record
 
 from launch.train.metrics import validation_event
@@ -21,6 +23,7 @@ from launch.train.streams import open_standard_streams
 open_standard_streams()
 said = open(sys.argv[1], "w")
 print("to nobody"); print("to nobody", file=sys.stderr); os.write(1, b"nobody"); os.write(2, b"nobody")
+import shlex
 import subprocess
 child = "import os; os.write(1, b'x'); os.write(2, b'y'); os.read(0, 1)"
 code = subprocess.run([sys.executable, "-c", child]).returncode
@@ -29,6 +32,7 @@ said.write(f"{said.fileno()} {code}")
 STEPS_INTO_A_PIPE = """
 import dataclasses, sys, time
 from rich.console import Console
+from small_pretraining import StartProcess, pretrain_command
 from launch.train.step_line import StepLine
 from launch.train.streams import say
 from test_step_line import record
@@ -140,3 +144,12 @@ def test_what_is_printed_to_a_full_disk_raises_nothing_and_comes_again(unbuffere
     assert process.returncode == 0
     assert "\nfirst\n" in text and "\nsecond\n" not in text and text.endswith("\nthird\nthe end\n")
     assert "Traceback" not in text
+
+
+def test_a_launch_whose_reader_goes_away_at_once_trains(
+    small_file: Path, start_process: StartProcess, tmp_path: Path
+) -> None:
+    words = [str(word) for word in pretrain_command(small_file, "--run", "unread", "--stop-after", "3")]
+    piped = start_process(["bash", "-c", f"set -o pipefail; {shlex.join(words)} | head -1"], tmp_path)
+    assert piped.end()[0] == 0
+    assert (tmp_path / "runs" / "unread" / "checkpoints" / "3").is_dir()
