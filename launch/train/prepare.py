@@ -7,7 +7,7 @@ from typing import Literal
 
 from data.plan import DataPlan
 from launch.train.preflight import check_places, check_recipe_to_the_end
-from launch.train.resume import newest_sound_step, parent_manifest, require_data
+from launch.train.resume import newest_sound_step, parent_checkpoint, require_data
 from launch.train.run_folder import RunFolder, RunHeader, point_latest, take_run
 from launch.train.run_lock import RunLock, new_launch_id
 from nanotron_recipes.errors import UserError
@@ -119,8 +119,8 @@ def prepare_run(request: RunRequest) -> PreparedRun:
 
 def newest_step(folder: RunFolder, recipe: Recipe, *, checksums: bool = False) -> int:
     """The step that the run goes on from: of its newest sound checkpoint, else of the one it branched off, else 0."""
-    parent = parent_manifest(recipe) if not folder.steps() and recipe.checkpoints.load_lr_scheduler else None
-    return parent.step if parent is not None else newest_sound_step(folder, checksums=checksums)
+    parent = parent_checkpoint(recipe) if not folder.steps() and recipe.checkpoints.load_lr_scheduler else None
+    return parent[1].step if parent is not None else newest_sound_step(folder, checksums=checksums)
 
 
 def reason_not_to_train(prepared: PreparedRun, stop_after: int | None) -> str | None:
@@ -224,12 +224,12 @@ def _check_parent(recipe: Recipe, data: str) -> str:
     Raises:
         UserError: there is no such checkpoint, or the schedule that goes on describes other steps up to it.
     """
-    manifest = parent_manifest(recipe)
-    if manifest is None:
+    parent = parent_checkpoint(recipe)
+    if parent is None:
         return ""
-    path = Path(str(recipe.checkpoints.resume_checkpoint_path))
+    (seen, manifest), path = parent, recipe.checkpoints.resume_checkpoint_path
     if recipe.checkpoints.load_lr_scheduler:
-        old = load_recipe(str(path / "recipe.yaml")).recipe
+        old = load_recipe(str(seen / "recipe.yaml")).recipe
         objections = [str(change) for change in changes_of_the_past(old, recipe, manifest.step)]
         if manifest.data != data:
             objections.append(_other_data(manifest.data, data))

@@ -140,8 +140,9 @@ def require_data(folder: RunFolder, step: int, data: str) -> None:
     _require_data(folder.step_folders(step)[0], manifest_of_step(folder, step), data)
 
 
-def parent_manifest(recipe: Recipe) -> Manifest | None:
-    """What the checkpoint that the recipe starts from says of itself; None where it starts from nothing.
+def parent_checkpoint(recipe: Recipe) -> tuple[Path, Manifest] | None:
+    """The checkpoint that the recipe starts from: a folder of it that is seen from here, and what it says of itself;
+    None where the recipe starts from nothing.
 
     Raises:
         UserError: the key names no complete checkpoint.
@@ -152,7 +153,7 @@ def parent_manifest(recipe: Recipe) -> Manifest | None:
     seen = [Path(found) for found in sorted(glob(escape(text).replace(NODE, "*")))] or [Path(text)]
     for path in seen:
         if (path / MANIFEST_FILE).is_file():
-            return read_manifest(path)
+            return path, read_manifest(path)
     raise UserError(
         f"checkpoints.resume_checkpoint_path: {text}: expected the folder of a step, <run>/checkpoints/<step>"
     )

@@ -16,9 +16,9 @@ from parallel.checkpoint_files import read_manifest
 def test_a_run_goes_on_at_other_topologies_on_other_nodes_and_names_what_was_lost(
     small_file: Path, start_process: StartProcess, tmp_path: Path
 ) -> None:
-    def launch(nodes: str, *arguments: str) -> tuple[int, str, str]:
+    def launch(nodes: str, *arguments: str, run: str = "spread") -> tuple[int, str, str]:
         command = pretrain_command(
-            small_file, "--run", "spread", "--launcher", "local", "--node-names", nodes, "--gpus-per-node", "1",
+            small_file, "--run", run, "--launcher", "local", "--node-names", nodes, "--gpus-per-node", "1",
             "--set", f"checkpoints.checkpoints_path={tmp_path}/disks/{{node}}", *arguments,
         )  # fmt: skip
         return start_process(command, tmp_path).end()
@@ -51,6 +51,11 @@ def test_a_run_goes_on_at_other_topologies_on_other_nodes_and_names_what_was_los
     found, expected = (
         curve(read_metrics(tmp_path / "runs" / name / "metrics.jsonl").steps) for name in ("spread", "plain")
     )
+    branch = ["--set", f"checkpoints.resume_checkpoint_path={tmp_path}/disks/{{node}}/spread/32"]
+    branch += ["--set", "checkpoints.copies=2", "--stop-after", "34"]
+    code, out, err = launch("c,b", *branch, run="branch")
+    assert (code, err) == (0, "") and "weights from" in out and "resumed after step 32" in out
+
     export = start_process([sys.executable, "-P", "-c", COMMAND_LINE, "export", "spread", "out"], tmp_path)
     assert export.end()[0] == 0 and (tmp_path / "out" / "model.safetensors").is_file()
     assert found.keys() == expected.keys()
