@@ -16,8 +16,6 @@ from data.tokenization_job import Job, source_folder, split_folder
 from data.tokenizer import TokenizerInfo
 from nanotron_recipes.errors import UserError, one_line
 
-_CHUNK = 1 << 22
-
 
 def finish_source(
     job: Job,
@@ -111,9 +109,6 @@ def _shard(folder: Path, path: Path, tokenizer: TokenizerInfo) -> ShardFile:
 
 def _sha256(path: Path) -> str:
     """The file's hash, after what was written has reached the disk."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
         os.fsync(file.fileno())
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from data.s3_client import s3_client
 from data.transfer import CHUNK, PartialFile, Stopped, TransferFailed, Watch
 from nanotron_recipes.errors import UserError
 
@@ -118,16 +119,5 @@ class S3Prefix:
 
     @cached_property
     def _client(self) -> Any:
-        import boto3
-        from botocore.config import Config
-
-        config = Config(
-            max_pool_connections=self._connections,
-            connect_timeout=10,
-            read_timeout=60,
-            # What went wrong is said and waited out here; our own sha256 stands for checksums that not every store has.
-            retries={"total_max_attempts": 1, "mode": "standard"},
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-        )
-        return boto3.session.Session().client("s3", endpoint_url=self._endpoint_url, config=config)
+        # One attempt: what went wrong is said and waited out here.
+        return s3_client(endpoint_url=self._endpoint_url, connections=self._connections, attempts=1)

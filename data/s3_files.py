@@ -1,29 +1,24 @@
 """Objects of S3 as files that datatrove's readers open: listed, and read in ranges, through boto3.
 
-The endpoint and the credentials are boto3's own: AWS_ENDPOINT_URL_S3, AWS_PROFILE, a role of the machine … Imports
-boto3 and fsspec: import this module where an object is read, not before.
+The endpoint and the credentials are boto3's own (`data.s3_client`). Imports botocore and fsspec: import this module
+where an object is read, not before.
 """
 
+import io
 import time
 from collections.abc import Iterator
 from typing import Any
 
-import boto3
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
+
+from data.s3_client import s3_client
 
 _RANGE_BYTES = 1 << 24
 """Read at once; the next range is asked for when this one is used up."""
 _ATTEMPTS = 5
 _WAIT_SECONDS = 0.5
 _NOT_FOUND = ("404", "NoSuchKey", "NotFound")
-
-
-def s3_client() -> Any:
-    """A client with boto3's own settings, that tries again where the network or the server fails for a moment."""
-    retries = {"mode": "standard", "max_attempts": _ATTEMPTS}
-    return boto3.client("s3", config=Config(retries=retries, connect_timeout=10, read_timeout=60))
 
 
 def bucket_and_key(path: str) -> tuple[str, str]:
@@ -81,7 +76,7 @@ class S3Files(AbstractFileSystem):
 
     def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> "_S3File":
         if mode != "rb":
-            raise NotImplementedError("objects are only read here")
+            raise io.UnsupportedOperation(f"s3://{path}: opened with mode {mode!r}: objects are only read here")
         return _S3File(self, path, mode, block_size=_RANGE_BYTES)
 
 

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from data.manifest import MANIFEST_NAME, Manifest
+from data.s3_client import s3_client
 from data.text_files import remote_reason
 from data.verification import expected_files
 from nanotron_recipes.errors import UserError
+from nanotron_recipes.paths import s3_place
 from nanotron_recipes.schema.data import Corpus
 
 _SHA256 = "nanotron-recipes-sha256"
@@ -78,10 +80,10 @@ def upload_corpus(
     arrived is not what was sent.
     """
     assert corpus.upload_to is not None, "only where the recipe says so"
-    from data.s3_files import bucket_and_key, s3_client
-
+    place = s3_place(corpus.upload_to)
+    assert place is not None, "the recipe's checks let nothing else pass"
     with _named_errors(corpus.upload_to):
-        upload = _Upload(s3_client(), *bucket_and_key(corpus.upload_to))
+        upload = _Upload(s3_client(connections=_THREADS), *place)
         for file in ("tokenizer_config.json", "tokenizer.json"):
             _send_whole(upload, tokenizer / file, f"tokenizer/{file}")
         for manifest in manifests:
@@ -115,7 +117,8 @@ def _send_whole(upload: _Upload, path: Path, name: str) -> None:
 
 
 def _sha256_of(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

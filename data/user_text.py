@@ -8,6 +8,7 @@ import gzip
 import io
 import lzma
 import zlib
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
@@ -41,9 +42,9 @@ class _Counting(BaseDiskReader):
     done = 0
     """Bytes of the present part that have been read."""
 
+    @abstractmethod
     def read_part(self, part: Part) -> Iterator[Document]:
         """The documents of a part of a file."""
-        raise NotImplementedError
 
     def read_file(self, filepath: str) -> Iterator[Document]:
         """All documents of a file."""

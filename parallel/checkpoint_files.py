@@ -29,8 +29,6 @@ REPLACED_SUFFIX = ".replaced"
 STEP_NAME = re.compile("0|[1-9][0-9]*")
 """What a checkpoint of a run is called: its step."""
 
-_PIECE = 1 << 20
-
 
 @dataclass(frozen=True)
 class FileEntry:
@@ -190,12 +188,9 @@ def compare_file(folder: Path, entry: FileEntry, *, read: bool) -> Problem | Non
 
 def describe_file(path: Path) -> FileEntry:
     """Size and checksum of a file as it can be read now. Raises OSError."""
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb", buffering=0) as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
-            size += len(piece)
-    return FileEntry(path.name, size, digest.hexdigest())
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+        return FileEntry(path.name, file.tell(), digest.hexdigest())
 
 
 def describe_files(paths: Iterable[Path]) -> tuple[FileEntry, ...]:

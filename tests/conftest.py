@@ -1,7 +1,9 @@
 """What the tests share: one pool of ranks for all distributed cases, and a small recipe that has every feature."""
 
 import copy
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -107,3 +109,17 @@ def base_recipe() -> dict[str, Any]:
 def small_recipe() -> dict[str, Any]:
     """The small recipe as a mapping, to be changed at will."""
     return copy.deepcopy(SMALL_RECIPE)
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Makes a file system in memory, of a size such as `4m`, in the folder `disk` of the test."""
+    folder = tmp_path / "disk"
+
+    def make(size: str) -> Path:
+        folder.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True)
+        return folder
+
+    yield make
+    subprocess.run(["umount", "--lazy", folder], check=True)

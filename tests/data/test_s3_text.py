@@ -16,7 +16,7 @@ from rich.console import Console
 from small_data import corpus_recipe, recipe_with, write_jsonl
 
 from data import parts as parts_module
-from data import s3_files
+from data import s3_files, upload
 from data.manifest import Manifest, read_manifest
 from data.text_files import files_of
 from data.tokenization import tokenize
@@ -191,14 +191,14 @@ def test_what_arrives_changed_is_found_and_gets_no_manifest(
         content[-1] ^= key.endswith(".ds")
         client.put_object(Bucket=bucket, Key=key, Body=bytes(content), **ExtraArgs)
 
-    real = s3_files.s3_client
+    real = upload.s3_client
 
-    def spoiled() -> Any:
-        made = real()
+    def spoiled(**settings: Any) -> Any:
+        made = real(**settings)
         made.upload_file = spoiling
         return made
 
-    monkeypatch.setattr(s3_files, "s3_client", spoiled)
+    monkeypatch.setattr(upload, "s3_client", spoiled)
     with pytest.raises(UserError, match=r"\.ds: what has arrived is not what was sent"):
         uploading(texts, tmp_path / "mine")
     found = in_bucket(client, "out/")
