@@ -256,6 +256,21 @@ def _refuse_changes_of_the_past(folder: RunFolder, recipe: Recipe, data: str) ->
         )
     if folder.steps():
         require_data(folder, newest_sound_step(folder), data)
+        _refuse_checkpoint_of_another_run(folder, newest_sound_step(folder))
+
+
+def _refuse_checkpoint_of_another_run(folder: RunFolder, step: int) -> None:
+    """A checkpoint holds the recipe that it was trained with: up to its step that must be the run's own."""
+    path = folder.step_folders(step)[0]
+    if not (path / "recipe.yaml").is_file():
+        return
+    trained, own = (load_recipe(str(file)).recipe for file in (path / "recipe.yaml", folder.recipe_file))
+    changes = changes_of_the_past(trained, own, step)
+    if changes:
+        raise UserError(
+            f"{path}: a checkpoint of another run, trained with another recipe than {folder.recipe_file}: "
+            f"{'; '.join(map(str, changes))}; move it away"
+        )
 
 
 def _write_changes(folder: RunFolder, recipe: Recipe) -> tuple[str, ...]:

@@ -209,3 +209,14 @@ def test_what_is_no_run_is_in_no_runs_way(prepare: Prepare, tmp_path: Path) -> N
     for name in ("small-1", "small-2"):
         with pytest.raises(UserError, match=rf"runs/{name}: is not a folder"):
             prepare(name)
+
+
+def test_a_checkpoint_that_another_run_has_trained_is_refused_by_its_recipe(prepare: Prepare, data: str) -> None:
+    folder, other = prepare("mine").folder, prepare("other", "general.seed=7").folder
+    for run, step in ((folder, 4), (other, 5)):
+        save(run, step, data)
+        shutil.copy(run.recipe_file, run.checkpoints / str(step))
+    assert prepare("mine").step == 4
+    shutil.copytree(other.checkpoints / "5", folder.checkpoints / "5")
+    with pytest.raises(UserError, match=r"checkpoints/5: a checkpoint of another run, .*general\.seed: 7 → 3; move"):
+        prepare("mine")
