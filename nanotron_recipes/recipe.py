@@ -14,7 +14,8 @@ from nanotron_recipes.schema.model import Model
 from nanotron_recipes.schema.optimizer import Optimizer
 from nanotron_recipes.schema.parallelism import Parallelism
 from nanotron_recipes.schema.section import NoEffect, Section
-from nanotron_recipes.schema.services import Lighteval, Logging, MetricsLogging, Profiler, Slurm
+from nanotron_recipes.schema.services import Lighteval, Logging, MetricsLogging, Profiler
+from nanotron_recipes.schema.slurm import Slurm
 from nanotron_recipes.schema.tokens import Tokens
 
 

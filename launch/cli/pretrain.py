@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import re
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from launch.cli.next_line import command, generation_command, tool
 from launch.cli.options import OverrideOption, RecipeArgument
+from launch.cli.prepare_data import ensure_staged, ensure_tokens
 from nanotron_recipes.errors import UserError
-from nanotron_recipes.machine import check_local_ranks, usable_cpus
+from nanotron_recipes.machine import check_local_ranks
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from launch.cluster.submit import Submission
     from launch.train.prepare import PreparedRun
     from nanotron_recipes.loading import LoadedRecipe
-    from nanotron_recipes.recipe import Recipe
 
 _NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _LONGEST_NAME = 100
@@ -46,18 +43,26 @@ def pretrain(
         Literal["auto", "local", "slurm"], typer.Option(help="auto: slurm when --nodes is given, else this machine.")
     ] = "auto",
     stop_after: Annotated[int | None, typer.Option(min=1, metavar="STEP", help="Save and end after this step.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the job's script; nothing is submitted.")] = False,
+    after: Annotated[
+        str | None, typer.Option(metavar="JOB", help="Start the job when this one has done what it should.")
+    ] = None,
 ) -> None:
     """Train a recipe: tokenize if needed, train, export, verify, generate. Called again, it goes on where it stopped.
+
+    With --nodes it submits a Slurm job that does the same on a cluster, and goes back into the queue by itself.
 
     Examples:
 
     `nanotron-recipes pretrain tiny`
 
     `nanotron-recipes pretrain tiny --run mine --set parallelism.tp=2 --stop-after 100`
+
+    `nanotron-recipes pretrain smollm3-3b --nodes 8 --dry-run`
     """
     from rich.console import Console
 
-    from launch.cluster.slurm import require_sbatch
+    from launch.cluster.submit import Submission
     from launch.train.prepare import check_trainable
     from launch.train.run_folder import checked_name
     from launch.train.streams import tolerate_lost_output
@@ -72,19 +77,35 @@ def pretrain(
             f"{loaded.path.name}: runs are named after their recipe; expected a name of at most {_LONGEST_NAME} "
             "characters, or --run NAME"
         )
+    console = Console(soft_wrap=True, stderr=dry_run)
     if launcher == "slurm" or (launcher == "auto" and nodes is not None):
-        require_sbatch()
-        raise UserError("--nodes: submitting to Slurm is not available yet; start torchrun in a job of your own")
+        request = Submission(loaded, nodes or 1, run, gpus_per_node, stop_after, after)
+        raise typer.Exit(_submit(request, console, dry_run=dry_run))
+    if dry_run or after is not None:
+        option = "--dry-run" if dry_run else "--after"
+        raise UserError(f"{option}: is about a Slurm job; expected --nodes N or --launcher slurm with it")
     check_trainable(loaded.recipe, loaded.path.name)
     played = _played_nodes(nodes, node_names)
     num_ranks = _num_ranks(loaded, gpus_per_node, max(1, len(played)))
-    console = Console(soft_wrap=True)
     for note in loaded.notes:
         console.print(f"note: {note}", markup=False, highlight=False)
-    if not _ensure_tokens(loaded, console):
+    if not ensure_tokens(loaded, console):
         raise typer.Exit(1)
-    _ensure_staged(loaded, console)
+    ensure_staged(loaded, console)
     raise typer.Exit(_train(loaded, run, num_ranks, played, stop_after, console))
+
+
+def _submit(request: Submission, console: Console, *, dry_run: bool) -> int:
+    from launch.cluster.submit import job_for, submit
+
+    for note in request.loaded.notes:
+        console.print(f"note: {note}", markup=False, highlight=False)
+    if dry_run:
+        print(job_for(request), end="")
+        return 0
+    for line in submit(request):
+        console.print(line, markup=False, highlight=False)
+    return 0
 
 
 def _played_nodes(nodes: int | None, names: str | None) -> list[str]:
@@ -103,10 +124,11 @@ def _played_nodes(nodes: int | None, names: str | None) -> list[str]:
 
 def _num_ranks(loaded: LoadedRecipe, asked: int | None, nodes: int) -> int:
     """Ranks to start here, after checking that the recipe can be trained on so many."""
+    from launch.cluster.threads import gpus_here
     from nanotron_recipes.topology import local_world_size, resolve_topology
 
     recipe = loaded.recipe
-    num_ranks = local_world_size(recipe, (_gpus_here() if asked is None else asked) or None, nodes)
+    num_ranks = local_world_size(recipe, (gpus_here() if asked is None else asked) or None, nodes)
     if asked and asked * nodes > num_ranks:
         parallelism = recipe.parallelism
         raise UserError(
@@ -118,59 +140,13 @@ def _num_ranks(loaded: LoadedRecipe, asked: int | None, nodes: int) -> int:
     return num_ranks
 
 
-def _gpus_here() -> int:
-    """GPUs that this process may use, without importing torch: 0 where the driver is not loaded."""
-    present = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return present if visible is None else min(present, len([gpu for gpu in visible.split(",") if gpu.strip()]))
-
-
-def _threads_per_rank(recipe: Recipe, num_ranks: int) -> int | None:
-    """What a CPU rank computes with: one thread where the recipe asks for several ranks a node, else its share."""
-    if _gpus_here():
-        return None
-    return 1 if recipe.general.cpu_ranks_per_node > 1 else max(1, usable_cpus() // num_ranks)
-
-
-def _ensure_tokens(loaded: LoadedRecipe, console: Console) -> bool:
-    """Tokenize a corpus that needs no network; otherwise the data must be there, which preparing the run checks."""
-    corpus = loaded.recipe.corpus
-    if corpus is None:
-        return True
-    from data.tokenization import outdated, tokenize
-    from data.tokenization_process import TokenizationFailed
-
-    if any(source.is_remote for source in corpus.sources):
-        for line in outdated(loaded.recipe):
-            console.print(f"note: {line}; next: `tokenize`", markup=False, highlight=False)
-        return True
-    try:
-        tokenize(loaded.recipe, loaded.name, console=console)
-    except TokenizationFailed as error:
-        print(f"error: {error}", file=sys.stderr)
-        return False
-    return True
-
-
-def _ensure_staged(loaded: LoadedRecipe, console: Console) -> None:
-    """Bring to this machine what the recipe reads from copies, where one is missing."""
-    from data.sources import read_source_manifests, staged_files
-    from data.staged import NotStaged
-    from launch.cli.data_stage import stage_recipe
-
-    try:
-        staged_files(loaded.recipe, read_source_manifests(loaded.recipe))
-    except NotStaged as error:
-        console.print(f"note: {error}", markup=False, highlight=False)
-        stage_recipe(loaded.recipe, console)
-
-
 def _train(
     loaded: LoadedRecipe, run: str | None, num_ranks: int, nodes: list[str], stop_after: int | None, console: Console
 ) -> int:
     from data.plan import DataPlan
     from data.repetition import repetition_notes
     from launch.cluster.local import launch_local
+    from launch.cluster.threads import threads_per_rank
     from launch.train.prepare import RunRequest, prepare_run, reason_not_to_train
     from launch.train.run_folder import NODE
 
@@ -196,7 +172,7 @@ def _train(
             arguments,
             num_ranks,
             prepared.folder.logs,
-            threads_per_rank=_threads_per_rank(prepared.recipe, num_ranks),
+            threads_per_rank=threads_per_rank(prepared.recipe, num_ranks),
             deterministic=prepared.recipe.general.deterministic,
             launch_id=prepared.launch_id,
             nodes=nodes,
@@ -206,54 +182,14 @@ def _train(
 
 def _finish(prepared: PreparedRun, console: Console) -> int:
     """What follows the last step; a run that was stopped before it only says how to go on."""
-    from data.plan import DataPlan
-    from launch.evaluate.best_effort import best_effort
-    from launch.evaluate.prompts import one_prompt
-    from launch.train.loss_plot import plot_losses
-    from launch.train.metrics import read_metrics
+    from launch.cli.finish import finish, is_trained
 
-    folder, recipe = prepared.folder, prepared.recipe
-    if not _is_trained(prepared):
-        console.print(
-            f"next: the same command goes on, without --stop-after (or with --run {folder.name}; with make, "
-            f"RUN={folder.name})",
-            highlight=False,
-        )
-        return 0
-    if recipe.checkpoints.export_at_end:
-        from launch.evaluate.finish import ExportIsWrong, finish_run
-
-        try:
-            finish_run(folder, recipe, DataPlan.from_recipe(recipe), console)
-        except ExportIsWrong as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-    with best_effort("the picture of the losses"):
-        plot_losses(read_metrics(folder.metrics_file), folder.path / "loss.png")
-    folder.mark_completed(recipe.tokens.train_steps)
-    console.print(f"run:         {folder.path}", highlight=False)
-    picture = folder.path / "loss.png"
-    if picture.is_file():
-        console.print(f"losses:      {picture} (a picture of {folder.metrics_file.name})", highlight=False)
-    console.print(f"tensorboard: {tool('tensorboard')} --logdir {folder.tensorboard}", highlight=False)
-    if recipe.checkpoints.export_at_end:
-        console.print(f"export:      {folder.export} (a Hugging Face folder; see its README.md)", highlight=False)
-        console.print(
-            f"next:        {generation_command(folder.export, one_prompt(recipe))}", highlight=False, markup=False
-        )
-    else:
-        following = command("nanotron-recipes", "export", folder.name, "OUT", "--verify")
-        console.print(f"next:        {following}", highlight=False)
+    folder = prepared.folder
+    if is_trained(folder, prepared.recipe):
+        return finish(folder, prepared.recipe, console)
+    console.print(
+        f"next: the same command goes on, without --stop-after (or with --run {folder.name}; with make, "
+        f"RUN={folder.name})",
+        highlight=False,
+    )
     return 0
-
-
-def _is_trained(prepared: PreparedRun) -> bool:
-    """Whether the last step is taken and, where it has to be, saved: its record alone may be of a launch that died."""
-    from launch.train.metrics import read_metrics
-    from launch.train.prepare import is_last_step_saved, newest_step
-
-    folder, recipe = prepared.folder, prepared.recipe
-    if is_last_step_saved(recipe):
-        return newest_step(folder, recipe) >= recipe.tokens.train_steps
-    steps = read_metrics(folder.metrics_file).steps if folder.metrics_file.is_file() else []
-    return bool(steps) and steps[-1].step >= recipe.tokens.train_steps

@@ -1,52 +1,95 @@
-"""torchrun with an exit code that means something: `python -m launch.cluster.agent [--launcher=PID] [torchrun's …]`.
+"""torchrun with an exit code that means something:
+`python -m launch.cluster.agent [--launcher=PID] [--report=FILE] [torchrun's …]`.
 
 torchrun turns the failure of a rank into a traceback of its own and exit code 1. A rank that met a user's mistake has
 already said so in one line and ended with 2: then this ends with 2 and says nothing more. Ranks that were asked to stop
 before they could listen end this with 143, and what that means is up to the caller.
+
+With `--report` the end is written to a file as well, and SIGTERM is left to the ranks: on a cluster it reaches every
+process of a node, and torchrun would give the ranks seconds to save.
 """
 
+import json
 import logging
 import signal
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.cluster.parent_death import signal_when_parent_ends
 from launch.train.streams import open_standard_streams, say
+from nanotron_recipes.files import write_atomic
 
 if TYPE_CHECKING:
-    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 USER_ERROR = 2
 TERMINATED = 128 + signal.SIGTERM
 LAUNCHER = "--launcher="
+REPORT = "--report="
 _SHOWN_LINES = 30
 
 
 def main(arguments: list[str]) -> int:
     """Run torchrun and return the exit code: 0, USER_ERROR, TERMINATED, or 1 for any other failure."""
     open_standard_streams()
-    if arguments and arguments[0].startswith(LAUNCHER):
-        signal_when_parent_ends(signal.SIGKILL, int(arguments.pop(0).removeprefix(LAUNCHER)))
+    launcher, report = _taken(arguments, LAUNCHER), _taken(arguments, REPORT)
+    if launcher is not None:
+        signal_when_parent_ends(signal.SIGKILL, int(launcher))
+    if report is not None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # until torchrun listens, which it is kept from below
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
     # What torchrun would log about a failure is said better, or not at all, below.
     logging.disable(logging.ERROR)
     options = parse_args(arguments)
+    if report is not None and hasattr(options, "signals_to_handle"):
+        options.signals_to_handle = "SIGQUIT"
     try:
         run(options)
     except ChildFailedError as error:
-        codes = {failure.exitcode for failure in error.failures.values()}
-        if USER_ERROR in codes:
-            _tell_mistake(error.failures.values(), Path(options.log_dir))
-            return USER_ERROR
-        if codes == {-signal.SIGTERM}:
-            return TERMINATED
-        say(_describe(*error.get_first_failure(), Path(options.log_dir)), error=True)
-        return 1
+        code, message = _judge(error, Path(options.log_dir))
+        if report is not None:
+            failures = error.failures.values()
+            _write_report(Path(report), code, message, list(failures))
+        return code
+    if report is not None:
+        _write_report(Path(report), 0, "", [])
     return 0
+
+
+def _taken(arguments: list[str], option: str) -> str | None:
+    """The value of an option of ours, which are the first arguments, and no longer are."""
+    if not arguments or not arguments[0].startswith(option):
+        return None
+    return arguments.pop(0).removeprefix(option)
+
+
+def _judge(error: "ChildFailedError", log_dir: Path) -> tuple[int, str]:
+    """The exit code, and what the failure was, which is said unless the rank that found it has."""
+    codes = {failure.exitcode for failure in error.failures.values()}
+    if USER_ERROR in codes:
+        return USER_ERROR, _tell_mistake(error.failures.values(), log_dir)
+    if codes == {-signal.SIGTERM}:
+        return TERMINATED, "its ranks were ended by SIGTERM"
+    message = _describe(*error.get_first_failure(), log_dir)
+    say(message, error=True)
+    return 1, message.partition(". The end of ")[0]
+
+
+def _write_report(report: Path, code: int, message: str, failures: "list[ProcessFailure]") -> None:
+    """For `launch.cluster.node`; a full disk loses what it says, not the exit code."""
+    content = {
+        "code": code,
+        "message": message,
+        "failed_at": min((failure.timestamp for failure in failures), default=None),
+        "is_by_signal": any(failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM for failure in failures),
+    }
+    with suppress(OSError):
+        write_atomic(report, json.dumps(content))
 
 
 def _describe(rank: int, failure: "ProcessFailure", log_dir: Path) -> str:
@@ -61,13 +104,15 @@ def _describe(rank: int, failure: "ProcessFailure", log_dir: Path) -> str:
     return "\n".join([f"{message} The end of {log}:", *lines])
 
 
-def _tell_mistake(failures: Iterable["ProcessFailure"], log_dir: Path) -> None:
-    """The mistake that a rank has found, and not the first one, which has this terminal and says it itself."""
+def _tell_mistake(failures: Iterable["ProcessFailure"], log_dir: Path) -> str:
+    """Say the mistake that a rank has found, and not the first one, which has this terminal and says it itself."""
     finders = sorted(failure.local_rank for failure in failures if failure.exitcode == USER_ERROR)
     log = _log_of(finders[0], log_dir) if finders[0] > 0 else None
     lines = log.read_text(errors="replace").splitlines() if log is not None else []
     for line in [line for line in lines if line.startswith("error: ")][-1:]:
         say(f"{line} (rank {finders[0]} on this machine)", error=True)
+        return line.removeprefix("error: ")
+    return "a mistake in the recipe or the data (see the job's log)"
 
 
 def _log_of(local_rank: int, log_dir: Path) -> Path | None:

@@ -30,8 +30,9 @@ class Forwarder:
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "Forwarder":
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP on purpose
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+            # nohup ignores SIGHUP on purpose; a job script ignores SIGUSR1 for torchrun's sake alone.
+            if number == signal.SIGUSR1 or signal.getsignal(number) is not signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, self._on_signal)
         return self
 
@@ -80,7 +81,7 @@ class Forwarder:
         else:
             self._stopped_before_ranks = True
             for process in self._processes:
-                process.terminate()
+                process.kill()
 
     def _kill(self) -> None:
         say("Ended at once, as asked: what was not saved is lost.", error=True)

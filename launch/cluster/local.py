@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from launch.cluster.agent import LAUNCHER
@@ -45,7 +46,12 @@ def launch_local(
         port, share = _free_port(), nproc // len(nodes)
         grids = [
             torchrun_arguments(
-                module, [*arguments, "--node-name", name], share, logs / name, launch_id, (number, len(nodes), port)
+                module,
+                [*arguments, "--node-name", name],
+                share,
+                logs / name,
+                launch_id,
+                Meeting(number, len(nodes), "127.0.0.1", port, "127.0.0.1"),
             )
             for number, name in enumerate(nodes)
         ]
@@ -62,29 +68,44 @@ def launch_local(
         )
 
 
+@dataclass(frozen=True)
+class Meeting:
+    """Where the ranks of several nodes find each other.
+
+    Attributes:
+        number: of this node, from 0 on.
+        count: of nodes.
+        address: of node 0, with the port that it listens on.
+        own_address: under which the other nodes find this one.
+    """
+
+    number: int
+    count: int
+    address: str
+    port: int
+    own_address: str
+
+
 def torchrun_arguments(
     module: str,
     arguments: Sequence[str],
     nproc: int,
     logs: Path,
     launch_id: str,
-    node: tuple[int, int, int] | None = None,
+    meeting: Meeting | None = None,
 ) -> list[str]:
-    """The arguments with which torchrun starts `nproc` ranks of `module` on this machine.
-
-    `node` is its number, the number of nodes and the port where they meet, where this machine plays several.
-    """
-    meeting = ["--nnodes=1", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]  # any free port
-    if node is not None:
-        number, count, port = node
-        meeting = [f"--nnodes={count}", f"--node-rank={number}", "--rdzv-backend=static"]
-        meeting.append(f"--rdzv-endpoint=127.0.0.1:{port}")
-    speaks = 1 if node is None or node[0] == 0 else 0
+    """The arguments with which torchrun starts `nproc` ranks of `module` on this node; without a `meeting` there is no
+    other."""
+    if meeting is None:
+        how = ["--nnodes=1", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
+    else:
+        how = [f"--nnodes={meeting.count}", f"--node-rank={meeting.number}", "--rdzv-backend=static"]
+        how += [f"--rdzv-endpoint={meeting.address}:{meeting.port}", f"--local-addr={meeting.own_address}"]
+    speaks = 1 if meeting is None or meeting.number == 0 else 0
     redirects = ",".join(f"{rank}:3" for rank in range(speaks, nproc))
     return [
-        *meeting,
+        *how,
         f"--nproc-per-node={nproc}",
-        "--local-addr=127.0.0.1",
         f"--rdzv-id={launch_id}",
         f"--log-dir={logs}",
         *([f"--redirects={redirects}"] if redirects else []),

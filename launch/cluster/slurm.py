@@ -1,8 +1,13 @@
-"""Runs on a Slurm cluster."""
+"""Slurm's own commands."""
 
+import re
 import shutil
+import subprocess
 
 from nanotron_recipes.errors import UserError
+
+_SECONDS = 60
+_DEFAULT_SLURMD_TIMEOUT = 300
 
 
 def require_sbatch() -> None:
@@ -12,3 +17,36 @@ def require_sbatch() -> None:
             "sbatch is missing, so this machine cannot submit a Slurm job: call this on the cluster's login node, "
             "or leave out --nodes (NODES=) to train on this machine"
         )
+
+
+def job_state(job: str) -> str | None:
+    """What Slurm says of a job that is queued or runs, such as PENDING; None for one that it does not know any more."""
+    lines = _output("squeue", "--noheader", f"--job={job}", "--format=%T").split()
+    return lines[0] if lines else None
+
+
+def slurmd_timeout_seconds() -> int:
+    """How long a node may be silent before Slurm counts it as down."""
+    found = re.search(r"^SlurmdTimeout\s*=\s*([0-9]+)", _output("scontrol", "show", "config"), flags=re.MULTILINE)
+    return int(found[1]) if found else _DEFAULT_SLURMD_TIMEOUT
+
+
+def requeue(job: str) -> None:
+    """Put the calling job back into the queue; Slurm then ends what still runs of it, this process too.
+
+    Raises CalledProcessError, TimeoutExpired.
+    """
+    subprocess.run(["scontrol", "requeue", job], check=True, timeout=_SECONDS)
+
+
+def update_job(job: str, **values: str) -> None:
+    """Change a queued job, for instance `StartTime` or `ExcNodeList`. Raises CalledProcessError, TimeoutExpired."""
+    settings = [f"{name}={value}" for name, value in values.items()]
+    subprocess.run(["scontrol", "update", f"JobId={job}", *settings], check=True, timeout=_SECONDS)
+
+
+def _output(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""

@@ -50,6 +50,7 @@ def _parse(words: list[str]) -> Namespace:
     parser.add_argument("--stop-after", type=step_number, metavar="STEP", help="save and end after this step")
     parser.add_argument("--node-name", metavar="NAME", help="what this node is called; default: its host name")
     parser.add_argument("--launch-id", help=SUPPRESS)  # given by our launcher, which has prepared the run
+    parser.add_argument("--job-launch", help=SUPPRESS)  # given in a Slurm job: which start of which job this is
     return parser.parse_args(words)
 
 
@@ -61,7 +62,7 @@ def _check(arguments: Namespace) -> None:
     from nanotron_recipes.loading import load_recipe
     from nanotron_recipes.topology import resolve_topology
 
-    if arguments.launch_id:
+    if arguments.launch_id or arguments.job_launch:
         signal_when_parent_ends(signal.SIGTERM, os.getppid())
     world = World.described_by(os.environ)
     arguments.local_rank = world.local_rank

@@ -29,11 +29,13 @@ class RunRequest:
     Attributes:
         loaded: the recipe with its overrides.
         run_name: `--run`, or None to choose.
+        launch_id: what this launch is called; None: a new name.
     """
 
     loaded: LoadedRecipe
     run_name: str | None = None
     runs_dir: Path = RUNS
+    launch_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,13 +84,13 @@ def prepare_run(request: RunRequest) -> PreparedRun:
     check_trainable(recipe, request.loaded.path.name)
     plan = DataPlan.from_recipe(recipe)
     check_recipe_to_the_end(recipe)
-    launch_id = new_launch_id()
+    launch_id = request.launch_id or new_launch_id()
     choice, lock = take_run(
         request.runs_dir,
         request.loaded.name,
         recipe,
         request.run_name,
-        lambda folder: _may_go_on(folder, recipe, plan.fingerprint),
+        lambda folder: fits_unfinished_run(folder, recipe, plan.fingerprint),
         launch_id,
     )
     folder = choice.folder
@@ -143,7 +145,7 @@ def is_last_step_saved(recipe: Recipe) -> bool:
     return recipe.checkpoints.save_final_state or recipe.checkpoints.export_at_end
 
 
-def _may_go_on(folder: RunFolder, recipe: Recipe, data: str) -> bool:
+def fits_unfinished_run(folder: RunFolder, recipe: Recipe, data: str) -> bool:
     """Whether an unfinished run that nobody named fits: the topology may differ, what is learnt may not, neither in the
     past nor later. One whose recipe cannot be read any more does not fit."""
     try:

@@ -152,7 +152,11 @@ def _agree_on_run(arguments: Namespace) -> _Share:
 
 def _prepare(arguments: Namespace) -> _Share:
     try:
-        prepared = prepare_run(RunRequest(load_recipe(arguments.recipe, arguments.set or []), arguments.run))
+        prepared = prepare_run(
+            RunRequest(
+                load_recipe(arguments.recipe, arguments.set or []), arguments.run, launch_id=arguments.job_launch
+            )
+        )
     except (UserError, OSError) as error:
         return _Share(mistake=describe(error))
     for change in prepared.changes:
@@ -209,7 +213,8 @@ def _train_run(
         _say_start(callbacks, engine, launch, start)
         last = TrainingLoop(launch, engine, callbacks, tracer).run(stop)
     _say_end(callbacks, launch, last)
-    if context.rank == 0 and last == recipe.tokens.train_steps and not arguments.launch_id:
+    by_hand = not arguments.launch_id and not arguments.job_launch
+    if context.rank == 0 and last == recipe.tokens.train_steps and by_hand:
         _end_by_hand(launch)
     context.destroy()
 

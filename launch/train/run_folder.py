@@ -102,6 +102,11 @@ class RunFolder:
         return self.path / "logs"
 
     @property
+    def jobs(self) -> Path:
+        """What was submitted to a cluster, one folder a submission."""
+        return self.path / "jobs"
+
+    @property
     def export(self) -> Path:
         """The Hugging Face folder written after the last step."""
         return self.path / "export"
@@ -114,7 +119,7 @@ class RunFolder:
         """Whether a new run may not have this name: something lies here that no launch left before it began."""
         if os.path.lexists(self.path) and (not self.path.is_dir() or self.exists() or not _is_free(self.path)):
             return True
-        return bool(self.steps())
+        return self.jobs.is_dir() or bool(self.steps())
 
     def create(self) -> None:
         """Make the folder; raises FileExistsError when another launch made it first, UserError where none can be."""
@@ -189,6 +194,15 @@ class RunFolder:
     def mark_failed(self, kind: str, step: int, message: str) -> None:
         """Note why the run ended: nothing should start it again before a person has looked."""
         write_atomic(self.failed_file, json.dumps({"kind": kind, "step": step, "message": message}) + "\n")
+
+    def failure(self) -> str | None:
+        """What `mark_failed` noted, in one line; None where the newest launch did not give up."""
+        if not os.path.lexists(self.failed_file):
+            return None
+        try:
+            return str(json.loads(_read_text(self.failed_file))["message"])
+        except (UserError, ValueError, KeyError, TypeError, RecursionError):
+            return f"{self.failed_file} is there"
 
     def forget_failure(self) -> None:
         """Take the mark of `mark_failed` away: somebody started the run again."""

@@ -13,6 +13,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import secrets
 import threading
 import time
@@ -29,6 +30,7 @@ from nanotron_recipes.files import write_atomic
 
 HOLDER_FILE = "holder.json"
 MUTEX_FILE = ".holder.lock"
+_JOB_LAUNCH = re.compile(r"slurm-([0-9_]+)\.([0-9]+)")
 
 
 class RunIsTrained(UserError):
@@ -38,6 +40,20 @@ class RunIsTrained(UserError):
 def new_launch_id() -> str:
     """A name for one launch, the same for all its processes; sorts by time and is fit for a file name."""
     return f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+
+
+def job_launch_id(job: str, restart: int) -> str:
+    """The name of one start of a Slurm job."""
+    return f"slurm-{job}.{restart}"
+
+
+def is_earlier_start(other: str, launch_id: str) -> bool:
+    """Whether `other` is an earlier start of the same Slurm job. Slurm has ended that before it started this one; where
+    a node was only cut off, what still runs there has lost the run and ends at its next heartbeat."""
+    names = [_JOB_LAUNCH.fullmatch(name) for name in (other, launch_id)]
+    if names[0] is None or names[1] is None or names[0][1] != names[1][1]:
+        return False
+    return int(names[0][2]) < int(names[1][2])
 
 
 def holder_of(folder: Path) -> Holder | None:
@@ -65,14 +81,14 @@ class RunLock:
         """Take the run in `folder` (which exists) for the calling process.
 
         A holder of the same launch is replaced: the launcher takes the run, its rank 0 takes it over, and gives it back
-        to the launcher. A thread renews the heartbeat until `release`; where it finds that another launch has the run,
-        it ends the process.
+        to the launcher. So is one of an earlier start of the same Slurm job. A thread renews the heartbeat until
+        `release`; where it finds that another launch has the run, it ends the process.
         Raises RunIsTrained, naming the holder, when another launch has it; UserError where that cannot be known.
         """
         mine = Holder.this_process(launch_id)
         with _mutex(folder):
             other = holder_of(folder)
-            if other is not None and other.launch_id != launch_id:
+            if other is not None and other.launch_id != launch_id and not is_earlier_start(other.launch_id, launch_id):
                 raise RunIsTrained(_refusal(folder, other))
             _write_holder(folder, mine)
         return cls(folder, mine, None if other is None or other.is_same_process(mine) else other)

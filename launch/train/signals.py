@@ -13,7 +13,8 @@ _REPEATED_DELIVERY_SECONDS = 1.0
 
 
 class StopRequest:
-    """Notes SIGTERM and SIGINT (Ctrl-C) between `__enter__` and `__exit__`, in the main thread.
+    """Notes SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 (a job script, before a time limit) between `__enter__` and
+    `__exit__`, in the main thread.
 
     The flag is this process's own: ranks hear signals at different moments and agree in the loop, by a collective.
     """
@@ -30,11 +31,11 @@ class StopRequest:
 
     @property
     def reason(self) -> str:
-        """The signal's name, `SIGTERM` or `SIGINT`; empty when there was none."""
+        """The signal's name, such as `SIGTERM`; empty when there was none."""
         return self._signal.name if self._signal else ""
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             self._previous[number] = signal.signal(number, self._note)
         return self
 

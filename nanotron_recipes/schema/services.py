@@ -1,14 +1,10 @@
-"""Sections `logging`, `metrics_logging`, `profiler`, `lighteval` and `slurm`: what surrounds the training."""
+"""Sections `logging`, `metrics_logging`, `profiler` and `lighteval`: what surrounds the training."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
-
 from nanotron_recipes.schema.section import NoEffect, NonNegativeInt, PositiveInt, Section, null_means
-
-_NOT_SUBMITTED = "submitting to Slurm is not available yet"
 
 LogLevel = Literal["debug", "info", "warning", "error", "critical", "passive"]
 
@@ -140,46 +136,3 @@ class Lighteval(Section):
 
     slurm: dict[str, Any] | None = None
     """Resources of the job."""
-
-
-class Slurm(Section):
-    """Resources of a job on a Slurm cluster."""
-
-    gpus_per_node: NonNegativeInt = 8
-    """GPUs of a node, one rank each; 0: CPU nodes with `general.cpu_ranks_per_node` ranks."""
-
-    cpus_per_task: Annotated[PositiveInt | None, NoEffect(_NOT_SUBMITTED)] = None
-    """Cores of the node's one task, which starts all its ranks. Null: the cluster's default."""
-
-    partition: Annotated[str | None, NoEffect(_NOT_SUBMITTED)] = None
-    """Partition. Null: the cluster's default."""
-
-    qos: Annotated[str | None, NoEffect(_NOT_SUBMITTED)] = None
-    """Quality of service."""
-
-    time: Annotated[str | None, NoEffect(_NOT_SUBMITTED)] = None
-    """Time limit, as sbatch writes it (D-HH:MM:SS)."""
-
-    reservation: Annotated[str | None, NoEffect(_NOT_SUBMITTED)] = None
-    """Reservation to run in."""
-
-    account: Annotated[str | None, NoEffect(_NOT_SUBMITTED)] = None
-    """Account to charge."""
-
-    exclude: Annotated[str | None, NoEffect(_NOT_SUBMITTED)] = None
-    """Nodes to keep off, as sbatch writes them."""
-
-    signal_seconds: Annotated[PositiveInt, NoEffect(_NOT_SUBMITTED)] = 300
-    """Seconds before the time limit at which the run is told to save and stop."""
-
-    max_requeues: Annotated[NonNegativeInt, NoEffect(_NOT_SUBMITTED)] = 10
-    """How often the job may be put back into the queue."""
-
-    profile: Annotated[str | None, NoEffect(_NOT_SUBMITTED)] = None
-    """Name of a cluster profile whose values stand where the recipe has none."""
-
-    prologue: Annotated[str, NoEffect(_NOT_SUBMITTED)] = ""
-    """Shell lines that run on each node before training: module load, source …"""
-
-    srun_args: Annotated[list[str], NoEffect(_NOT_SUBMITTED)] = Field(default_factory=list)
-    """Further arguments of srun, such as a container's."""

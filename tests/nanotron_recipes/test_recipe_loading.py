@@ -108,7 +108,7 @@ OVERRIDES = {
     "parallelism.dp": st.sampled_from(["auto", 1, 2, 3]),
     "general.run": st.text(max_size=12),
     "general.purpose": st.text(max_size=30),
-    "slurm.time": st.none() | strings_like_numbers,
+    "slurm.prologue": strings_like_numbers,
     "data_stages.1.data.dataset.dataset_weights": st.none() | st.lists(st.floats(0.01, 9), min_size=3, max_size=3),
 }
 

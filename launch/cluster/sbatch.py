@@ -1,0 +1,64 @@
+"""A run as a job script for sbatch."""
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+
+from nanotron_recipes.cluster_profiles import Variable
+from nanotron_recipes.schema.slurm import Slurm
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is submitted.
+
+    Attributes:
+        run: the run's name.
+        folder: of this submission, with the recipe and the code; relative to where the job is submitted.
+        logs: the run's folder for logs.
+        python: of the environment that the job uses, on storage that all nodes see.
+        nodes: asked for.
+        resources: the recipe's `slurm` section, filled from its profile.
+        environment: variables of the ranks.
+        stop_after: a step to save and end after, or None.
+        after: the job that has to succeed before, or None.
+    """
+
+    run: str
+    folder: Path
+    logs: Path
+    python: str
+    nodes: int
+    resources: Slurm
+    environment: tuple[Variable, ...] = ()
+    stop_after: int | None = None
+    after: str | None = None
+
+
+def render_job(job: Job) -> str:
+    """The script: a header of long `#SBATCH` options, and what the first node runs."""
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,  # shell, not HTML: what comes from a recipe passes `quoted`
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    templates.filters["quoted"] = lambda value: shlex.quote(str(value))
+    fewest = job.resources.min_nodes
+    is_range = fewest is not None and fewest < job.nodes
+    return templates.get_template("pretrain.sh.jinja").render(
+        run=job.run,
+        folder=job.folder,
+        logs=job.logs,
+        python=job.python,
+        nodes_text=f"{fewest} to {job.nodes} nodes" if is_range else f"{job.nodes} node{'s' * (job.nodes > 1)}",
+        nodes_option=f"{fewest}-{job.nodes}" if is_range else str(job.nodes),
+        resources=job.resources.model_dump(),
+        environment=job.environment,
+        stop_after="" if job.stop_after is None else f" --stop-after {job.stop_after}",
+        after=job.after,
+    )

@@ -1,0 +1,65 @@
+"""Section `slurm`: what a job on a cluster asks for, and what happens when it ends before the run does."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from nanotron_recipes.schema.section import NonNegativeInt, PositiveInt, Section
+
+Word = Annotated[str, StringConstraints(pattern=r"^[^\s]+$", max_length=500)]
+"""What sbatch takes in one piece."""
+
+TimeLimit = Annotated[str, StringConstraints(pattern=r"^(\d+-\d{1,2}(:\d{1,2}){0,2}|\d+(:\d{1,2}){0,2})$")]
+"""sbatch's own forms: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]]."""
+
+
+class Slurm(Section):
+    """Resources of a job on a Slurm cluster, and how it goes on after an interruption."""
+
+    gpus_per_node: NonNegativeInt = 8
+    """GPUs of a node, one rank each; 0: CPU nodes with `general.cpu_ranks_per_node` ranks."""
+
+    min_nodes: PositiveInt | None = None
+    """With `parallelism.dp: auto`: the job also starts with fewer nodes than asked for, down to this number, for
+    instance after a failure. Null: only with all of them."""
+
+    cpus_per_task: PositiveInt | None = None
+    """Cores of the node's one task, which starts all its ranks. Null: all of the node."""
+
+    partition: Word | None = None
+    """Partition. Null: the cluster's default."""
+
+    qos: Word | None = None
+    """Quality of service."""
+
+    time: TimeLimit | None = None
+    """Time limit, as sbatch writes it (D-HH:MM:SS). Null: the partition's."""
+
+    reservation: Word | None = None
+    """Reservation to run in."""
+
+    account: Word | None = None
+    """Account to charge."""
+
+    exclude: Word | None = None
+    """Nodes to keep off, as sbatch writes them. Nodes on which ranks crash repeatedly are kept off by themselves."""
+
+    signal_seconds: PositiveInt = 300
+    """Seconds before the time limit at which the run is told to save and stop; the job then goes back into the queue.
+    Slurm may send the signal up to a minute earlier."""
+
+    max_requeues: NonNegativeInt = 10
+    """Failures in a row, with no new checkpoint between them, after which the job is not put back into the queue any
+    more. The pause before each doubles. Time limits and preemptions are no failures."""
+
+    profile: Word | None = None
+    """A cluster profile (aws-p5, infiniband, ethernet, cpu, or the path of a file): environment variables of the ranks,
+    and values for keys of this section that the recipe leaves out."""
+
+    prologue: str = ""
+    """Shell lines that run on each node before training: module load, source …"""
+
+    srun_args: list[Word] = Field(default_factory=list)
+    """Further arguments of srun, such as a container's."""

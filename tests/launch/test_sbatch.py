@@ -1,0 +1,137 @@
+"""Job scripts: as they are for 1, 8 and 48 nodes, what shells say of them, and what is expanded where."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from launch.cluster.sbatch import Job, render_job
+from nanotron_recipes.cluster_profiles import load_profile
+from nanotron_recipes.schema.slurm import Slurm
+
+GOLDEN = Path(__file__).parent / "golden"
+AWKWARD = Slurm(
+    gpus_per_node=0,
+    min_nodes=2,
+    cpus_per_task=4,
+    partition="train",
+    qos="high",
+    time="1-00:00:00",
+    account="lab",
+    reservation="night",
+    exclude="bad[1-3]",
+    prologue='module load "cuda 12"',
+    srun_args=["--container-mounts=/a:/b,/c:/d", "--comment='a'"],
+)
+
+
+def job(nodes: int, resources: Slurm, **changes: object) -> Job:
+    name = f"smollm3-3b-{nodes}"
+    run = Path("runs", name)
+    parts = {"run": name, "folder": run / "jobs/1", "logs": run / "logs", "python": "/shared/clone/.venv/bin/python"}
+    return Job(**{**parts, "nodes": nodes, "resources": resources, **changes})  # type: ignore[arg-type]
+
+
+JOBS = {
+    "1": job(1, Slurm(gpus_per_node=0)),
+    "8": job(8, AWKWARD, stop_after=100, after="41"),
+    "48": job(48, Slurm(profile="aws-p5"), environment=tuple(load_profile("aws-p5").environment)),
+}
+
+
+@pytest.mark.parametrize("nodes", JOBS)
+def test_the_script_is_the_one_that_was_looked_at(nodes: str) -> None:
+    assert render_job(JOBS[nodes]) == (GOLDEN / f"{nodes}-nodes.sh").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("nodes", JOBS)
+def test_bash_and_shellcheck_find_nothing_wrong(nodes: str, tmp_path: Path) -> None:
+    script = tmp_path / "job.sh"
+    script.write_text(render_job(JOBS[nodes]), encoding="utf-8")
+    subprocess.run(["bash", "-n", str(script)], check=True, timeout=60)
+    if shutil.which("shellcheck") is None:
+        assert not os.environ.get("CI"), "shellcheck has to be installed where CI runs"
+        pytest.skip("shellcheck is not installed")
+    subprocess.run(["shellcheck", "--severity=style", str(script)], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("nodes", JOBS)
+def test_no_script_destroys_anything(nodes: str) -> None:
+    words = set(render_job(JOBS[nodes]).split())
+    assert not words & {"rm", "rmdir", "mkfs", "mdadm", "dd", "umount", "mount", "pkill", "killall", "reboot", "sudo"}
+
+
+def test_rank_and_name_of_a_node_are_expanded_on_the_node(tmp_path: Path) -> None:
+    """A fake srun runs the task as two nodes would, with an environment of their own."""
+    seen = run_script(
+        tmp_path,
+        JOBS["1"],
+        srun="""
+            for node in 0 1; do
+                SLURM_NODEID=$node SLURMD_NODENAME=host$node "${@:6}"
+            done
+        """,
+    )
+    nodes = [line for line in seen if "launch.cluster.node" in line]
+    assert ["--node-rank 0 --node-name host0" in line for line in nodes] == [True, False]
+    assert "--node-rank 1 --node-name host1" in nodes[1]
+    assert all("--main-address host0 --main-port" in line and "--num-nodes 2" in line for line in nodes)
+
+
+def test_a_prologue_is_run_as_it_is_written_on_each_node(tmp_path: Path) -> None:
+    seen = run_script(
+        tmp_path,
+        job(2, Slurm(gpus_per_node=0, prologue='echo "prologue of $SLURMD_NODENAME"')),
+        srun='SLURM_NODEID=1 SLURMD_NODENAME=host1 "${@:6}"',
+    )
+    assert "prologue of host1" in seen
+
+
+def test_arguments_of_srun_reach_it_as_they_were_written(tmp_path: Path) -> None:
+    odd = "--comment='$(date)';`date`"
+    seen = run_script(tmp_path, job(2, Slurm(gpus_per_node=0, srun_args=[odd])), srun='printf "%s\\n" "$@"')
+    assert odd in seen
+
+
+def test_a_signal_to_the_batch_shell_reaches_srun_and_the_end_is_told(tmp_path: Path) -> None:
+    seen = run_script(
+        tmp_path,
+        JOBS["1"],
+        srun="""
+            trap 'echo srun got USR1; exit 0' USR1
+            kill -s USR1 $PPID
+            for _ in $(seq 100); do sleep 0.1; done
+        """,
+    )
+    assert "srun got USR1" in seen
+    assert any("launch.cluster.job end" in line and "--asked USR1" in line for line in seen)
+
+
+def test_what_begin_says_decides_whether_anything_is_started(tmp_path: Path) -> None:
+    seen = run_script(tmp_path, JOBS["1"], srun="echo srun was called", begin_code=3)
+    assert "srun was called" not in seen
+    assert not any("launch.cluster.job end" in line for line in seen)
+
+
+def run_script(folder: Path, of: Job, *, srun: str, begin_code: int = 0) -> list[str]:
+    """What a script prints whose commands are fakes: python says what it is called with, `srun` is given."""
+    programs = folder / "bin"
+    programs.mkdir()
+    write_program(programs / "python", f'echo "$*"; case "$*" in *" begin "*) exit {begin_code};; esac')
+    write_program(programs / "scontrol", "printf 'host0\\nhost1\\n'")
+    write_program(programs / "srun", srun)
+    script = folder / "job.sh"
+    script.write_text(render_job(Job(**{**vars(of), "python": str(programs / "python")})), encoding="utf-8")
+    batch_shell = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "host[0-1]", "SLURM_NNODES": "2", "SLURM_NODEID": "0"}
+    environment = {"PATH": f"{programs}:{os.environ['PATH']}", "SLURM_CPUS_ON_NODE": "4", **batch_shell}
+    done = subprocess.run(
+        ["bash", str(script)], env=environment, cwd=folder, capture_output=True, text=True, timeout=60, check=False
+    )
+    return done.stdout.splitlines()
+
+
+def write_program(path: Path, text: str) -> None:
+    path.write_text(f"#!/bin/bash\n{text}\n", encoding="utf-8")
+    path.chmod(0o755)

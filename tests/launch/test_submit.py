@@ -1,0 +1,134 @@
+"""Submitting: what is written, what is called, what is refused. sbatch and squeue are small programs of the tests."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from launch.cluster.submit import Submission, job_for, submit
+from nanotron_recipes.errors import UserError
+from nanotron_recipes.loading import load_recipe
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with a file for each job that is queued or runs."""
+    programs, jobs = tmp_path / "bin", tmp_path / "queue"
+    for folder in (programs, jobs, tmp_path / "work"):
+        folder.mkdir()
+    write_program(programs / "sbatch", f'n=$(($(ls {jobs} | wc -l) + 41)); cp "$2" {jobs}/$n; echo "$n;cluster"')
+    write_program(programs / "squeue", f'for a in "$@"; do j=${{a#--job=}}; [ -f {jobs}/"$j" ] && echo RUNNING; done')
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    monkeypatch.chdir(tmp_path / "work")
+    yield jobs
+
+
+def write_program(path: Path, text: str) -> None:
+    path.write_text(f"#!/bin/bash\n{text}\n", encoding="utf-8")
+    path.chmod(0o755)
+
+
+def request(*overrides: str, nodes: int = 2, run: str | None = None, gpus_per_node: int | None = None) -> Submission:
+    return Submission(load_recipe("tiny", overrides), nodes, run, gpus_per_node)
+
+
+def test_the_job_has_script_recipe_and_code_in_the_runs_folder(queue: Path) -> None:
+    lines = list(submit(request("tokens.train_steps=7")))
+    place = Path("runs/tiny-1/jobs/1")
+    assert (queue / "41").read_text() == (place / "job.sh").read_text()
+    assert load_recipe(str(place / "tiny.yaml")).recipe.tokens.train_steps == 7
+    assert (place / "code/launch/cluster/node.py").is_file()
+    assert not list(place.rglob("__pycache__"))
+    assert json.loads((place / "job.json").read_text())["slurm_job"] == "41"
+    assert "job 41" in lines[0]
+    assert lines[-1].startswith("next:")
+
+
+def test_the_snapshot_runs_without_the_clone(queue: Path, tmp_path: Path) -> None:
+    list(submit(request()))
+    code = Path("runs/tiny-1/jobs/1/code").resolve()
+    found = subprocess.run(
+        [sys.executable, "-P", "-c", "import launch.cluster.node as node; print(node.__file__)"],
+        env={"PYTHONPATH": str(code)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    ).stdout
+    assert Path(found.strip()).is_relative_to(code)
+
+
+def test_a_run_with_a_job_is_not_given_a_second_one_and_a_new_submission_is_a_new_run(queue: Path) -> None:
+    list(submit(request()))
+    with pytest.raises(UserError, match="job 41 of this run is queued or runs"):
+        list(submit(request(run="tiny-1")))
+    list(submit(request()))
+    assert Path("runs/tiny-2/jobs/1").is_dir()
+    (queue / "41").unlink()
+    list(submit(request(run="tiny-1")))
+    assert Path("runs/tiny-1/jobs/2").is_dir()
+
+
+def test_what_the_profile_says_is_in_the_recipe_that_the_nodes_read(queue: Path) -> None:
+    list(submit(request("slurm.profile=cpu", "slurm.gpus_per_node=0")))
+    assert load_recipe("runs/tiny-1/jobs/1/tiny.yaml").recipe.slurm.gpus_per_node == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"nodes": 5}, "--nodes 5: tokens.global_batch_size: 12: expected a multiple of dp 10"),
+        ({"overrides": ["parallelism.tp=3"]}, "tp"),
+        ({"overrides": ["parallelism.dp=3"]}, "--nodes 2: dp × pp × tp is 3 ranks; expected a multiple of the nodes"),
+        ({"overrides": ["parallelism.dp=12"]}, "at most 4"),
+        ({"overrides": ["slurm.min_nodes=1"], "nodes": 5}, "--nodes 4"),
+        ({"overrides": ["slurm.min_nodes=1", "parallelism.dp=2"]}, "slurm.min_nodes: 1: expected null"),
+        ({"overrides": ["slurm.time=soon"]}, "slurm.time: 'soon'"),
+        ({"overrides": ["slurm.profile=asw-p5"]}, "did you mean aws-p5"),
+        ({"overrides": ["slurm.partition=a b"]}, "slurm.partition"),
+        ({"run": "../x"}, "--run"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(
+    queue: Path, changes: dict[str, object], expected: str
+) -> None:
+    with pytest.raises(UserError) as refusal:
+        list(submit(request(*changes.pop("overrides", []), **changes)))  # type: ignore[misc, arg-type]
+    assert expected in str(refusal.value)
+    assert not Path("runs").exists()
+
+
+def test_what_sbatch_says_is_passed_on(queue: Path, tmp_path: Path) -> None:
+    write_program(tmp_path / "bin/sbatch", "echo 'sbatch: error: invalid partition specified: x' >&2; exit 1")
+    with pytest.raises(UserError, match="invalid partition specified: x"):
+        list(submit(request()))
+
+
+def test_a_dry_run_needs_no_slurm_no_data_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.chdir(tmp_path)
+    script = job_for(Submission(load_recipe("smollm3-3b"), 8))
+    assert "#SBATCH --nodes=8\n" in script
+    assert "#SBATCH --gres=gpu:8\n" in script
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_prints_the_script_alone_to_stdout(tmp_path: Path) -> None:
+    words = ["pretrain", "smollm3-3b", "--nodes", "8", "--dry-run"]
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", "from launch.cli.main import main; main()", *words],
+        env={"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout == job_for(Submission(load_recipe("smollm3-3b"), 8))
+    assert "note: variables.SMOLLM3_DATA" in done.stderr
