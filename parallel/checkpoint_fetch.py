@@ -51,6 +51,22 @@ def fetch_parts(
     return fetch.finish()
 
 
+def bring_all(checkpoint: SoundCheckpoint, folder: Path, disk: int, disks: Disks, group: Group = None) -> None:
+    """Make sure that one disk has every file of a checkpoint; every rank calls this.
+
+    Args:
+        folder: the checkpoint on this rank's disk, where it may be missing.
+        group: a gloo group of all ranks.
+
+    Raises:
+        FailedTogether: on all ranks, where files could not be sent or received.
+    """
+    everything = {entry.name for entry in checkpoint.manifest.files}
+    fetch = _Fetch(checkpoint, folder, None, disks, group)
+    fetch.bring([everything if number == disk else set() for number in range(len(disks.names))])
+    fetch.finish()
+
+
 def _files_of(tensors: Tensors, folder: Path) -> set[str]:
     """The files that hold any part of `tensors`."""
     table = CheckpointReader(folder).read_metadata()

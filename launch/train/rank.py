@@ -21,7 +21,7 @@ from launch.train.loop import Launch, TrainingLoop, start_event
 from launch.train.metrics import Callback, MetricsWriter, RecordsLost
 from launch.train.outage import reason
 from launch.train.prepare import RunRequest, prepare_run, reason_not_to_train
-from launch.train.resume import Start, find_start, load_start
+from launch.train.resume import Start, find_start, gather_on_first_node, load_start
 from launch.train.run_folder import RunFolder
 from launch.train.run_lock import RunLock
 from launch.train.same_data import open_same_data
@@ -212,6 +212,8 @@ def _train_run(
             callback.on_event(start_event(engine, launch))
         _say_start(callbacks, engine, launch, start)
         last = TrainingLoop(launch, engine, callbacks, tracer).run(stop)
+    if last == recipe.tokens.train_steps and recipe.checkpoints.export_at_end:
+        gather_on_first_node(folder, last, disks)
     _say_end(callbacks, launch, last)
     by_hand = not arguments.launch_id and not arguments.job_launch
     if context.rank == 0 and last == recipe.tokens.train_steps and by_hand:

@@ -135,6 +135,34 @@ def load_start(start: Start, buckets: "list[Bucket]", optimizer: "FlatAdamW") ->
     return load_checkpoint(place, buckets, optimizer, load_optimizer=start.load_optimizer)
 
 
+def gather_on_first_node(folder: RunFolder, step: int, disks: "Disks") -> None:
+    """Bring every part of a step's checkpoint to the first node, where it is exported; every rank calls this.
+
+    Raises:
+        SaveFailed: on all ranks: a part is lost, or could not be brought there.
+    """
+    import torch.distributed as torch_dist
+
+    from parallel.checkpoint_fetch import bring_all
+    from parallel.checkpoint_search import search_checkpoint
+    from parallel.checkpoint_writer import SaveFailed
+    from parallel.together import FailedTogether
+
+    if len(disks.names) == 1:
+        return
+    place = folder.checkpoints / str(step)
+    sound, reason = search_checkpoint(place, disks, step=step)
+    if sound is None:
+        raise SaveFailed(f"the checkpoint of step {step} cannot be exported: {reason}")
+    files = torch_dist.new_group(backend="gloo", timeout=FETCH_TIMEOUT)
+    try:
+        bring_all(sound, place, disks.of_rank[0], disks, files)
+    except FailedTogether as failure:
+        raise SaveFailed(f"{place}: its parts could not be brought to node {disks.names[0]}: {failure}") from None
+    finally:
+        torch_dist.destroy_process_group(files)
+
+
 def require_data(folder: RunFolder, step: int, data: str) -> None:
     """Raise UserError where a run's checkpoint was not trained on the data with this fingerprint."""
     _require_data(folder.step_folders(step)[0], manifest_of_step(folder, step), data)
