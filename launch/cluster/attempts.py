@@ -135,14 +135,16 @@ def decide(
     if failure is not None or mistake is not None:
         said = failure if failure is not None else f"{mistake.node}: {mistake.message}" if mistake else ""
         return _end("give up", f"it would fail again: {said}", step, is_failure=True)
-    if asked:
+    is_gain = step > last.begin.step
+    if asked and is_gain:
         return _end("requeue", f"asked to stop ({asked}); saved after step {step}", step)
-    failures = 1 + failures_in_a_row(attempts[:-1], last.begin.step) if step <= last.begin.step else 1
-    first = last.first_to_fail()
-    reason = f"{first.node}: {first.message}" if first is not None else "no node says why its ranks ended"
+    failures = 1 if is_gain else 1 + failures_in_a_row(attempts[:-1], last.begin.step)
+    reason = f"asked to stop ({asked}) before a step was saved" if asked else _what_failed(last)
     if failures > slurm.max_requeues:
         reason = f"{reason}; {failures} failures in a row without a new checkpoint (slurm.max_requeues)"
         return _end("give up", reason, step, is_failure=True)
+    if asked:
+        return _end("requeue", reason, step, is_failure=True)
     pause = min(FIRST_PAUSE_SECONDS * 2 ** (failures - 1), LONGEST_PAUSE_SECONDS)
     return _end("requeue", reason, step, is_failure=True, pause_seconds=pause, keep_off=bad_nodes(attempts))
 
@@ -163,6 +165,11 @@ def bad_nodes(attempts: Sequence[Attempt]) -> list[str]:
     firsts = [attempt.first_to_fail() for attempt in attempts]
     times = Counter(first.node for first in firsts if first is not None)
     return sorted(node for node, count in times.items() if count >= REPEATED)
+
+
+def _what_failed(attempt: Attempt) -> str:
+    first = attempt.first_to_fail()
+    return f"{first.node}: {first.message}" if first is not None else "no node says why its ranks ended"
 
 
 def _end(

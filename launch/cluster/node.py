@@ -95,6 +95,7 @@ def _train(run: Path, loaded: LoadedRecipe, arguments: Namespace) -> tuple[int, 
     grid = torchrun_arguments("launch.train", ["--", *words], ranks, run / "logs" / name, launch_id, meeting)
     threads = threads_per_rank(recipe, ranks)
     environment = rank_environment(os.environ, ranks, threads, recipe.general.deterministic)
+    environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else every connection to a host without DNS is a warning
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "end.json"
         agent = [sys.executable, "-P", "-m", "launch.cluster.agent", f"{LAUNCHER}{os.getpid()}", f"{REPORT}{report}"]

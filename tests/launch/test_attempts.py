@@ -48,6 +48,17 @@ def test_a_stop_that_was_asked_for_is_no_failure_and_has_no_pause() -> None:
     assert (end.verdict, end.is_failure, end.pause_seconds) == ("requeue", False, 0)
 
 
+def test_time_limits_that_come_before_anything_is_saved_do_not_go_on_for_ever() -> None:
+    history: list[Attempt] = []
+    for number in range(4):
+        end = after(*history, attempt(number, 5), step=5, asked="USR1")
+        history.append(attempt(number, 5, end=end))
+    assert [(entry.end.verdict, entry.end.pause_seconds) for entry in history if entry.end] == [
+        *[("requeue", 0)] * 3,
+        ("give up", 0),
+    ]
+
+
 @pytest.mark.parametrize("asked", ["", "USR1"])
 def test_what_would_fail_again_is_not_started_again(asked: str) -> None:
     marked = after(attempt(0, 0, *KILLED_ON_B), step=5, asked=asked, failure="3 skipped steps in a row")
