@@ -11,6 +11,7 @@ shards and its manifest are complete, so that a crash leaves nothing behind that
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -47,12 +48,18 @@ _KEYS_SHOWN = 10
 
 
 def tokenize(
-    recipe: Recipe, recipe_name: str, *, workers: int | None = None, console: Console | None = None
+    recipe: Recipe,
+    recipe_name: str,
+    *,
+    workers: int | None = None,
+    console: Console | None = None,
+    starter: Sequence[str] = (),
 ) -> list[Manifest]:
     """Makes the tokenizer and the shards of every source that are not there yet; their manifests, in source order.
 
     Does nothing, in moments, where all manifests were made with the recipe's present settings (text is not read again).
-    `workers` is the number of processes that encode (null: one a CPU). Raises UserError for what the user can mend
+    `workers` is the number of processes that encode (null: one a CPU) on each of the nodes that `starter` starts them on
+    (see `run_job`; none: on this one). Raises UserError for what the user can mend
     (missing path, empty corpus, wrong text_key, wrong vocabulary size) and TokenizationFailed where the worker fails.
     """
     console = console or Console(quiet=True)
@@ -76,7 +83,7 @@ def tokenize(
         _check_readable(corpus, pending)
         tokenizer = _ensure_tokenizer(recipe, corpus, settings.tokenizer, console)
         if pending:
-            _make(corpus, pending, settings, tokenizer, workers or usable_cpus(), console)
+            _make(corpus, pending, settings, tokenizer, workers or usable_cpus(), console, starter)
             move_finished(corpus, settings.sources)
         remove_unfinished(corpus)
     manifests = _manifests(corpus)
@@ -236,6 +243,7 @@ def _make(
     tokenizer: TokenizerInfo,
     workers: int,
     console: Console,
+    starter: Sequence[str],
 ) -> None:
     """Encodes the pending sources and completes their folders, still among the unfinished work."""
     named = {source.name for source in pending}
@@ -255,6 +263,6 @@ def _make(
         folder=folder.absolute(),
         workers=workers,
     )
-    run_job(job, console)
+    run_job(job, console, starter)
     for source in pending:
         finish_source(job, source.name, tokenizer, settings.sources[source.name], settings.inputs[source.name], console)

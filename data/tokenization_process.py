@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -20,16 +21,20 @@ from nanotron_recipes.machine import usable_cpus
 _POLL_SECONDS = 0.1
 _LOOK_SECONDS = 1.0
 _LINE_SECONDS = 60.0
-_START = "import sys; from data.tokenization_worker import main; main(sys.argv[1])"
+_START = "import sys; from data.tokenization_worker import main; main(*sys.argv[1:])"
 
 
 class TokenizationFailed(RuntimeError):
     """The worker process failed; the message names its log and shows the log's end."""
 
 
-def run_job(job: Job, console: Console) -> None:
+def run_job(job: Job, console: Console, starter: Sequence[str] = ()) -> None:
     """Runs the job's incomplete tasks in a process group of their own; TokenizationFailed where one fails,
-    UserError where that is for the user to mend."""
+    UserError where that is for the user to mend.
+
+    `starter` is put before the worker's command, and starts it on several nodes with two words more: the number of
+    the node, from 0 on, and how many there are.
+    """
     for task in job.tasks:
         job.folder_of(task).mkdir(parents=True, exist_ok=True)
     job.user_error.unlink(missing_ok=True)
@@ -41,7 +46,7 @@ def run_job(job: Job, console: Console) -> None:
         # The pipe to its standard input closes when we die, however we die; -P keeps a data/ folder in the working
         # directory from being taken for ours.
         process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _START, str(job_file)],
+            [*starter, sys.executable, "-P", "-c", _START, str(job_file)],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -96,27 +96,29 @@ def _die_with_parent() -> None:
     os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
-def main(job_file: str) -> None:
-    """Runs every task of the job that is not complete yet.
+def main(job_file: str, node: str = "0", nodes: str = "1") -> None:
+    """Runs every task of the job that is not complete yet, or this node's share of them.
 
     To be called from `python -c`, because the processes of the pool must be able to import this module by its name.
     """
     job = Job.model_validate_json(Path(job_file).read_text(encoding="utf-8"))
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    workers = min(job.workers, len(job.tasks))
-    if workers == 1:
-        LocalPipelineExecutor([TokenizeShard(job_file)], len(job.tasks), 1, str(job.logs)).run()
+    tasks = range(int(node), len(job.tasks), int(nodes))
+    workers = min(job.workers, len(tasks))
+    if workers > 1:
+        _run_in_pool(job_file, tasks, workers)
     else:
-        _run_in_pool(job_file, len(job.tasks), workers)
+        for rank in tasks:
+            run_task(job_file, rank)
 
 
-def _run_in_pool(job_file: str, tasks: int, workers: int) -> None:
+def _run_in_pool(job_file: str, tasks: Sequence[int], workers: int) -> None:
     # Not in datatrove's own pool: that waits for ever for a process that the system has killed.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "data.user_text"])
     pool = ProcessPoolExecutor(workers, mp_context=context)
     try:
-        for task in as_completed([pool.submit(run_task, job_file, rank) for rank in range(tasks)]):
+        for task in as_completed([pool.submit(run_task, job_file, rank) for rank in tasks]):
             task.result()
     except BrokenProcessPool:
         sys.exit("a worker was killed, as happens where memory is short: fewer --workers need less")

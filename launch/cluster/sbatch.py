@@ -39,18 +39,10 @@ class Job:
 
 def render_job(job: Job) -> str:
     """The script: a header of long `#SBATCH` options, and what the first node runs."""
-    templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        undefined=jinja2.StrictUndefined,
-        autoescape=False,  # shell, not HTML: what comes from a recipe passes `quoted`
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    templates.filters["quoted"] = lambda value: shlex.quote(str(value))
     fewest = job.resources.min_nodes
     is_range = fewest is not None and fewest < job.nodes
-    return templates.get_template("pretrain.sh.jinja").render(
+    return render(
+        "pretrain.sh.jinja",
         run=job.run,
         folder=job.folder,
         logs=job.logs,
@@ -62,3 +54,17 @@ def render_job(job: Job) -> str:
         stop_after="" if job.stop_after is None else f" --stop-after {job.stop_after}",
         after=job.after,
     )
+
+
+def render(template: str, **values: object) -> str:
+    """A job script from a file of templates/. What comes from a recipe has to pass the filter `quoted`."""
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,  # shell, not HTML
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    templates.filters["quoted"] = lambda value: shlex.quote(str(value))
+    return templates.get_template(template).render(values)

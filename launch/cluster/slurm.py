@@ -1,12 +1,17 @@
 """Slurm's own commands."""
 
+import os
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 from nanotron_recipes.errors import UserError
 
+JOB_ID = re.compile(r"[0-9]+(_[0-9]+)?")
+"""What Slurm calls a job."""
 _SECONDS = 60
+_SBATCH_SECONDS = 120
 _DEFAULT_SLURMD_TIMEOUT = 300
 
 
@@ -17,6 +22,33 @@ def require_sbatch() -> None:
             "sbatch is missing, so this machine cannot submit a Slurm job: call this on the cluster's login node, "
             "or leave out --nodes (NODES=) to train on this machine"
         )
+
+
+def on_all_nodes() -> list[str]:
+    """What starts a command on every node of the job that this is called in, with its number and their count added.
+
+    Raises UserError outside of a job.
+    """
+    nodes = os.environ.get("SLURM_NNODES")
+    if nodes is None:
+        raise UserError("--launcher srun: this is no Slurm job (SLURM_NNODES is not set); expected --launcher slurm")
+    cpus = os.environ.get("SLURM_CPUS_ON_NODE", "1")
+    srun = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", f"--cpus-per-task={cpus}"]
+    return [*srun, "--kill-on-bad-exit=1", "bash", "-c", 'exec "$0" "$@" "$SLURM_PROCID" "$SLURM_NTASKS"']
+
+
+def submit_script(script: Path) -> str:
+    """Submit a script; the job's id. Raises UserError with what sbatch says."""
+    try:
+        done = subprocess.run(
+            ["sbatch", "--parsable", str(script)], capture_output=True, text=True, timeout=_SBATCH_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise UserError(f"sbatch {script}: Slurm did not answer within {_SBATCH_SECONDS} s") from None
+    job = done.stdout.strip().partition(";")[0]
+    if done.returncode or not JOB_ID.fullmatch(job):
+        raise UserError(f"sbatch {script}: {done.stderr.strip() or done.stdout.strip() or 'failed'}")
+    return job
 
 
 def job_state(job: str) -> str | None:

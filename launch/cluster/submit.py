@@ -1,15 +1,13 @@
 """From a recipe to a job in Slurm's queue."""
 
 import json
-import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from launch.cluster.sbatch import Job, render_job
-from launch.cluster.slurm import job_state, require_sbatch
+from launch.cluster.slurm import JOB_ID, job_state, require_sbatch, submit_script
 from launch.cluster.snapshot import take_snapshot
 from launch.train.prepare import RUNS, check_trainable, fits_unfinished_run
 from launch.train.run_folder import RunFolder, checked_name, choose_run, point_latest
@@ -22,8 +20,6 @@ from nanotron_recipes.schema.slurm import Slurm
 from nanotron_recipes.topology import local_world_size, resolve_topology
 
 SUBMISSION_FILE = "job.json"
-_JOB_ID = re.compile(r"[0-9]+(_[0-9]+)?")
-_SBATCH_SECONDS = 120
 
 
 @dataclass(frozen=True)
@@ -80,7 +76,7 @@ def submit(request: Submission) -> Iterator[str]:
     write_atomic(script, render_job(_job(request, folder, place, resources, environment)))
     job = SubmittedJob("", request.nodes, request.stop_after)
     write_atomic(place / SUBMISSION_FILE, json.dumps(asdict(job)) + "\n")
-    job = replace(job, slurm_job=_sbatch(script))
+    job = replace(job, slurm_job=submit_script(script))
     write_atomic(place / SUBMISSION_FILE, json.dumps(asdict(job)) + "\n")
     point_latest(RUNS, folder)
     log = folder.logs / f"slurm-{job.slurm_job}.log"
@@ -93,7 +89,7 @@ def submit(request: Submission) -> Iterator[str]:
 
 def _planned(request: Submission) -> tuple[LoadedRecipe, Slurm, list[Variable]]:
     """The recipe with its `slurm` section as it holds for this job; checked for every number of nodes it may get."""
-    if request.after is not None and not _JOB_ID.fullmatch(request.after):
+    if request.after is not None and not JOB_ID.fullmatch(request.after):
         raise UserError(f"--after {request.after}: expected the number of a Slurm job")
     loaded = request.loaded
     resources, environment = job_resources(loaded.recipe)
@@ -172,16 +168,3 @@ def _job(request: Submission, folder: RunFolder, place: Path, resources: Slurm, 
         stop_after=request.stop_after,
         after=request.after,
     )
-
-
-def _sbatch(script: Path) -> str:
-    try:
-        done = subprocess.run(
-            ["sbatch", "--parsable", str(script)], capture_output=True, text=True, timeout=_SBATCH_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise UserError(f"sbatch {script}: Slurm did not answer within {_SBATCH_SECONDS} s") from None
-    job = done.stdout.strip().partition(";")[0]
-    if done.returncode or not _JOB_ID.fullmatch(job):
-        raise UserError(f"sbatch {script}: {done.stderr.strip() or done.stdout.strip() or 'failed'}")
-    return job
