@@ -139,6 +139,11 @@ class SlurmCluster:
         return self._all.own_address
 
     @property
+    def addresses(self) -> dict[str, str]:
+        """The nodes' addresses by name, for what runs on this machine: only nodes know the names."""
+        return self._all.addresses
+
+    @property
     def scratch(self) -> Path:
         """Path of a node's own disk, on each node."""
         return self._all.scratch

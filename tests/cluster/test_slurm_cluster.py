@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from private_machines import LINK_PREFIX, call, poll
 from slurm_cluster import ClusterError, SlurmCluster
+from slurm_conf import NODE_PORT
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster_machine")]
 
@@ -127,8 +129,21 @@ def test_a_job_whose_first_node_is_cut_off_runs_on_the_others(cluster: SlurmClus
     cluster.release(job_id)
     assert cluster.wait(job_id, "COMPLETED", 30)["NodeList"] == "node[2-3]"
     assert "sleep" in [process.name() for process in cluster.processes("node1")], "a node that is cut off runs on"
-    cluster.reconnect("node1")
-    cluster.wait_node("node1", "idle", 60)
+
+
+def test_a_node_that_is_cut_off_is_not_reached_until_it_is_reconnected(cluster: SlurmCluster) -> None:
+    def reached(name: str) -> bool:
+        try:
+            socket.create_connection((cluster.addresses[name], NODE_PORT), timeout=1).close()
+        except OSError:
+            return False
+        return True
+
+    cluster.cut_off("node3")
+    assert [reached(name) for name in cluster.names] == [True, True, False]
+    assert "slurmd" in [process.name() for process in cluster.processes("node3")]
+    cluster.reconnect("node3")
+    assert poll(lambda: reached("node3"), 10)
 
 
 def machine_state() -> list[str]:
