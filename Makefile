@@ -2,12 +2,14 @@
 #
 # Options are set on the command line only (an exported RUN or NODES of another program has no effect):
 #   RECIPE=name|path  NODES=n  RUN=name  ARGS="--set key=value …"     for pretrain
+#   REPEAT=n          how often test-cluster runs its tests; it stops at the first failure
 #   VENV=path         use that environment as it is: nothing is made or installed (GPU machines with a torch of their own)
 RECIPE = $(if $(NODES),smollm3-3b,tiny)
 NODES =
 RUN =
 ARGS =
 VENV =
+REPEAT = 1
 
 # One word of the shell, whatever is in it.
 quoted = '$(subst ','\'',$(1))'
@@ -34,7 +36,7 @@ endif
 
 PIP_INSTALL = .venv/bin/python -m pip install -qq --disable-pip-version-check --no-input -c constraints.txt
 
-.PHONY: help pretrain test test-tiny test-long test-gpu lint bench-train bench-checkpoint bench-loader bench-tokenize docs docs-images
+.PHONY: help pretrain test test-tiny test-long test-gpu test-cluster cluster-tools lint bench-train bench-checkpoint bench-loader bench-tokenize docs docs-images
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
@@ -53,6 +55,28 @@ test-long: $(READY_DEV)  ## the whole matrices, torture and the real 3B
 
 test-gpu: $(READY_DEV)  ## the same engine on CUDA; with VENV= it needs no network
 	@$(PYTHON) -m pytest -m gpu --timeout 1800 $(ARGS)
+
+test-cluster: cluster-tools $(READY_DEV)  ## on a real Slurm of three nodes on this machine, as root (three minutes)   [REPEAT=]
+	@case $(call quoted,$(REPEAT)) in ''|0*|*[!0-9]*) echo 'REPEAT: a whole number above 0 is needed' >&2; exit 2;; esac; \
+	passed=0; while [ $$passed -lt $(REPEAT) ]; do \
+	    $(PYTHON) -m pytest -m cluster --timeout 900 $(ARGS) || { \
+	        code=$$?; echo "test-cluster: round $$((passed + 1)) of $(REPEAT) failed, $$passed passed" >&2; exit $$code; }; \
+	    passed=$$((passed + 1)); \
+	done; echo "test-cluster: $$passed of $(REPEAT) rounds passed"
+
+# Debian's packages; root has them installed, others are told.
+CLUSTER_PACKAGES = slurm-wlm munge iproute2 shellcheck
+
+cluster-tools:
+	@PATH="$$PATH:/usr/sbin:/sbin"; missing=; for tool in slurmctld slurmd srun munged ip shellcheck; do \
+	    command -v $$tool >/dev/null || missing="$$missing $$tool"; \
+	done; [ -n "$$missing" ] || exit 0; \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+	    echo "test-cluster needs$$missing. As root: apt-get install $(CLUSTER_PACKAGES)" >&2; exit 2; \
+	fi; \
+	echo 'Installing $(CLUSTER_PACKAGES) (half a minute, once) …'; \
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
+	    $(CLUSTER_PACKAGES) >/dev/null
 
 lint: $(READY_DEV)  ## ruff, mypy and the import rules
 	@$(BIN)/ruff check .

@@ -135,6 +135,8 @@ def decide(
     if failure is not None or mistake is not None:
         said = failure if failure is not None else f"{mistake.node}: {mistake.message}" if mistake else ""
         return _end("give up", f"it would fail again: {said}", step, is_failure=True)
+    if not asked and last.nodes and all(node.outcome == "ended" for node in last.nodes):
+        asked = "SIGTERM"  # Slurm asks the ranks, not the batch shell, where it wants a job's nodes for another
     is_gain = step > last.begin.step
     if asked and is_gain:
         return _end("requeue", f"asked to stop ({asked}); saved after step {step}", step)

@@ -22,17 +22,7 @@ START_SECONDS = 30.0
 SETTLE_SECONDS = 5.0
 """After a job left COMPLETING: Slurm books the end of its old batch script on a new start that comes sooner."""
 
-ENDED = {
-    "BOOT_FAIL",
-    "CANCELLED",
-    "COMPLETED",
-    "DEADLINE",
-    "FAILED",
-    "NODE_FAIL",
-    "OUT_OF_MEMORY",
-    "PREEMPTED",
-    "TIMEOUT",
-}
+ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"}
 """States of a job that do not change by themselves."""
 
 Job = dict[str, str]
@@ -51,8 +41,9 @@ def why_not() -> str | None:
 class SlurmCluster:
     """Nodes `node1` … with 8 CPUs each, partitions `train` (the default) and `urgent`, which preempts it by requeue.
 
-    Files are shared by all nodes and this machine; only `scratch` is another folder on each node (its content, seen from
-    here, is `disk(node)`). Nodes find each other by name, and this machine at `own_address`; 127.0.0.1 is the node's own.
+    Files are shared by all nodes and this machine; only `scratch` is another folder on each node (its content, seen
+    from here, is `disk(node)`). Nodes find each other by name, and this machine at `own_address`; 127.0.0.1 is the
+    node's own, and no other network is reached.
 
     gpus: a node's, which are scheduled and set CUDA_VISIBLE_DEVICES, but are no devices that compute.
     scratch: path of a node's own disk; default: a path in the cluster's folder.
@@ -113,7 +104,7 @@ class SlurmCluster:
         munge = self.folder / "munge"
         (munge / "key").write_bytes(os.urandom(128))
         (munge / "key").chmod(0o400)
-        options = [f"--{option}-file={munge}/{option}" for option in ("key", "pid", "log", "seed")]
+        options = [f"--{option}-file={munge}/{option}" for option in ("key", "pid", "seed")]
         self._start_daemon("munged", "munged", "--foreground", f"--socket={munge}/socket", *options)
         poll(lambda: (munge / "socket").exists() or not self._check_daemons(), START_SECONDS)
 
@@ -146,6 +137,11 @@ class SlurmCluster:
     def own_address(self) -> str:
         """At which nodes reach what listens on this machine."""
         return self._all.own_address
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """The nodes' addresses by name, for what runs on this machine: only nodes know the names."""
+        return self._all.addresses
 
     @property
     def scratch(self) -> Path:
@@ -207,8 +203,8 @@ class SlurmCluster:
             time.sleep(0.2)
         return job
 
-    def release(self, job_id: int, seconds: float = 60.0) -> None:
-        """Let a requeued job start, which Slurm holds back for two minutes, as soon as it can; waits for its requeue."""
+    def release(self, job_id: int, seconds: float = 90.0) -> None:
+        """Wait for a job's requeue, and let it start as soon as it can: Slurm would hold it back for two minutes."""
         self.wait(job_id, lambda job: job["JobState"] == "PENDING" and job["Restarts"] != "0", seconds)
         time.sleep(SETTLE_SECONDS)
         self.run("scontrol", "update", f"JobId={job_id}", "StartTime=now")
@@ -225,7 +221,7 @@ class SlurmCluster:
             return {}
 
     def wait_node(self, node: str, until: str, seconds: float) -> None:
-        """Wait for the state of a node; a star is not looked at."""
+        """Wait for the state of a node; a star is not looked at. A node that failed is `down` after 30 seconds."""
         if not poll(lambda: self.nodes()[node].rstrip("*") == until, seconds, step=0.2):
             raise self._error(f"{node} is not {until} after {seconds:g} s: {self.nodes()}")
 
@@ -242,7 +238,7 @@ class SlurmCluster:
         self._all.cut_off(node)
 
     def reconnect(self, node: str) -> None:
-        """Put a node's network cable back."""
+        """Put a node's network cable back; Slurm finds out within 30 seconds, where the node is down."""
         self._all.reconnect(node)
 
     def start_node(self, node: str, seconds: float = START_SECONDS) -> None:
@@ -254,20 +250,28 @@ class SlurmCluster:
     def _power_on(self, node: str) -> None:
         (self.folder / "spool" / node).mkdir(exist_ok=True)
         command = ["slurmd", "-D", "-N", node, "-f", self.environment["SLURM_CONF"]]
-        self._all.power_on(node, command, self.folder / "log" / f"{node}.out", self.environment)
+        self._all.power_on(node, command, self.folder / "log" / f"slurmd.{node}.out", self.environment)
 
     def reset(self, seconds: float = 60.0) -> None:
-        """Cancel every job, and bring every node back until it is idle."""
+        """Cancel every job, and bring every node back until it is idle, by switching it off and on where need be."""
+        states = self.nodes()
         for node in self.names:
             if node in self._all.running:
                 self.reconnect(node)
-            else:
+                if "*" in states[node] or "down" in states[node]:
+                    self.power_off(node)
+            if node not in self._all.running:
                 self._power_on(node)
+            if "drain" in states[node]:
+                self.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
         self.run("scancel", "--user=root")
         if not poll(lambda: set(self.nodes().values()) == {"idle"}, seconds, step=0.2):
             raise self._error(f"nodes are not idle after {seconds:g} s: {self.nodes()}")
 
     def _error(self, message: str) -> ClusterError:
-        logs = sorted([*(self.folder / "log").iterdir(), self.folder / "munge" / "log"])
-        ends = [(log.name, log.read_text(errors="replace")[-1000:]) for log in logs if log.exists()]
-        return ClusterError("\n".join([message, *(f"--- end of {name} ---\n{end}" for name, end in ends if end)]))
+        """What a daemon said on its output is shortened where its log says it too."""
+        ends = []
+        for log in sorted((self.folder / "log").iterdir()):
+            twice = log.suffix == ".out" and log.with_suffix(".log").exists()
+            ends.append(f"--- end of {log.name} ---\n{log.read_text(errors='replace')[-200 if twice else -1000 :]}")
+        return ClusterError("\n".join([message, *ends]))

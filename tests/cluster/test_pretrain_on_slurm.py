@@ -171,6 +171,20 @@ def test_a_run_that_is_asked_saves_requeues_and_changes_no_bit(
     assert second.end is not None and second.end.verdict == "done"
 
 
+def test_a_preempted_run_saves_and_goes_on_when_its_nodes_are_free_again(
+    submit: Submit, cluster: SlurmCluster, shared: Path, undisturbed: Curve
+) -> None:
+    submitted = submit("preempted")
+    submitted.wait_for_step(20)
+    urgent = cluster.submit("--partition=urgent", "--nodes=3", "--exclusive", "--wrap=sleep 5")
+    cluster.wait(urgent, "COMPLETED", 90)
+    cluster.release(submitted.job)
+    submitted.finish()
+    assert losses(shared, "preempted") == undisturbed
+    first = submitted.attempts()[0]
+    assert first.end is None or not first.end.is_failure
+
+
 def test_a_rank_that_is_killed_costs_a_requeue_and_no_bit(submit: Submit, shared: Path, undisturbed: Curve) -> None:
     submitted = submit("killed")
     submitted.wait_for_step(30)

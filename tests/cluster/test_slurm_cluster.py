@@ -1,7 +1,9 @@
 """The cluster that other tests run on: what it offers, how its nodes fail, and that it leaves nothing behind."""
 
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -11,13 +13,18 @@ from pathlib import Path
 import pytest
 from private_machines import LINK_PREFIX, call, poll
 from slurm_cluster import ClusterError, SlurmCluster
+from slurm_conf import NODE_PORT
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster_machine")]
 
 TWO_NODES = ("--nodes=2", "--ntasks-per-node=1", "--requeue", "--open-mode=append")
 
 STAYS_THE_FIRST_TIME = """#!/bin/bash
-srun --wait=0 bash -c 'echo "start ${SLURM_RESTART_COUNT:-0} on $(hostname)"; [ -n "$SLURM_RESTART_COUNT" ] || sleep 600'
+srun --wait=0 bash -c '
+    echo "start ${SLURM_RESTART_COUNT:-0} on $(hostname)"
+    [ -n "$SLURM_RESTART_COUNT" ] || sleep 600
+'
+[ -n "$SLURM_RESTART_COUNT" ] || sleep 600
 """
 
 GREET_BY_NAME = """
@@ -84,6 +91,14 @@ def test_a_job_that_ends_otherwise_is_reported_at_once(cluster: SlurmCluster) ->
     assert cluster.job(job_id)["ExitCode"] == "3:0"
 
 
+def test_a_node_that_is_drained_or_set_down_is_put_in_order(cluster: SlurmCluster) -> None:
+    cluster.run("scontrol", "update", "NodeName=node1", "State=DRAIN", "Reason=test")
+    cluster.run("scontrol", "update", "NodeName=node2", "State=DOWN", "Reason=test")
+    assert cluster.nodes() == {"node1": "drained", "node2": "down", "node3": "idle"}
+    cluster.reset()
+    assert set(cluster.nodes().values()) == {"idle"}
+
+
 def test_an_urgent_job_takes_the_nodes_of_a_job_that_is_requeued(cluster: SlurmCluster) -> None:
     job_id = cluster.submit("--exclusive", *TWO_NODES, script=STAYS_THE_FIRST_TIME)
     cluster.wait(job_id, "RUNNING", 20)
@@ -114,8 +129,21 @@ def test_a_job_whose_first_node_is_cut_off_runs_on_the_others(cluster: SlurmClus
     cluster.release(job_id)
     assert cluster.wait(job_id, "COMPLETED", 30)["NodeList"] == "node[2-3]"
     assert "sleep" in [process.name() for process in cluster.processes("node1")], "a node that is cut off runs on"
-    cluster.reconnect("node1")
-    cluster.wait_node("node1", "idle", 60)
+
+
+def test_a_node_that_is_cut_off_is_not_reached_until_it_is_reconnected(cluster: SlurmCluster) -> None:
+    def reached(name: str) -> bool:
+        try:
+            socket.create_connection((cluster.addresses[name], NODE_PORT), timeout=1).close()
+        except OSError:
+            return False
+        return True
+
+    cluster.cut_off("node3")
+    assert [reached(name) for name in cluster.names] == [True, True, False]
+    assert "slurmd" in [process.name() for process in cluster.processes("node3")]
+    cluster.reconnect("node3")
+    assert poll(lambda: reached("node3"), 10)
 
 
 def machine_state() -> list[str]:
@@ -178,8 +206,8 @@ def test_a_cluster_that_does_not_start_says_why_and_leaves_nothing(cluster_machi
     assert machine_state() == before
 
 
-def test_a_test_run_that_is_killed_leaves_no_process_and_no_link(cluster_machine: None, tmp_path: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "TMPDIR": str(tmp_path)}
+def test_a_test_run_that_is_killed_leaves_no_process_and_no_link(cluster_machine: None) -> None:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
     command = [sys.executable, "-c", KILLED]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -187,7 +215,9 @@ def test_a_test_run_that_is_killed_leaves_no_process_and_no_link(cluster_machine
         link = own_link(folder)
         assert traces(folder, link) != []
         process.send_signal(signal.SIGKILL)
-    assert poll(lambda: traces(folder, link) == [], 20), traces(folder, link)
+    gone = poll(lambda: traces(folder, link) == [], 20)
+    shutil.rmtree(folder)
+    assert gone, traces(folder, link)
 
 
 def test_a_path_for_the_nodes_disks_is_made_and_removed(cluster_machine: None, tmp_path: Path) -> None:

@@ -48,6 +48,12 @@ def test_a_stop_that_was_asked_for_is_no_failure_and_has_no_pause() -> None:
     assert (end.verdict, end.is_failure, end.pause_seconds) == ("requeue", False, 0)
 
 
+def test_ranks_that_stopped_in_good_order_were_asked_by_slurm() -> None:
+    """A preemption reaches the ranks and not the batch shell."""
+    end = after(attempt(0, 10, *(NodeEnd(name, "ended", "", None, False) for name in "ab")), step=20)
+    assert (end.verdict, end.is_failure, end.pause_seconds) == ("requeue", False, 0)
+
+
 def test_time_limits_that_come_before_anything_is_saved_do_not_go_on_for_ever() -> None:
     history: list[Attempt] = []
     for number in range(4):
