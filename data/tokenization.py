@@ -58,9 +58,9 @@ def tokenize(
     """Makes the tokenizer and the shards of every source that are not there yet; their manifests, in source order.
 
     Does nothing, in moments, where all manifests were made with the recipe's present settings (text is not read again).
-    `workers` is the number of processes that encode (null: one a CPU) on each of the nodes on which `starter` starts them
-    (see `run_job`; none: on this one). Raises UserError for what the user can mend (missing path, empty corpus, wrong
-    text_key, wrong vocabulary size) and TokenizationFailed where the worker fails.
+    `workers` is the number of processes that encode (null: one a CPU) on each of the nodes on which `starter` starts
+    them (see `run_job`; none: on this one). Raises UserError for what the user can mend (missing path, empty corpus,
+    wrong text_key, wrong vocabulary size) and TokenizationFailed where the worker fails.
     """
     console = console or Console(quiet=True)
     corpus = recipe.corpus

@@ -208,7 +208,7 @@ def test_damaged_unfinished_work_is_named_instead_of_becoming_data(
     given = recipe.tokenizer.model_validate({"tokenizer_name_or_path": str(tokenizer)})
     tried = []
 
-    def run_and_damage(job: Job, console: Console) -> None:
+    def run_and_damage(job: Job, console: Console, starter: object) -> None:
         run_job(job, console)
         for number, damage in enumerate((cut_off, lose_an_index, lose_a_shard, spoil_a_note)):
             copy = job.model_copy(update={"folder": tmp_path / f"copy {number}"})

@@ -279,7 +279,7 @@ def test_workers_are_given_absolute_paths(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
     jobs: list[Job] = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tokenization, "run_job", lambda job, _: jobs.append(job) or sys.exit("seen"))
+    monkeypatch.setattr(tokenization, "run_job", lambda job, *_: jobs.append(job) or sys.exit("seen"))
     with pytest.raises(SystemExit, match="seen"):
         tokenize(corpus_recipe(Path("mine"), [{"name": "words", "reader": "jsonl", "path": "a.jsonl"}]), "mine")
     (job,) = jobs

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from launch.cluster.slurm import on_all_nodes
 from launch.cluster.submit import Submission, job_for, submit
+from launch.cluster.tokenization_job import submit_tokenization
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.loading import load_recipe
 
@@ -132,3 +134,18 @@ def test_the_command_prints_the_script_alone_to_stdout(tmp_path: Path) -> None:
     )
     assert done.stdout == job_for(Submission(load_recipe("smollm3-3b"), 8))
     assert "note: variables.SMOLLM3_DATA" in done.stderr
+
+
+def test_tokenizing_is_submitted_with_a_copy_of_the_code(queue: Path) -> None:
+    lines = list(submit_tokenization(load_recipe("tiny"), 4, workers=3))
+    script = (queue / "41").read_text()
+    assert "#SBATCH --nodes=4\n" in script
+    assert "corpora/tiny/jobs/1/tiny.yaml --launcher srun --workers 3" in script
+    assert "job 41, 4 nodes" in lines[0]
+    assert Path("corpora/tiny/jobs/1/code/data/tokenization_worker.py").is_file()
+
+
+def test_srun_outside_of_a_job_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_NNODES", raising=False)
+    with pytest.raises(UserError, match="this is no Slurm job"):
+        on_all_nodes()
