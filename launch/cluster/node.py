@@ -10,10 +10,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launch.cluster.agent import LAUNCHER, REPORT, TERMINATED, USER_ERROR
 from launch.cluster.attempts import NodeEnd, write_node_end
@@ -27,6 +29,10 @@ from launch.train.run_lock import job_launch_id
 from launch.train.streams import describe, say
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.loading import LoadedRecipe, load_recipe
+from nanotron_recipes.numbers import short_number
+
+if TYPE_CHECKING:
+    from data.staging import Staging
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,10 @@ def main(words: Sequence[str]) -> int:
         message = describe(error)
         say(f"error: {message}", error=True)
         code, end = USER_ERROR, NodeEnd(arguments.node_name, "mistake", message, None, False)
+    except RuntimeError as error:  # staging: the store or the disk gave up, which another start may not meet
+        message = describe(error)
+        say(f"error: {message}", error=True)
+        code, end = 1, NodeEnd(arguments.node_name, "crashed", message, time.time(), False)
     write_node_end(run, arguments.job_id, arguments.restart, end)
     return code
 
@@ -81,12 +91,8 @@ def _parse(words: Sequence[str]) -> Namespace:
 
 
 def _train(run: Path, loaded: LoadedRecipe, arguments: Namespace) -> tuple[int, NodeEnd]:
-    from rich.console import Console
-
-    from launch.cli.prepare_data import ensure_staged
-
     recipe, name = loaded.recipe, arguments.node_name
-    ensure_staged(loaded, Console(soft_wrap=True))
+    _stage(loaded, arguments)
     ranks = ranks_on_each_node(recipe, arguments.num_nodes)
     launch_id = job_launch_id(arguments.job_id, arguments.restart)
     words = [str(job_recipe(arguments.folder)), "--run", run.name, "--job-launch", launch_id, "--node-name", name]
@@ -103,6 +109,38 @@ def _train(run: Path, loaded: LoadedRecipe, arguments: Namespace) -> tuple[int, 
         with Forwarder() as forwarder:
             code = forwarder.wait([ranks_process])
         return code, _describe_end(name, code, _Report.read(report))
+
+
+def _stage(loaded: LoadedRecipe, arguments: Namespace) -> None:
+    """Copy to this node's disk what it has to read: from nodes that have it, and else from where it comes from."""
+    from data.staging import plan_staging, stage
+    from data.transfer import Watch
+
+    watch = Watch(note=lambda line: say(f"note: {line}"))
+    staging = plan_staging(loaded.recipe, watch)
+    if not staging.sources:
+        return
+    if arguments.num_nodes > 1:
+        _ask_neighbours(staging, arguments)
+        staging = plan_staging(loaded.recipe, watch)
+    if staging.bytes_to_stage:
+        say(f"staging {short_number(staging.bytes_to_stage)} bytes")
+        stage(loaded.recipe, staging, watch)
+
+
+def _ask_neighbours(staging: "Staging", arguments: Namespace) -> None:
+    from launch.cluster.neighbours import fetch_from_neighbours
+    from parallel.together import FailedTogether
+
+    port = arguments.main_port + 1  # beside that of the ranks
+    meeting = Meeting(arguments.node_rank, arguments.num_nodes, arguments.main_address, port, arguments.node_name)
+    try:
+        files = fetch_from_neighbours(staging, meeting)
+    except (FailedTogether, RuntimeError) as error:
+        say(f"note: nothing could be had from other nodes: {describe(error)}")
+        return
+    if files:
+        say(f"{files} files came from other nodes of the job")
 
 
 def _describe_end(name: str, code: int, report: _Report) -> NodeEnd:

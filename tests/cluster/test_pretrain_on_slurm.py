@@ -230,6 +230,7 @@ def test_a_lost_node_costs_at_most_a_save_interval_with_checkpoints_on_the_nodes
     assert lost not in second.begin.nodes and len(second.begin.nodes) == 1 + is_replaced
     assert ("node3" in second.begin.nodes) == is_replaced
     assert (cluster.disk("node3") / "shards").is_dir() == is_replaced
+    assert ("files came from other nodes of the job" in submitted.log()) == is_replaced
     starts = [event for event in read_metrics(submitted.path / "metrics.jsonl").events if event["event"] == "start"]
     assert starts[-1]["step"] > reached - INTERVAL
     found = losses(shared, run)
