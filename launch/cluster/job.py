@@ -73,6 +73,7 @@ def _begin(folder: RunFolder, loaded: LoadedRecipe, arguments: Namespace) -> int
     _wait_for_holder(folder.path, arguments)
     begin = Begin(arguments.job_id, arguments.restart, arguments.nodes.split(","), now(), saved_step(folder))
     write_begin(folder.path, begin)
+    folder.forget_failure()
     return 0 if ensure_tokens(loaded, Console(soft_wrap=True)) else 1
 
 
