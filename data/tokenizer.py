@@ -107,7 +107,9 @@ def _tokens_of(content: bytes, file: Path) -> dict[str, int]:
 
     try:
         return Tokenizer.from_buffer(content).get_vocab(with_added_tokens=True)
-    except Exception as error:  # the library raises nothing more special
+    except BaseException as error:  # the library raises nothing more special, and where it gives up a Rust panic
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise UserError(
             f"{file}: not a tokenizer that the tokenizers library reads ({shorten(str(error), 200)})"
         ) from None

@@ -9,10 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import regex
+
 from nanotron_recipes.errors import nearest_name
-from nanotron_recipes.parameters import parameter_names
+from nanotron_recipes.parameters import matches, parameter_names
 from nanotron_recipes.paths import (
     LOCAL_PATHS,
+    NODE_PATHS,
     ON_S3,
     REMOTE_IN_NANOTRON,
     TEXT_PATH,
@@ -213,9 +216,12 @@ def _weight_decay(recipe: Recipe) -> Iterator[Problem]:
     for index, pattern in enumerate(recipe.optimizer.weight_decay_exclude_named_params):
         key = f"optimizer.weight_decay_exclude_named_params.{index}"
         try:
-            matched = any(re.match(pattern, name) for name in names)
-        except (re.error, RecursionError, OverflowError) as error:
+            matched = any(matches(pattern, name) for name in names)
+        except (regex.error, RecursionError, OverflowError) as error:
             yield Problem(key, pattern, f"expected a regular expression: {error}")
+            continue
+        except TimeoutError:
+            yield Problem(key, pattern, "expected a regular expression that does not go on for ever")
             continue
         if not matched:
             yield Problem(key, pattern, f"matches no parameter; they are named like {names[0]}, {names[1]}")
@@ -267,11 +273,18 @@ def _misspelt_sources(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(key, name, "expected the name of a source in corpus, or a folder of shards", nearest)
 
 
+def _placeholder_mistake(path: str) -> str | None:
+    odd = [word for word in re.findall(r"\{\w*\}", path) if word != "{node}"]
+    return f"{odd[0]} has no meaning; only {{node}}, the name of the node, has" if odd else None
+
+
 def _paths(recipe: Recipe) -> Iterator[Problem]:
     for name in LOCAL_PATHS:
         may_be_remote = name in REMOTE_IN_NANOTRON and recipe.s3_upload is not None
         for key, path in paths_of(recipe, name):
             mistake = text_path_mistake(path) if name == TEXT_PATH else path_mistake(path)
+            if name in NODE_PATHS and mistake is None:
+                mistake = _placeholder_mistake(path)
             if name in ON_S3 and is_url(path):
                 mistake = None if s3_place(path) else "expected a path of this machine, or s3://bucket/prefix"
             if mistake is not None and not (may_be_remote and is_url(path)):

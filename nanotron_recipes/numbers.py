@@ -12,3 +12,9 @@ def short_number(number: float) -> str:
             decimals = 2 if abs(scaled) < 9.995 else 1 if abs(scaled) < 99.95 else 0
             return f"{scaled:.{decimals}f}{unit}"
     return f"{number:.3g}"
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 replica`, `2 replicas`, `3 micro-batches`."""
+    plural = f"{noun}es" if noun.endswith("ch") else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else plural}"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
+import regex
+
 from nanotron_recipes.recipe import Recipe
+
+_MATCH_SECONDS = 1.0
 
 
 def parameter_names(recipe: Recipe) -> list[str]:
@@ -26,4 +29,12 @@ def parameter_names(recipe: Recipe) -> list[str]:
 
 def is_decayed(name: str, exclude: Iterable[str]) -> bool:
     """Return whether weight decay applies to a parameter: no pattern matches its global name from the start."""
-    return not any(re.match(pattern, name) for pattern in exclude)
+    return not any(matches(pattern, name) for pattern in exclude)
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Return whether a regular expression matches a name from its start.
+
+    Raises regex.error for what is none, TimeoutError for one that backtracks without end.
+    """
+    return regex.match(pattern, name, timeout=_MATCH_SECONDS) is not None

@@ -12,6 +12,9 @@ from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.schema.section import Section
 from nanotron_recipes.urls import is_url
 
+NODE_PATHS = ("checkpoints.checkpoints_path", "checkpoints.resume_checkpoint_path")
+"""Those in which `{node}` stands for the name of a node."""
+
 LOCAL_PATHS = (
     "checkpoints.checkpoints_path",
     "checkpoints.resume_checkpoint_path",

@@ -64,8 +64,8 @@ def _step_of(chosen: ChosenCheckpoint) -> int | None:
 
 def _export(chosen: ChosenCheckpoint, out: Path, verify: bool) -> None:
     from launch.evaluate.prompts import one_prompt
-    from launch.train.step_line import counted
     from model.hf_export import export_checkpoint
+    from nanotron_recipes.numbers import counted
 
     _refuse_among_checkpoints(out, chosen)
     tokenizer = tokenizer_at_hand(chosen.recipe)

@@ -157,7 +157,8 @@ def _train(
         reason = reason_not_to_train(prepared, stop_after)
         if reason is not None:
             console.print(reason, highlight=False)
-            return 0 if prepared.state == "complete" else _finish(prepared, console)
+            is_whole = prepared.state != "complete" and prepared.step >= prepared.recipe.tokens.train_steps
+            return _finish(prepared, console, stop_after) if is_whole else 0
         # Which step it will be is for the ranks to find out, where nodes have disks of their own.
         after = "" if NODE in str(prepared.folder.checkpoints) else f" after step {prepared.step}"
         how = f"goes on{after}" if prepared.step else "begins"
@@ -177,19 +178,19 @@ def _train(
             launch_id=prepared.launch_id,
             nodes=nodes,
         )
-        return _finish(prepared, console) if code == 0 else code
+        return _finish(prepared, console, stop_after) if code == 0 else code
 
 
-def _finish(prepared: PreparedRun, console: Console) -> int:
+def _finish(prepared: PreparedRun, console: Console, stop_after: int | None) -> int:
     """What follows the last step; a run that was stopped before it only says how to go on."""
     from launch.cli.finish import finish, is_trained
 
     folder = prepared.folder
     if is_trained(folder, prepared.recipe):
         return finish(folder, prepared.recipe, console)
+    without = ", without --stop-after" if stop_after is not None else ""
     console.print(
-        f"next: the same command goes on, without --stop-after (or with --run {folder.name}; with make, "
-        f"RUN={folder.name})",
+        f"next: the same command goes on{without} (or with --run {folder.name}; with make, RUN={folder.name})",
         highlight=False,
     )
     return 0

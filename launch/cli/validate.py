@@ -10,6 +10,7 @@ import typer
 from launch.cli.options import OverrideOption
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.loading import load_recipe
+from nanotron_recipes.numbers import counted
 
 
 def validate(
@@ -30,7 +31,7 @@ def validate(
             print(f"error: {error}", file=sys.stderr)
             failed = True
             continue
-        print(f"OK {name}" + (f" ({len(loaded.notes)} notes)" if loaded.notes else ""))
+        print(f"OK {name}" + (f" ({counted(len(loaded.notes), 'note')})" if loaded.notes else ""))
         for note in loaded.notes:
             print(f"  note: {note}")
     if failed:

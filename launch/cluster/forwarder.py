@@ -15,7 +15,8 @@ from launch.train.streams import say
 
 FAILURE_GRACE_SECONDS = 15
 """How long the other ranks may go on after one has failed. A stop that was asked for has no limit: saves take time."""
-_REPEATED_DELIVERY_SECONDS = 1.0
+_REPEATED_DELIVERY_SECONDS = 0.1
+"""A wrapper may pass on a Ctrl-C that the terminal has delivered already; nobody types two so fast."""
 _POLL_SECONDS = 0.05
 
 

@@ -4,6 +4,7 @@ import secrets
 import shutil
 from pathlib import Path
 
+from nanotron_recipes.code_version import VERSION_FILE, code_version
 from nanotron_recipes.errors import UserError
 
 PACKAGES = ("nanotron_recipes", "parallel", "model", "data", "launch")
@@ -21,6 +22,7 @@ def take_snapshot(run: Path, recipe_name: str, recipe_yaml: str) -> Path:
     try:
         for package in PACKAGES:
             shutil.copytree(clone / package, beside / "code" / package, ignore=_LEFT_OUT)
+        (beside / "code" / VERSION_FILE).write_text(code_version() + "\n", encoding="utf-8")
         (beside / f"{recipe_name}.yaml").write_text(recipe_yaml, encoding="utf-8")
         return _take_number(jobs, beside)
     except (OSError, shutil.Error) as error:

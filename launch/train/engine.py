@@ -1,7 +1,7 @@
 """One training step on nanotron's engine: micro-batches through the pipeline, gradients summed, weights updated."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,14 +69,19 @@ class TrainingEngine:
         self._pipeline = PIPELINE_ENGINES[recipe.parallelism.pp_engine]()
 
     def train_step(
-        self, batch: StepBatch, lr: float, stop_requested: bool = False, save_requested: bool = False
+        self,
+        batch: StepBatch,
+        lr: float,
+        stop_requested: Callable[[], bool] = lambda: False,
+        save_requested: bool = False,
     ) -> StepResult:
         """Forward, backward and update for this rank's micro-batches of one global batch.
 
         Where the loss or the gradient norm is not finite, on whichever rank, no rank updates anything.
 
         Args:
-            stop_requested: whether this rank was asked to stop; all ranks learn of it with the loss.
+            stop_requested: says at the end of the step whether this rank was asked to stop; all ranks learn of it with
+                the loss.
             save_requested: whether a checkpoint is due by the clock; one rank may ask.
         """
         count = len(batch.micro_batches)
@@ -95,7 +100,7 @@ class TrainingEngine:
         grad_norm = self.optimizer.grad_norm()
         if self.recipe.optimizer.clip_grad is not None:
             self.optimizer.clip(grad_norm, self.recipe.optimizer.clip_grad)
-        totals = self._sum_over_world(outputs, float(stop_requested) + _SAVE * save_requested, grad_norm)
+        totals = self._sum_over_world(outputs, float(stop_requested()) + _SAVE * save_requested, grad_norm)
         self.optimizer.step(lr, skipped=(~torch.isfinite(totals)).any().float())
         flush_sends(self.built.module.model.p2p)
         # The host waits for the device here, once a step, when it has queued everything.

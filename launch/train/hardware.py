@@ -2,10 +2,13 @@
 
 import re
 import resource
+import socket
 import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from nanotron_recipes.machine import usable_cpus
 
 if TYPE_CHECKING:
     import torch
@@ -76,6 +79,32 @@ def peak_flops(device: "torch.device", dtype: str) -> float | None:
         return measured_cpu_flops(dtype)
     tf32 = torch.backends.cuda.matmul.allow_tf32
     return gpu_peak_flops(torch.cuda.get_device_name(device), dtype, tf32=tf32)
+
+
+def peak_of_world(device: "torch.device", dtype: str) -> float | None:
+    """Peak in FLOP/s of all ranks together for `dtype`, a collective; None where it is unknown."""
+    import torch
+    import torch.distributed as torch_dist
+
+    torch_dist.barrier()  # on the CPU all ranks measure at once, as they will train
+    peak = peak_flops(device, dtype)
+    if peak is not None and device.type == "cpu":
+        peak *= share_of_cpus()
+    total = torch.tensor(0.0 if peak is None else peak, dtype=torch.float64, device=device)
+    torch_dist.all_reduce(total)
+    return float(total) or None
+
+
+def share_of_cpus() -> float:
+    """Below 1 where the ranks of this machine have more threads than it has CPUs: the fastest product of each may have
+    had a CPU that the others wait for."""
+    import torch
+    import torch.distributed as torch_dist
+
+    here = socket.gethostname()
+    hosts = [""] * torch_dist.get_world_size()
+    torch_dist.all_gather_object(hosts, here)
+    return min(1.0, usable_cpus() / (hosts.count(here) * torch.get_num_threads()))
 
 
 def measured_cpu_flops(dtype: str, seconds: float = 0.3, size: int = 512) -> float:

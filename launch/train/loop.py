@@ -122,7 +122,7 @@ class TrainingLoop:
                 batch = next(batches)
                 waited = time.perf_counter() - began
                 rate, is_due = learning_rate_at(self._recipe, step), self._saver.is_due_by_clock()
-                result = self._engine.train_step(batch, rate, stop.is_set, is_due)
+                result = self._engine.train_step(batch, rate, lambda: stop.is_set, is_due)
             seconds = time.perf_counter() - began
             self._record(step, result, batch.stage, seconds, waited)
             is_spike = self._guard(step, result, batch.stage)  # before anything is saved

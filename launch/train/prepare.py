@@ -1,7 +1,6 @@
 """Before anything is started: the data is there, the run is chosen, its past fits, its folder is ours."""
 
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +9,7 @@ from launch.train.preflight import check_places, check_recipe_to_the_end
 from launch.train.resume import newest_sound_step, parent_checkpoint, require_data
 from launch.train.run_folder import RunFolder, RunHeader, point_latest, take_run
 from launch.train.run_lock import RunLock, new_launch_id
+from nanotron_recipes.code_version import code_version
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.frozen import Change, changes_of_the_past, later_changes
 from nanotron_recipes.loading import LoadedRecipe, dump_yaml, load_recipe
@@ -179,7 +179,7 @@ def _begin(folder: RunFolder, loaded: LoadedRecipe, data: str) -> tuple[str, ...
     """
     recipe = loaded.recipe
     changes: tuple[str, ...] = ()
-    header = RunHeader(loaded.name, version("nanotron-recipes"), data, parent=_check_parent(recipe, data))
+    header = RunHeader(loaded.name, code_version(), data, parent=_check_parent(recipe, data))
     if folder.exists():
         before, old, step = folder.header(), load_recipe(str(folder.recipe_file)).recipe, newest_step(folder, recipe)
         if left_behind := _left_behind(folder, old, recipe):

@@ -16,7 +16,7 @@ import torch.distributed as torch_dist
 
 from launch.train.engine import TrainingEngine
 from launch.train.guards import RunFailed
-from launch.train.hardware import peak_flops
+from launch.train.hardware import peak_of_world
 from launch.train.loop import Launch, TrainingLoop, start_event
 from launch.train.metrics import Callback, MetricsWriter, RecordsLost
 from launch.train.outage import reason
@@ -26,7 +26,7 @@ from launch.train.run_folder import RunFolder
 from launch.train.run_lock import RunLock
 from launch.train.same_data import open_same_data
 from launch.train.signals import StopRequest
-from launch.train.step_line import StepLine, counted
+from launch.train.step_line import StepLine
 from launch.train.streams import describe, say, tolerate_lost_output
 from launch.train.tensorboard import TensorBoard
 from launch.train.tracing import StepTracer
@@ -34,6 +34,7 @@ from launch.train.wandb_log import Wandb
 from model.build import initialize_weights
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.loading import load_recipe
+from nanotron_recipes.numbers import counted
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.sequences import sequence_length_at
 from nanotron_recipes.topology import resolve_topology
@@ -194,7 +195,7 @@ def _train_run(
         plan=plan,
         first_step=first_step,
         stop_after=arguments.stop_after,
-        peak_flops=_peak_of_world(device, recipe.model.dtype),
+        peak_flops=peak_of_world(device, recipe.model.dtype),
         files={"recipe.yaml": folder.recipe_file.read_text()},
         disks=disks,
         damaged=frozenset(start.refused),
@@ -238,14 +239,6 @@ def _closing(thing: Callback | StepTracer) -> Iterator[None]:
                 say(str(lost), error=True)
         raise
     thing.close()
-
-
-def _peak_of_world(device: torch.device, dtype: str) -> float | None:
-    torch_dist.barrier()  # on the CPU all ranks measure at once, as they will train
-    peak = peak_flops(device, dtype)
-    total = torch.tensor(0.0 if peak is None else peak, dtype=torch.float64, device=device)
-    torch_dist.all_reduce(total)
-    return float(total) or None
 
 
 def _callbacks(launch: Launch) -> list[Callback]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import FrameType
 
 _Handler = Callable[[int, FrameType | None], object] | int | None
-_REPEATED_DELIVERY_SECONDS = 1.0
+_REPEATED_DELIVERY_SECONDS = 0.1
 
 
 class StopRequest:

@@ -222,12 +222,6 @@ def validation_table(rows: Sequence[ValidationRow]) -> Table:
     return table
 
 
-def counted(count: int, noun: str) -> str:
-    """`1 replica`, `2 replicas`, `3 micro-batches`."""
-    plural = f"{noun}es" if noun.endswith("ch") else f"{noun}s"
-    return f"{count:,} {noun if count == 1 else plural}"
-
-
 def format_bytes(count: int) -> str:
     """`532 MB`, `1.3 GB` (powers of ten)."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

@@ -118,6 +118,9 @@ def damages(whole: bytes) -> dict[str, bytes]:
         "a vocabulary that is a list": json.dumps(content | {"model": content["model"] | {"vocab": [1]}}).encode(),
         "ids that are text": json.dumps(content | {"model": content["model"] | {"vocab": {"a": "b"}}}).encode(),
         "merges of other tokens": json.dumps(content | {"model": content["model"] | {"merges": ["x y"]}}).encode(),
+        "merges that a prefix does not fit": json.dumps(
+            content | {"model": content["model"] | {"continuing_subword_prefix": "#####"}}
+        ).encode(),
         "added tokens without ids": json.dumps(content | {"added_tokens": [{"content": "a"}]}).encode(),
     }
 

@@ -3,7 +3,10 @@ import time
 import pytest
 import torch
 
-from launch.train.hardware import gpu_peak_flops, measured_cpu_flops, peak_flops, peak_memory_bytes
+from launch.train.hardware import gpu_peak_flops, measured_cpu_flops, peak_flops, peak_memory_bytes, share_of_cpus
+from nanotron_recipes.machine import usable_cpus
+from parallel.process_groups import init_process_group
+from parallel.rank_pool import RankPool
 
 
 @pytest.mark.parametrize(
@@ -56,3 +59,17 @@ def test_peak_memory_grows_by_what_is_touched() -> None:
     touched = torch.ones(50_000_000)
     assert peak_memory_bytes(torch.device("cpu")) - before > 100e6
     assert touched[0] == 1
+
+
+def share(num_threads: int) -> float:
+    """Of the CPUs, as ranks with so many threads each see it."""
+    torch.set_num_threads(num_threads)
+    init_process_group(torch.device("cpu"))
+    found = share_of_cpus()
+    torch.distributed.destroy_process_group()
+    return found
+
+
+def test_more_ranks_than_cpus_do_not_raise_the_peak_of_a_machine(pool: RankPool) -> None:
+    assert pool.run(1, share, 1) == [1.0]
+    assert pool.run(8, share, usable_cpus()) == [1 / 8] * 8

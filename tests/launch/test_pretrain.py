@@ -112,6 +112,7 @@ def test_stops_save_and_a_run_goes_on_at_another_topology(
     assert (code, err) == (0, "")
     interrupted = _stopped_after(out)
     assert 9 <= interrupted < TRAIN_STEPS
+    assert "next: the same command goes on (or with --run stopped; with make, RUN=stopped)" in out
     straight = {step: values for step, values in curve(undisturbed.steps).items() if step <= interrupted}
     assert curve(read_metrics(metrics_file).steps) == straight
 

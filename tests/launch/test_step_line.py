@@ -13,7 +13,6 @@ from launch.train.step_line import (
     ValidationRow,
     average,
     bits_per_byte,
-    counted,
     format_seconds,
     format_step,
     validation_table,
@@ -21,6 +20,7 @@ from launch.train.step_line import (
 from launch.train.tensorboard import TensorBoard
 from launch.train.wandb_log import Wandb
 from nanotron_recipes.errors import UserError
+from nanotron_recipes.numbers import counted
 
 RECORD = StepRecord(
     step=7,

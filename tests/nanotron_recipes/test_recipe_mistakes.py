@@ -92,6 +92,11 @@ def test_a_minimal_file_is_a_recipe(tmp_path: Path) -> None:
         ("data_stages.0.data.dataset.vocab_size=2048", "2048: expected at most the model's vocab_size 1024"),
         ("optimizer.weight_decay_exclude_named_params=['.*embeding.*']", "'.*embeding.*': matches no parameter"),
         ("optimizer.weight_decay_exclude_named_params=['(']", "'(': expected a regular expression"),
+        (
+            r"optimizer.weight_decay_exclude_named_params=['(?:(?:\w|[a-z])+\.?)+[^\w\.]']",
+            "expected a regular expression that does not go on for ever",
+        ),
+        ("checkpoints.checkpoints_path=ssd/{nodes}", "'ssd/{nodes}': {nodes} has no meaning; only {node}"),
         ("tokenizer.train.vocab_size=2000", "2000: expected at most model.model_config.vocab_size 1024"),
         ("tokenizer.tokenizer_name_or_path=gpt2", "'gpt2': expected null where tokenizer.train is set"),
         ("corpus.sources.0.reader=jsonl", "corpus.sources.0.path: null: expected the file or folder"),
