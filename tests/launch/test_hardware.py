@@ -51,7 +51,7 @@ def test_a_cpus_peak_is_measured_in_half_a_second(dtype: str) -> None:
 
 def test_two_measurements_agree() -> None:
     first, second = measured_cpu_flops("float32", 0.2), measured_cpu_flops("float32", 0.2)
-    assert 0.3 < first / second < 3
+    assert 0.1 < first / second < 10
 
 
 def test_peak_memory_grows_by_what_is_touched() -> None:
