@@ -10,9 +10,11 @@ temporary folder on the disk of --folder.
 
 import argparse
 import shutil
+import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -111,7 +113,11 @@ def measure(recipe: Recipe, folder: Path, rounds: int, interval: int) -> Measure
         bucket.gradients.zero_()
     theirs.step()  # makes its moments
 
+    began = time.monotonic()
     for number in range(rounds + 1):
+        if engine.context.rank == 0 and number:
+            left = (time.monotonic() - began) / number * (rounds + 1 - number)
+            print(f"round {number} of {rounds}, {left:.0f} s left", file=sys.stderr, flush=True)
         blocks = {"plain_block": plain_block, "saving_block": saving_block}
         for name in list(blocks) if number % 2 else list(blocks)[::-1]:
             torch_dist.barrier()
@@ -197,7 +203,7 @@ def sections_of(shape: str, rounds: int, interval: int, folder: Path) -> list[Se
     name, overrides, split = SHAPES[shape]
     topologies = (AT_DP2, (*AT_MP2, f"parallelism.{split}=2"), AT_ONE)
     at_dp2, at_mp2, at_one = (load_recipe(name, [*overrides, *where]).recipe for where in topologies)
-    with RankPool(2) as pool:
+    with RankPool(2, timeout=timedelta(hours=1)) as pool:
         found: Measurement = pool.run(2, measure, at_dp2, folder, rounds, interval)[0]
         loads = {
             "load at the same topology": pool.run(2, load, at_dp2, folder / "1", min(rounds, 3))[0],
