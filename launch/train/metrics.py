@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,9 +174,14 @@ class Metrics:
 
 def read_metrics(path: Path) -> Metrics:
     """Read `path`. Lines that do not parse, and records with values of other types, are ignored; unknown keys too."""
+    return parse_metrics(path.read_bytes().split(b"\n"))
+
+
+def parse_metrics(lines: Iterable[bytes]) -> Metrics:
+    """Read lines of such a file, as `read_metrics` does."""
     steps: dict[int, StepRecord] = {}
     events: list[Event] = []
-    for line in path.read_bytes().split(b"\n"):
+    for line in lines:
         record = _parse(line)
         if record is None:
             continue

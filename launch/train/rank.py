@@ -21,6 +21,7 @@ from launch.train.loop import Launch, TrainingLoop, start_event
 from launch.train.metrics import Callback, MetricsWriter, RecordsLost
 from launch.train.outage import reason
 from launch.train.prepare import RunRequest, prepare_run, reason_not_to_train
+from launch.train.rank_reporter import RankReporter
 from launch.train.resume import Start, find_start, gather_on_first_node, load_start
 from launch.train.run_folder import RunFolder
 from launch.train.run_lock import RunLock
@@ -87,7 +88,7 @@ def _train(arguments: Namespace, stop: StopRequest) -> int:
                 stack.enter_context(RunLock.acquire(folder.path, share.launch_id))
                 folder.forget_failure()
             stack.enter_context(deterministic_kernels(recipe.general.deterministic, device))
-            _train_run(folder, recipe, device, arguments, stop)
+            _train_run(folder, recipe, device, arguments, stop, share.launch_id)
     except UserError as error:
         return _refuse(str(error), stop)
     except RunFailed as failure:
@@ -170,7 +171,7 @@ def _prepare(arguments: Namespace) -> _Share:
 
 
 def _train_run(
-    folder: RunFolder, recipe: Recipe, device: torch.device, arguments: Namespace, stop: StopRequest
+    folder: RunFolder, recipe: Recipe, device: torch.device, arguments: Namespace, stop: StopRequest, launch_id: str
 ) -> None:
     level = recipe.logging.log_level if torch_dist.get_rank() == 0 else recipe.logging.log_level_replica
     if level != "passive":
@@ -205,13 +206,15 @@ def _train_run(
         if recipe.profiler is not None and recipe.profiler.profiler_export_path is not None:
             tracer = StepTracer(folder.path, recipe.profiler, first_step, context.rank)
             stack.enter_context(_closing(tracer))
+        reporter = RankReporter(folder.path, context, node, launch_id)
+        stack.enter_context(_closing(reporter))
         callbacks = _callbacks(launch) if context.rank == 0 else []
         for callback in callbacks:
             stack.enter_context(_closing(callback))
         for callback in callbacks:
             callback.on_event(start_event(engine, launch))
         _say_start(callbacks, engine, launch, start)
-        last = TrainingLoop(launch, engine, callbacks, tracer).run(stop)
+        last = TrainingLoop(launch, engine, callbacks, tracer, reporter).run(stop)
     if last == recipe.tokens.train_steps and recipe.checkpoints.export_at_end:
         gather_on_first_node(folder, last, disks)
     _say_end(callbacks, launch, last)
@@ -226,7 +229,7 @@ def _node_name(arguments: Namespace) -> str:
 
 
 @contextmanager
-def _closing(thing: Callback | StepTracer) -> Iterator[None]:
+def _closing(thing: Callback | StepTracer | RankReporter) -> Iterator[None]:
     """Close it at the end; where the body failed, that is what is raised, and of files only what they lack is said."""
     try:
         yield
