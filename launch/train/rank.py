@@ -32,6 +32,7 @@ from launch.train.streams import describe, say, tolerate_lost_output
 from launch.train.tensorboard import TensorBoard
 from launch.train.tracing import StepTracer
 from launch.train.wandb_log import Wandb
+from launch.train.webhook import SpeedAlarm, Webhook
 from model.build import initialize_weights
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.loading import load_recipe
@@ -92,8 +93,10 @@ def _train(arguments: Namespace, stop: StopRequest) -> int:
     except UserError as error:
         return _refuse(str(error), stop)
     except RunFailed as failure:
+        _tell_somebody(folder, recipe, failure.step, str(failure))
         return _fail(folder, failure)
     except SaveFailed as failure:
+        _tell_somebody(folder, recipe, None, str(failure))
         return _end(f"{folder.path}: {failure}", 1)
     except RecordsLost as lost:
         return _end(str(lost), 1)
@@ -123,6 +126,12 @@ def _fail(folder: RunFolder, failure: RunFailed) -> int:
             say(f"{folder.failed_file}: could not be written: {reason(error)}", error=True)
     torch_dist.destroy_process_group()
     return 1
+
+
+def _tell_somebody(folder: RunFolder, recipe: Recipe, step: int | None, message: str) -> None:
+    if torch_dist.get_rank() == 0:
+        with Webhook.of(recipe, folder.name) as webhook:
+            webhook.send("failed", step, message)
 
 
 def _refuse(mistake: str, stop: StopRequest) -> int:
@@ -259,6 +268,8 @@ def _callbacks(launch: Launch) -> list[Callback]:
         line,
         TensorBoard(folder.tensorboard, launch.first_step, line.print),
     ]
+    if recipe.logging.webhook_variable is not None:
+        callbacks.append(SpeedAlarm(Webhook.of(recipe, folder.name, line.print), recipe))
     if recipe.logging.wandb:
         config = recipe.model_dump(mode="json", by_alias=True)
         callbacks.append(Wandb(folder.path, recipe.general.project, folder.name, config, line.print))

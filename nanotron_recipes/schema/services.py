@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
+from pydantic import BeforeValidator, StringConstraints
+
 from nanotron_recipes.schema.section import NoEffect, NonNegativeInt, PositiveInt, Section, null_means
+
+_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
+
+VariableName = Annotated[
+    str,
+    BeforeValidator(lambda value: "(hidden)" if isinstance(value, str) and not re.match(_NAME, value) else value),
+    StringConstraints(pattern=_NAME),
+]
+"""Of an environment variable. What is none may be the secret itself: no message shows it."""
 
 LogLevel = Literal["debug", "info", "warning", "error", "critical", "passive"]
 
@@ -23,6 +35,10 @@ class Logging(Section):
 
     wandb: bool = False
     """Send the records to wandb as well, under `general.project`; needs the extra `wandb`."""
+
+    webhook_variable: VariableName | None = None
+    """Name of an environment variable of the first rank that holds the URL to which a failure, or a sustained drop of
+    the speed, is posted as JSON. The URL, which is a secret, stands in no recipe. Null: nothing is posted."""
 
 
 class MetricsLogging(Section):
