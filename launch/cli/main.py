@@ -33,6 +33,7 @@ COMMANDS = {
     "status": "launch.cli.status:status",
     "verify-topology": "launch.cli.verify_topology:verify_topology",
     "checkpoints": "launch.cli.checkpoints:checkpoints",
+    "evaluate": "launch.cli.evaluate:evaluate",
     "export": "launch.cli.export:export",
     "import": "launch.cli.import_hf:import_folder",
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 import jinja2
 
 from nanotron_recipes.cluster_profiles import Variable
+from nanotron_recipes.schema.services import Lighteval
 from nanotron_recipes.schema.slurm import Slurm
 
 
@@ -37,8 +38,63 @@ class Job:
     after: str | None = None
 
 
-def render_job(job: Job) -> str:
-    """The script: a header of long `#SBATCH` options, and what the first node runs."""
+@dataclass(frozen=True)
+class EvaluationJob:
+    """A job that measures one checkpoint.
+
+    Attributes:
+        run: the run's name.
+        folder: the run's folder.
+        logs: of its evaluations.
+        code: the folder with the packages that it runs.
+        python: as in `Job`.
+        resources: of the run, filled from its profile.
+        evaluation: the recipe's section.
+    """
+
+    run: str
+    step: int
+    folder: Path
+    logs: Path
+    code: Path
+    python: str
+    resources: Slurm
+    evaluation: Lighteval
+
+
+def render_evaluation(job: EvaluationJob) -> str:
+    """The script of a job that measures a checkpoint. What `lighteval.slurm` leaves out is as in `slurm`."""
+    own, around = job.evaluation.slurm, job.resources
+    gpus = min(own.gpus_per_node, around.gpus_per_node)
+    has_benchmarks = job.evaluation.tasks is not None and job.evaluation.tasks.tasks
+    return (
+        _templates()
+        .get_template("evaluate.sh.jinja")
+        .render(
+            run=job.run,
+            step=job.step,
+            folder=job.folder,
+            logs=job.logs,
+            code=job.code,
+            python=job.python,
+            cpus_per_task=own.cpus_per_task,
+            gpus=gpus,
+            options={
+                "partition": own.partition or around.partition,
+                "qos": own.qos or around.qos,
+                "time": own.time,
+                "account": around.account,
+                "reservation": own.reservation or around.reservation,
+            },
+            prologue=around.prologue,
+            hf_cache=own.hf_cache,
+            device="cuda" if gpus else "cpu",
+            benchmarks=" --benchmarks" if has_benchmarks else "",
+        )
+    )
+
+
+def _templates() -> jinja2.Environment:
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         undefined=jinja2.StrictUndefined,
@@ -48,17 +104,26 @@ def render_job(job: Job) -> str:
         keep_trailing_newline=True,
     )
     templates.filters["quoted"] = lambda value: shlex.quote(str(value))
+    return templates
+
+
+def render_job(job: Job) -> str:
+    """The script: a header of long `#SBATCH` options, and what the first node runs."""
     fewest = job.resources.min_nodes
     is_range = fewest is not None and fewest < job.nodes
-    return templates.get_template("pretrain.sh.jinja").render(
-        run=job.run,
-        folder=job.folder,
-        logs=job.logs,
-        python=job.python,
-        nodes_text=f"{fewest} to {job.nodes} nodes" if is_range else f"{job.nodes} node{'s' * (job.nodes > 1)}",
-        nodes_option=f"{fewest}-{job.nodes}" if is_range else str(job.nodes),
-        resources=job.resources.model_dump(),
-        environment=job.environment,
-        stop_after="" if job.stop_after is None else f" --stop-after {job.stop_after}",
-        after=job.after,
+    return (
+        _templates()
+        .get_template("pretrain.sh.jinja")
+        .render(
+            run=job.run,
+            folder=job.folder,
+            logs=job.logs,
+            python=job.python,
+            nodes_text=f"{fewest} to {job.nodes} nodes" if is_range else f"{job.nodes} node{'s' * (job.nodes > 1)}",
+            nodes_option=f"{fewest}-{job.nodes}" if is_range else str(job.nodes),
+            resources=job.resources.model_dump(),
+            environment=job.environment,
+            stop_after="" if job.stop_after is None else f" --stop-after {job.stop_after}",
+            after=job.after,
+        )
     )

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from launch.cli.next_line import command, tool
+from launch.status.evaluation import evaluation_text, figure
 from launch.status.gather import RunStatus
 from launch.status.nodes import SILENT_SECONDS, NodeStatus
 from launch.train.step_line import format_bytes, format_seconds
@@ -58,7 +59,7 @@ def _facts(status: RunStatus) -> Iterator[tuple[str, str, str]]:
         yield "left", f"{format_seconds(status.eta_seconds)}, until {end:%Y-%m-%d %H:%M}", ""
     yield "checkpoint", *_checkpoint(status)
     if status.validation:
-        losses = "  ".join(f"{name} {_figure(loss)}" for name, loss in status.validation.items())
+        losses = "  ".join(f"{name} {figure(loss)}" for name, loss in status.validation.items())
         yield "validation", f"{losses} (nats/token)", ""
     if status.evaluation:
         yield "evaluation", evaluation_text(status.evaluation), bad if status.evaluation.get("error") else ""
@@ -87,20 +88,6 @@ def _checkpoint(status: RunStatus) -> tuple[str, str]:
     parts = [f"step {found.step}{when}", format_bytes(found.num_bytes), *([where + place] if where else [])]
     text = " · ".join(parts)
     return (f"{text} · {found.problem}", "bold red") if found.problem else (text, "")
-
-
-def evaluation_text(event: dict[str, object]) -> str:
-    """An `evaluation` event in a line."""
-    parts = [f"step {event.get('step')}"]
-    losses = event.get("source_loss")
-    if isinstance(losses, dict):
-        parts += [f"{name} {_figure(loss)}" for name, loss in losses.items()]
-    arithmetic = event.get("arithmetic")
-    if isinstance(arithmetic, dict):
-        parts.append(f"arithmetic {arithmetic.get('correct')} of {arithmetic.get('total')}")
-    if event.get("error"):
-        parts.append(f"failed: {event['error']}")
-    return " · ".join(parts)
 
 
 def _restarts_table(status: RunStatus) -> Table:
@@ -190,13 +177,9 @@ def runs_table(statuses: Sequence[tuple[str, RunStatus | str]]) -> Table:
             name,
             Text(state, style="bold red" if is_bad else ""),
             f"{status.step}/{status.train_steps}",
-            _figure(status.loss),
+            figure(status.loss),
             "" if status.tokens_per_second is None else f"{status.tokens_per_second:,.0f}",
             "" if status.eta_seconds is None else format_seconds(status.eta_seconds),
             "" if status.checkpoint is None else str(status.checkpoint.step),
         )
     return table
-
-
-def _figure(value: object) -> str:
-    return f"{value:.4f}" if isinstance(value, int | float) else "n/a"

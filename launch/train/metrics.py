@@ -231,7 +231,10 @@ def _is_event(record: Mapping[str, Any]) -> bool:
         case "evaluation":
             arithmetic = record.get("arithmetic", {"correct": 0, "total": 0})
             is_right = isinstance(arithmetic, dict) and all(is_count(arithmetic.get(k)) for k in ("correct", "total"))
-            return is_count(record.get("step")) and is_right and _are_numbers(record.get("bigram_bits_per_byte", {}))
+            figures = [record.get(name, {}) for name in ("bigram_bits_per_byte", "source_loss")]
+            benchmarks = record.get("benchmarks", {})
+            figures += benchmarks.values() if isinstance(benchmarks, dict) else [benchmarks]
+            return is_count(record.get("step")) and is_right and all(map(_are_numbers, figures))
         case name:
             return isinstance(name, str)
 

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 import torch.distributed as torch_dist
 
+from launch.train.callbacks import make_callbacks
 from launch.train.engine import TrainingEngine
 from launch.train.guards import RunFailed
 from launch.train.hardware import peak_flops
 from launch.train.loop import Launch, TrainingLoop, start_event
-from launch.train.metrics import Callback, MetricsWriter, RecordsLost
+from launch.train.metrics import Callback, RecordsLost
 from launch.train.outage import reason
 from launch.train.prepare import RunRequest, prepare_run, reason_not_to_train
 from launch.train.rank_reporter import RankReporter
@@ -29,10 +30,8 @@ from launch.train.same_data import open_same_data
 from launch.train.signals import StopRequest
 from launch.train.step_line import StepLine, counted
 from launch.train.streams import describe, say, tolerate_lost_output
-from launch.train.tensorboard import TensorBoard
 from launch.train.tracing import StepTracer
-from launch.train.wandb_log import Wandb
-from launch.train.webhook import SpeedAlarm, Webhook
+from launch.train.webhook import Webhook
 from model.build import initialize_weights
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.loading import load_recipe
@@ -217,7 +216,9 @@ def _train_run(
             stack.enter_context(_closing(tracer))
         reporter = RankReporter(folder.path, context, node, launch_id)
         stack.enter_context(_closing(reporter))
-        callbacks = _callbacks(launch) if context.rank == 0 else []
+        callbacks = []
+        if context.rank == 0:
+            callbacks = make_callbacks(launch, node, stop, is_job=arguments.job_launch is not None)
         for callback in callbacks:
             stack.enter_context(_closing(callback))
         for callback in callbacks:
@@ -258,22 +259,6 @@ def _peak_of_world(device: torch.device, dtype: str) -> float | None:
     total = torch.tensor(0.0 if peak is None else peak, dtype=torch.float64, device=device)
     torch_dist.all_reduce(total)
     return float(total) or None
-
-
-def _callbacks(launch: Launch) -> list[Callback]:
-    recipe, folder = launch.recipe, launch.folder
-    line = StepLine(recipe.tokens.train_steps, every_steps=recipe.logging.iteration_step_info_interval)
-    callbacks: list[Callback] = [
-        MetricsWriter(folder.metrics_file, line.print),
-        line,
-        TensorBoard(folder.tensorboard, launch.first_step, line.print),
-    ]
-    if recipe.logging.webhook_variable is not None:
-        callbacks.append(SpeedAlarm(Webhook.of(recipe, folder.name, line.print), recipe))
-    if recipe.logging.wandb:
-        config = recipe.model_dump(mode="json", by_alias=True)
-        callbacks.append(Wandb(folder.path, recipe.general.project, folder.name, config, line.print))
-    return callbacks
 
 
 def _say_start(callbacks: list[Callback], engine: TrainingEngine, launch: Launch, start: Start) -> None:
