@@ -111,9 +111,11 @@ def _show(subject: _Subject, results: Results) -> None:
     from launch.evaluate.card_facts import bits_per_byte
     from launch.evaluate.checkpoint import record
     from launch.status.evaluation import figure
+    from launch.status.runs import short_path
 
+    shown = short_path(subject.run.path if subject.run else subject.folder)
     after = "" if subject.step is None else f" after step {subject.step}"
-    table = Table(title=f"{subject.run.path if subject.run else subject.folder}{after}", title_justify="left")
+    table = Table(title=f"{shown}{after}", title_justify="left")
     for heading in ("task", "of", "result", "bits/byte"):
         table.add_column(heading, justify="left" if heading in ("task", "of") else "right")
     for source, loss in results.source_loss.items():
@@ -130,7 +132,7 @@ def _show(subject: _Subject, results: Results) -> None:
         print(f"{task}: left out: {reason}")
     if subject.run is not None and subject.step is not None:
         record(subject.run, results.event(subject.step))
-        print(f"recorded in {subject.run.metrics_file}")
-        print(f"next: nanotron-recipes status {subject.run.path}")
+        print(f"recorded in {shown / subject.run.metrics_file.name}")
+        print(f"next: nanotron-recipes status {shown}")
     else:
         print("next: nothing is recorded, since this is no checkpoint of a run")

@@ -21,9 +21,10 @@ class LocalEvaluator:
     node: str
 
     def command(self, step: int) -> list[str]:
-        """See `launch.train.evaluations.Evaluator`; `env` keeps it from the GPUs, which are the training's."""
+        """See `launch.train.evaluations.Evaluator`; GPUs are the training's."""
         module = [sys.executable, "-P", "-m", "launch.evaluate.job", str(self.run), str(step)]
-        return ["env", "CUDA_VISIBLE_DEVICES=", *module, "--node-name", self.node, "--launcher", str(os.getpid())]
+        options = ["--node-name", self.node, "--launcher", str(os.getpid())]
+        return ["env", "CUDA_VISIBLE_DEVICES=", "OMP_NUM_THREADS=1", *module, *options]
 
     def log(self, step: int) -> Path:
         """See `launch.train.evaluations.Evaluator`."""

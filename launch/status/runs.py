@@ -36,7 +36,7 @@ def find_run(argument: str, runs_dir: Path) -> FoundRun:
     if not _is_run(path):
         names = [entry.name for entry in run_paths(runs_dir)]
         raise user_error(f"no such run in {runs_dir}/", source=argument, nearest=nearest_name(argument, names))
-    return read_run(_short(Path(os.path.realpath(path))))
+    return read_run(short_path(Path(os.path.realpath(path))))
 
 
 def read_run(path: Path) -> FoundRun:
@@ -57,5 +57,6 @@ def _is_run(path: Path) -> bool:
     return (path / "recipe.yaml").is_file() or any((path / "jobs").glob(f"*/{SUBMISSION_FILE}"))
 
 
-def _short(path: Path) -> Path:
+def short_path(path: Path) -> Path:
+    """A path as it is shown: from the working directory where it lies below it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -19,8 +19,9 @@ LONGEST_END_SECONDS = 60.0
 """How long a launch that has trained all its steps waits for the evaluation that is going on."""
 _END_SECONDS = 10.0
 _LONGEST_TOLD = 300
-_OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_OF_TORCHRUN = ("TORCHELASTIC_", "TORCH_NCCL_", "GROUP_", "ROLE_")
+_OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
+_OF_TORCHRUN_OR_JOB = ("TORCHELASTIC_", "TORCH_NCCL_", "GROUP_", "ROLE_", "SLURM_")
+_WHERE_SLURM_IS = "SLURM_CONF"
 
 
 class Evaluator(Protocol):
@@ -159,13 +160,12 @@ class Evaluations:
 
 
 def evaluation_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """What an evaluation beside the training starts with: not a rank, one thread, no GPU."""
-    kept = {
+    """What an evaluation starts with: it is no rank, and not in the training's job."""
+    return {
         name: value
         for name, value in environment.items()
-        if name not in _OF_A_RANK and not name.startswith(_OF_TORCHRUN)
+        if name == _WHERE_SLURM_IS or (name not in _OF_A_RANK and not name.startswith(_OF_TORCHRUN_OR_JOB))
     }
-    return {**kept, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def _last_line(log: Path) -> str:

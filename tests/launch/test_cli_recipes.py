@@ -79,7 +79,10 @@ def test_validate_looks_at_all_and_exits_with_2_where_one_is_wrong(tmp_path: Pat
 def test_validate_prints_the_notes_of_a_published_file() -> None:
     result = run("validate", "tests/nanotron_recipes/fixtures/smollm3-long_64k.yaml")
     assert result.returncode == 0
-    assert "context parallelism is not available yet" in result.stdout and "lighteval: no effect" in result.stdout
+    assert (
+        "context parallelism is not available yet" in result.stdout
+        and "lighteval.output_dir: no effect" in result.stdout
+    )
 
 
 @pytest.mark.parametrize(

@@ -125,18 +125,15 @@ def test_the_launchs_end_is_not_held_up(how: str, tmp_path: Path, monkeypatch: p
     ]
 
 
-def test_an_evaluation_is_no_rank_and_has_one_thread() -> None:
-    given = {"RANK": "3", "MASTER_ADDR": "a", "TORCHELASTIC_RUN_ID": "x", "GROUP_RANK": "0", "HOME": "/h"}
-    assert evaluation_environment({**given, "OMP_NUM_THREADS": "8"}) == {
-        "HOME": "/h",
-        "OMP_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
+def test_an_evaluation_is_no_rank_and_not_in_the_trainings_job() -> None:
+    given = {"RANK": "3", "MASTER_ADDR": "a", "TORCHELASTIC_RUN_ID": "x", "GROUP_RANK": "0", "OMP_NUM_THREADS": "8"}
+    kept = {"HOME": "/h", "SLURM_CONF": "/etc/slurm.conf", "RANKS": "1"}
+    assert evaluation_environment({**given, **kept, "SLURM_JOB_ID": "4"}) == kept
 
 
 def test_beside_the_training_it_ends_with_it_and_sees_no_gpu(tmp_path: Path) -> None:
     command = LocalEvaluator(tmp_path / "runs/a", tmp_path, "n1").command(7)
-    assert command[:2] == ["env", "CUDA_VISIBLE_DEVICES="]
+    assert command[:3] == ["env", "CUDA_VISIBLE_DEVICES=", "OMP_NUM_THREADS=1"]
     assert command[-4:] == ["--node-name", "n1", "--launcher", str(os.getpid())]
 
 
