@@ -185,6 +185,21 @@ def test_the_help_of_every_command_has_an_example(command: str) -> None:
     assert "Example" in result.stdout
 
 
+def test_status_imports_no_torch() -> None:
+    code = """
+import sys
+from launch.cli.main import main
+sys.argv[1:] = ["status"]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+heavy = {"torch", "nanotron", "transformers", "datatrove"}.intersection(sys.modules)
+sys.exit(f"imported {heavy}" if heavy else 0)
+"""
+    assert run(code=code).returncode == 0
+
+
 def test_the_quick_commands_import_nothing_heavy() -> None:
     code = """
 import sys
