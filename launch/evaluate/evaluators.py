@@ -18,13 +18,11 @@ class LocalEvaluator:
 
     run: Path
     logs: Path
-    node: str
 
     def command(self, step: int) -> list[str]:
         """See `launch.train.evaluations.Evaluator`; GPUs are the training's."""
         module = [sys.executable, "-P", "-m", "launch.evaluate.job", str(self.run), str(step)]
-        options = ["--node-name", self.node, "--launcher", str(os.getpid())]
-        return ["env", "CUDA_VISIBLE_DEVICES=", "OMP_NUM_THREADS=1", *module, *options]
+        return ["env", "CUDA_VISIBLE_DEVICES=", "OMP_NUM_THREADS=1", *module, "--launcher", str(os.getpid())]
 
     def log(self, step: int) -> Path:
         """See `launch.train.evaluations.Evaluator`."""

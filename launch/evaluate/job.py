@@ -62,7 +62,6 @@ def _parse(words: Sequence[str]) -> Namespace:
     parser.add_argument("step", type=step_number)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--benchmarks", action="store_true", help="lighteval.tasks of the recipe as well")
-    parser.add_argument("--node-name", help=argparse.SUPPRESS)  # whose disk the checkpoint is looked for on
     parser.add_argument("--launcher", type=int, help=argparse.SUPPRESS)  # the process that it ends with
     return parser.parse_args(words)
 
@@ -81,7 +80,7 @@ def _run(arguments: Namespace) -> "tuple[RunFolder, Recipe]":
 
     path: Path = arguments.run
     recipe = load_recipe(str(path / "recipe.yaml")).recipe
-    return RunFolder.of(path.parent, path.name, recipe, arguments.node_name), recipe
+    return RunFolder.of(path.parent, path.name, recipe), recipe
 
 
 def _measure(folder: "RunFolder", recipe: "Recipe", arguments: Namespace) -> "Results":

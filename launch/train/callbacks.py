@@ -11,11 +11,10 @@ from launch.train.wandb_log import Wandb
 from launch.train.webhook import SpeedAlarm, Webhook
 
 
-def make_callbacks(launch: Launch, node: str, stop: StopRequest, *, is_job: bool) -> list[Callback]:
+def make_callbacks(launch: Launch, stop: StopRequest, *, is_job: bool) -> list[Callback]:
     """What the recipe asks for; the records first, so that they are closed last.
 
     Args:
-        node: the name of this node.
         stop: whether somebody has asked the run to stop.
         is_job: whether the run is a Slurm job, and can submit others.
     """
@@ -29,7 +28,7 @@ def make_callbacks(launch: Launch, node: str, stop: StopRequest, *, is_job: bool
         logs = folder.logs / "evaluations"
         callbacks.append(
             Evaluations(
-                SlurmEvaluator(folder.path, logs, recipe) if is_job else LocalEvaluator(folder.path, logs, node),
+                SlurmEvaluator(folder.path, logs, recipe) if is_job else LocalEvaluator(folder.path, logs),
                 recipe.lighteval.eval_interval,
                 launch.first_step,
                 records.on_event,

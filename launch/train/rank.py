@@ -22,7 +22,7 @@ from launch.train.loop import Launch, TrainingLoop, start_event
 from launch.train.metrics import Callback, RecordsLost
 from launch.train.outage import reason
 from launch.train.prepare import RunRequest, prepare_run, reason_not_to_train
-from launch.train.rank_reporter import RankReporter
+from launch.train.rank_reporter import RankPlace, RankReporter
 from launch.train.resume import Start, find_start, gather_on_first_node, load_start
 from launch.train.run_folder import RunFolder
 from launch.train.run_lock import RunLock
@@ -214,11 +214,11 @@ def _train_run(
         if recipe.profiler is not None and recipe.profiler.profiler_export_path is not None:
             tracer = StepTracer(folder.path, recipe.profiler, first_step, context.rank)
             stack.enter_context(_closing(tracer))
-        reporter = RankReporter(folder.path, context, node, launch_id)
+        reporter = RankReporter(folder.path, RankPlace.of(context, node, launch_id), device)
         stack.enter_context(_closing(reporter))
         callbacks = []
         if context.rank == 0:
-            callbacks = make_callbacks(launch, node, stop, is_job=arguments.job_launch is not None)
+            callbacks = make_callbacks(launch, stop, is_job=arguments.job_launch is not None)
         for callback in callbacks:
             stack.enter_context(_closing(callback))
         for callback in callbacks:

@@ -4,7 +4,9 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 import torch.distributed as torch_dist
@@ -21,6 +23,23 @@ SECONDS = 30.0
 _PATIENCE_SECONDS = 5.0
 
 
+@dataclass(frozen=True)
+class RankPlace:
+    """Which rank it is, and where; see `launch.status.rank_report.RankReport`."""
+
+    rank: int
+    pp_rank: int
+    tp_group: int
+    node: str
+    launch: str
+
+    @classmethod
+    def of(cls, context: EngineContext, node: str, launch: str) -> Self:
+        """The place of this process in the world."""
+        tp_group = int(min(torch_dist.get_process_group_ranks(context.tp_pg)))
+        return cls(context.rank, context.pp_rank, tp_group, node, launch)
+
+
 class RankReporter:
     """Writes what this rank says of itself, from a thread: no step waits for a disk or for NVML.
 
@@ -30,18 +49,15 @@ class RankReporter:
     def __init__(
         self,
         run: Path,
-        context: EngineContext,
-        node: str,
-        launch: str,
+        place: RankPlace,
+        device: torch.device,
         tell: Callable[[str], None] = say,
         seconds: float = SECONDS,
     ) -> None:
-        self._run, self._context, self._node, self._launch = run, context, node, launch
+        self._run, self._place, self._device = run, place, device
         self._seconds = seconds
         self._windows = StepWindows()
         self._step = 0
-        self._tp_group = int(min(torch_dist.get_process_group_ranks(context.tp_pg)))
-        self._pp_rank = context.pp_rank
         self._outage = Outage(
             str(run / FOLDER), "training goes on, and `status` knows less of its ranks", "written again", tell
         )
@@ -60,7 +76,7 @@ class RankReporter:
         self._thread.join(_PATIENCE_SECONDS)
 
     def _keep(self) -> None:
-        gpu = GpuReader(_uuid(self._context.device))
+        gpu = GpuReader(_uuid(self._device))
         while True:
             is_last = self._closed.is_set()
             try:
@@ -75,15 +91,11 @@ class RankReporter:
 
     def _report(self, gpu: GpuReader) -> RankReport:
         return RankReport(
-            rank=self._context.rank,
-            launch=self._launch,
+            **asdict(self._place),
             host=socket.gethostname(),
-            node=self._node,
-            pp_rank=self._pp_rank,
-            tp_group=self._tp_group,
             time=time.time(),
             step=self._step,
-            memory_bytes=peak_memory_bytes(self._context.device),
+            memory_bytes=peak_memory_bytes(self._device),
             windows=self._windows.newest(),
             gpu=gpu.read(),
         )

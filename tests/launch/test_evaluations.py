@@ -132,9 +132,9 @@ def test_an_evaluation_is_no_rank_and_not_in_the_trainings_job() -> None:
 
 
 def test_beside_the_training_it_ends_with_it_and_sees_no_gpu(tmp_path: Path) -> None:
-    command = LocalEvaluator(tmp_path / "runs/a", tmp_path, "n1").command(7)
+    command = LocalEvaluator(tmp_path / "runs/a", tmp_path).command(7)
     assert command[:3] == ["env", "CUDA_VISIBLE_DEVICES=", "OMP_NUM_THREADS=1"]
-    assert command[-4:] == ["--node-name", "n1", "--launcher", str(os.getpid())]
+    assert command[-2:] == ["--launcher", str(os.getpid())]
 
 
 def test_in_a_slurm_job_another_one_is_submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

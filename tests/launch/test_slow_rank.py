@@ -1,8 +1,14 @@
 """A rank that makes the others wait is named, from a real run in which one sleeps in its forward pass."""
 
 import json
+import os
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from small_pretraining import StartProcess
@@ -21,6 +27,7 @@ from launch.status.rank_report import (
 )
 from launch.status.runs import read_run
 from launch.status.speed import slow_ranks
+from launch.train.rank_reporter import RankPlace, RankReporter
 
 GPU = GpuHealth("H100", 61, 1200, 1980, ["thermal (hardware)"], 10**9, 8 * 10**10)
 
@@ -118,3 +125,40 @@ def test_reports_of_earlier_starts_and_broken_ones_are_left_out(tmp_path: Path) 
         (tmp_path / "ranks" / f"{name}.json").write_text(text)
     assert read_reports(tmp_path) == [newer]
     assert read_reports(tmp_path / "nowhere") == []
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_full_disk_is_said_once_and_costs_no_step(small_disk: Path) -> None:
+    said: list[str] = []
+    full = small_disk / "full"
+    full.write_bytes(b"x" * (4096 * ((os.statvfs(small_disk).f_bavail) - 1)))
+    (small_disk / "rest").write_bytes(b"x" * 4096 * os.statvfs(small_disk).f_bavail)
+    reporter = RankReporter(small_disk, RankPlace(0, 0, 0, "n", "l"), torch.device("cpu"), said.append, seconds=0.01)
+    wait_until(lambda: bool(said))
+    for step in range(1, 21):
+        reporter.on_step(step, 1.0, 0.5)
+    full.unlink()
+    wait_until(lambda: len(said) == 2)
+    reporter.close()
+    assert "No space left on device; training goes on" in said[0] and "written again" in said[1]
+    (written,) = read_reports(small_disk)
+    assert written.step == 20 and [window.own_seconds for window in written.windows] == [1.5, 1.5]
+
+
+def test_a_disk_that_does_not_answer_is_waited_for_by_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = threading.Event()
+    monkeypatch.setattr("launch.train.rank_reporter.write_report", lambda *_: answers.wait())
+    monkeypatch.setattr("launch.train.rank_reporter._PATIENCE_SECONDS", 0.2)
+    reporter = RankReporter(tmp_path, RankPlace(0, 0, 0, "n", "l"), torch.device("cpu"))
+    began = time.monotonic()
+    for step in range(1, 21):
+        reporter.on_step(step, 1.0, 0.0)
+    reporter.close()
+    assert time.monotonic() - began < 2
+    answers.set()
