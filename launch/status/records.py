@@ -8,10 +8,10 @@ from typing import BinaryIO
 
 from launch.train.metrics import Metrics, parse_metrics
 
-WHOLE_BYTES = 12_000_000
-"""A file up to this size, some 30,000 steps, is read whole."""
-_TAIL_BYTES = 4_000_000
-_SAMPLES, _SAMPLE_BYTES = 64, 64_000
+WHOLE_BYTES = 6_000_000
+"""A file up to this size, some 20,000 steps, is read whole."""
+_TAIL_BYTES = 2_000_000
+_SAMPLES, _SAMPLE_BYTES = 64, 32_000
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def status_view(status: RunStatus) -> RenderableType:
         parts.append(_restarts_table(status))
     if status.nodes:
         parts.append(_nodes_table(status.nodes, is_training=status.state == "training"))
-    parts.append(Text(f"next: {next_command(status)}"))
+    parts.append(Text(f"next: {next_command(status)}", no_wrap=True, overflow="ignore"))  # to be pasted
     return Group(*parts)
 
 
