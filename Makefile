@@ -36,7 +36,7 @@ endif
 
 PIP_INSTALL = .venv/bin/python -m pip install -qq --disable-pip-version-check --no-input -c constraints.txt
 
-.PHONY: help pretrain test test-tiny test-long test-gpu test-cluster cluster-tools lint bench-train bench-checkpoint bench-loader bench-tokenize docs docs-images
+.PHONY: help pretrain test test-tiny test-long test-gpu test-cluster cluster-tools lint bench-train bench-checkpoint bench-loader bench-tokenize eval-env docs docs-images
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
@@ -99,6 +99,8 @@ bench-loader: .venv-bench/.ready  ## tokens per CPU-second of ours beside datatr
 bench-tokenize: $(READY)  ## what tokenize costs above encode_batch alone; two workers on one file
 	@$(PYTHON) benchmarks/tokenization.py $(ARGS)
 
+eval-env: .venv-eval/.ready  ## lighteval, for `evaluate --benchmarks` and lighteval.tasks, in .venv-eval
+
 docs: $(READY)  ## write the pages that are made from the code again
 	@$(PYTHON) -m nanotron_recipes.key_reference
 	@$(PYTHON) -m parallel.adaptations
@@ -127,4 +129,11 @@ docs-images: $(READY)  ## draw the README's picture from a complete run   [RUN=]
 	@.venv-bench/bin/python -m pip install -qq --disable-pip-version-check --no-input -c constraints.txt -e .
 	@.venv-bench/bin/python -m pip install -qq --disable-pip-version-check --no-input -c constraints.txt \
 	    --no-deps -r benchmarks/loader-peers.txt
+	@touch $@
+
+# Of its own: lighteval brings a hundred packages, and wants versions of some that ours must not have.
+.venv-eval/.ready: .venv/.ready launch/evaluate/lighteval.txt
+	@echo 'Installing lighteval into .venv-eval (a few minutes, once) …'
+	@[ -x .venv-eval/bin/python ] || .venv/bin/python -m venv .venv-eval
+	@.venv-eval/bin/python -m pip install -qq --disable-pip-version-check --no-input -r launch/evaluate/lighteval.txt
 	@touch $@

@@ -35,6 +35,7 @@ _FREE = (
     "parallelism",
     "checkpoints",
     "guards",
+    "lighteval",
     "logging",
     "profiler",
     "slurm",

@@ -27,6 +27,7 @@ def notes_on(mapping: Mapping[str, Any], recipe: Recipe) -> list[str]:
         *_mixtures(recipe),
         *_remote_paths(recipe),
         *_staging(recipe),
+        *_evaluation(recipe),
         *(f"{key}: no effect: {reason}" for key, reason in keys_without_effect(mapping)),
     ]
 
@@ -111,3 +112,20 @@ def _staging(recipe: Recipe) -> Iterator[str]:
         if found:
             more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
             yield f"{first_key[found[0]]}: {show_value(found[0])}{more}: {what}"
+
+
+def _evaluation(recipe: Recipe) -> Iterator[str]:
+    evaluation = recipe.lighteval
+    if evaluation is None:
+        return
+    interval, saved = evaluation.eval_interval, recipe.checkpoints.checkpoint_interval
+    if interval is not None and interval % saved and recipe.checkpoints.checkpoint_interval_minutes is None:
+        yield (
+            f"lighteval.eval_interval: {interval} is no multiple of checkpoints.checkpoint_interval {saved}: the first "
+            "checkpoint from each multiple on is evaluated"
+        )
+    if evaluation.tasks is not None and evaluation.tasks.tasks:
+        yield (
+            "lighteval.tasks.tasks: run where the training is a Slurm job, and by hand with `evaluate --benchmarks`; "
+            "lighteval needs an environment of its own (make eval-env) and the network"
+        )

@@ -75,8 +75,8 @@ class Recipe(Section):
     s3_upload: Annotated[S3Upload | None, NoEffect("checkpoints are not uploaded so far")] = None
     """Upload of checkpoints."""
 
-    lighteval: Annotated[Lighteval | None, NoEffect("evaluate the exported Hugging Face folder")] = None
-    """nanotron's evaluation jobs."""
+    lighteval: Lighteval | None = None
+    """Evaluation of checkpoints while the run goes on. Null: none."""
 
     metrics_logging: Annotated[MetricsLogging | None, NoEffect("metrics.jsonl records every step in full")] = None
     """nanotron's per-layer statistics."""

@@ -1,5 +1,6 @@
 """Point-to-point messages between pipeline stages."""
 
+import time
 from collections import deque
 from typing import Any
 
@@ -20,10 +21,14 @@ class BufferedP2P(P2P):
     gloo's send is a rendezvous: with 1F1B two neighbours that both send first wait for each other for ever. Here a
     send posts a copy and keeps it until `flush`, which the training loop calls once a step, when every receiver has
     taken its message.
+
+    Attributes:
+        waited_seconds: in `recv_tensors` so far, for messages that were not there yet.
     """
 
     def __init__(self, pg: Any, device: torch.device) -> None:
         super().__init__(pg, device)
+        self.waited_seconds = 0.0
         self._in_flight: deque[tuple[Any, torch.Tensor]] = deque()
 
     def _post(self, tensor: torch.Tensor, to_rank: int, tag: int) -> None:
@@ -39,6 +44,15 @@ class BufferedP2P(P2P):
             self._post(P2PTensorMetaData.to_first_metadata(payload, device=self.device), to_rank, tag)
             self._post(P2PTensorMetaData.to_second_metadata(payload, device=self.device), to_rank, tag)
             self._post(payload.detach(), to_rank, tag)
+
+    def recv_tensors(self, num_tensors: int, from_rank: int, tag: int = 0) -> list[torch.Tensor]:
+        """Receive so many tensors from pipeline rank `from_rank`, waiting for them."""
+        began = time.perf_counter()
+        try:
+            received: list[torch.Tensor] = super().recv_tensors(num_tensors, from_rank, tag)
+            return received
+        finally:
+            self.waited_seconds += time.perf_counter() - began
 
     def flush(self) -> None:
         """Wait until every posted message has been taken and drop the copies."""

@@ -30,8 +30,10 @@ COMMANDS = {
     "data fertility": "launch.cli.data_fertility:data_fertility",
     "data import-megatron": "launch.cli.import_megatron:import_megatron",
     "pretrain": "launch.cli.pretrain:pretrain",
+    "status": "launch.cli.status:status",
     "verify-topology": "launch.cli.verify_topology:verify_topology",
     "checkpoints": "launch.cli.checkpoints:checkpoints",
+    "evaluate": "launch.cli.evaluate:evaluate",
     "export": "launch.cli.export:export",
     "import": "launch.cli.import_hf:import_folder",
 }

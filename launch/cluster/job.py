@@ -17,6 +17,7 @@ from launch.train.metrics import read_metrics
 from launch.train.run_folder import RunFolder
 from launch.train.run_lock import holder_of, is_earlier_start, job_launch_id
 from launch.train.streams import describe, say
+from launch.train.webhook import Webhook
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.loading import LoadedRecipe, load_recipe
 
@@ -114,6 +115,9 @@ def _end(folder: RunFolder, loaded: LoadedRecipe, arguments: Namespace) -> int:
     end = decide([*history, *own], step=step, is_done=is_done, failure=failure, asked=arguments.asked, slurm=slurm)
     write_end(folder.path, arguments.job_id, arguments.restart, end)
     _say(arguments, f"{end.verdict}: {end.reason}")
+    if end.verdict == "give up":
+        with Webhook.of(loaded.recipe, folder.name) as webhook:
+            webhook.send("gave_up", step, end.reason)
     if end.verdict == "requeue":
         return _put_back(end, own[0], arguments, slurm.exclude)
     return 0 if end.verdict == "done" else 1

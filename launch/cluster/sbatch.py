@@ -7,6 +7,7 @@ from pathlib import Path
 import jinja2
 
 from nanotron_recipes.cluster_profiles import Variable
+from nanotron_recipes.schema.services import Lighteval
 from nanotron_recipes.schema.slurm import Slurm
 
 
@@ -35,6 +36,59 @@ class Job:
     environment: tuple[Variable, ...] = ()
     stop_after: int | None = None
     after: str | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationJob:
+    """A job that measures one checkpoint.
+
+    Attributes:
+        run: the run's name.
+        folder: the run's folder.
+        logs: of its evaluations.
+        code: the folder with the packages that it runs.
+        python: as in `Job`.
+        resources: of the run, filled from its profile.
+        evaluation: the recipe's section.
+    """
+
+    run: str
+    step: int
+    folder: Path
+    logs: Path
+    code: Path
+    python: str
+    resources: Slurm
+    evaluation: Lighteval
+
+
+def render_evaluation(job: EvaluationJob) -> str:
+    """The script of a job that measures a checkpoint. What `lighteval.slurm` leaves out is as in `slurm`."""
+    own, around = job.evaluation.slurm, job.resources
+    gpus = min(own.gpus_per_node, around.gpus_per_node)
+    has_benchmarks = job.evaluation.tasks is not None and job.evaluation.tasks.tasks
+    return render(
+        "evaluate.sh.jinja",
+        run=job.run,
+        step=job.step,
+        folder=job.folder,
+        logs=job.logs,
+        code=job.code,
+        python=job.python,
+        cpus_per_task=own.cpus_per_task,
+        gpus=gpus,
+        options={
+            "partition": own.partition or around.partition,
+            "qos": own.qos or around.qos,
+            "time": own.time,
+            "account": around.account,
+            "reservation": own.reservation or around.reservation,
+        },
+        prologue=around.prologue,
+        hf_cache=own.hf_cache,
+        device="cuda" if gpus else "cpu",
+        benchmarks=" --benchmarks" if has_benchmarks else "",
+    )
 
 
 def render_job(job: Job) -> str:

@@ -19,14 +19,14 @@ from nanotron_recipes.recipe import Recipe
 def facts_of_run(run: RunFolder, recipe: Recipe, step: int, name: str | None = None) -> ModelCardFacts:
     """The facts after `step` steps of a run; what its metrics.jsonl does not hold is left out.
 
-    Read are the last "validation" event and the last "evaluation" event of that step. The keys of the latter, all
-    optional: `bigram_bits_per_byte` {source: figure} and `arithmetic` {"correct": n, "total": n}. `name`: what the
-    card calls the model (default: the run's name).
+    Read are the last "validation" event and the "evaluation" events of that step. Of the latter's keys, all optional,
+    the last count: `bigram_bits_per_byte` {source: figure} and `arithmetic` {"correct": n, "total": n}. `name`: what
+    the card calls the model (default: the run's name).
     """
     facts = facts_from_recipe(recipe, name=name or run.name, step=step, recipe_name=run.header().recipe or None)
     events = read_metrics(run.metrics_file).events if run.metrics_file.is_file() else []
     losses = _figures(_last(events, "validation", step).get("validation_loss"))
-    evaluation = _last(events, "evaluation", step)
+    evaluation = _all(events, "evaluation", step)
     bigram = _figures(evaluation.get("bigram_bits_per_byte"))
     return replace(
         facts,
@@ -57,6 +57,12 @@ def _arithmetic(value: object) -> ArithmeticFact | None:
 def _last(events: Iterable[dict[str, Any]], kind: str, step: int) -> dict[str, Any]:
     matching = [event for event in events if event["event"] == kind and event.get("step") == step]
     return matching[-1] if matching else {}
+
+
+def _all(events: Iterable[dict[str, Any]], kind: str, step: int) -> dict[str, Any]:
+    """All keys of the events of a step."""
+    matching = [event for event in events if event["event"] == kind and event.get("step") == step]
+    return {key: value for event in matching for key, value in event.items()}
 
 
 def bits_per_byte(nats_per_token: float, source: str, recipe: Recipe) -> float | None:

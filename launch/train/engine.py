@@ -9,6 +9,7 @@ import torch.distributed as torch_dist
 
 from data.batch import MicroBatch as MicroBatchArrays
 from data.batch import StepBatch
+from launch.train.step_clock import StepClock
 from model.build import BuiltModel, build_model
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.topology import Topology
@@ -66,6 +67,7 @@ class TrainingEngine:
         self.built: BuiltModel = build_model(recipe, context)
         self.gradients = GradientSync(self.built.module, self.built.buckets, context, sharded)
         self.optimizer = FlatAdamW(self.built.buckets, context, adamw_settings(recipe), sharded)
+        self.clock = StepClock(context, self.built.module.model.p2p)
         self._pipeline = PIPELINE_ENGINES[recipe.parallelism.pp_engine]()
 
     def train_step(
@@ -88,6 +90,7 @@ class TrainingEngine:
         # nanotron divides every micro-batch's loss by their number; what is wanted is the sum over the valid targets
         # of the global batch divided by their number.
         self.built.current.loss_scale = count / batch.num_valid_targets
+        self.clock.begin()
         self.gradients.begin(count)
         outputs = self._pipeline.train_batch_iter(
             model=self.built.module,
@@ -96,6 +99,7 @@ class TrainingEngine:
             nb_microbatches=count,
             grad_accumulator=None,
         )
+        self.clock.end()  # from here on this rank waits for others
         self.gradients.finish()
         grad_norm = self.optimizer.grad_norm()
         if self.recipe.optimizer.clip_grad is not None:

@@ -17,6 +17,7 @@ from launch.train.guards import RunFailed, SkippedSteps, SpikeDetector
 from launch.train.hardware import peak_memory_bytes
 from launch.train.metrics import Callback, Event, StepRecord, validation_event
 from launch.train.prepare import is_last_step_saved
+from launch.train.rank_reporter import RankReporter
 from launch.train.replicas import ReplicaCheck
 from launch.train.rewind import rewind
 from launch.train.run_folder import RunFolder
@@ -64,9 +65,15 @@ class TrainingLoop:
     """Trains, validates, saves, and tells the callbacks (rank 0's) what happened. Every rank of the world makes one."""
 
     def __init__(
-        self, launch: Launch, engine: TrainingEngine, callbacks: list[Callback], tracer: StepTracer | None
+        self,
+        launch: Launch,
+        engine: TrainingEngine,
+        callbacks: list[Callback],
+        tracer: StepTracer | None,
+        reporter: RankReporter,
     ) -> None:
         self._begin(launch)
+        self._reporter = reporter
         self._engine = engine
         self._callbacks = callbacks
         self._tracer = tracer
@@ -124,6 +131,7 @@ class TrainingLoop:
                 rate, is_due = learning_rate_at(self._recipe, step), self._saver.is_due_by_clock()
                 result = self._engine.train_step(batch, rate, lambda: stop.is_set, is_due)
             seconds = time.perf_counter() - began
+            self._reporter.on_step(step, self._engine.clock.seconds(), waited)
             self._record(step, result, batch.stage, seconds, waited)
             is_spike = self._guard(step, result, batch.stage)  # before anything is saved
             if self._tracer is not None:

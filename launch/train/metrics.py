@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,9 +174,14 @@ class Metrics:
 
 def read_metrics(path: Path) -> Metrics:
     """Read `path`. Lines that do not parse, and records with values of other types, are ignored; unknown keys too."""
+    return parse_metrics(path.read_bytes().split(b"\n"))
+
+
+def parse_metrics(lines: Iterable[bytes]) -> Metrics:
+    """Read lines of such a file, as `read_metrics` does."""
     steps: dict[int, StepRecord] = {}
     events: list[Event] = []
-    for line in path.read_bytes().split(b"\n"):
+    for line in lines:
         record = _parse(line)
         if record is None:
             continue
@@ -226,7 +231,10 @@ def _is_event(record: Mapping[str, Any]) -> bool:
         case "evaluation":
             arithmetic = record.get("arithmetic", {"correct": 0, "total": 0})
             is_right = isinstance(arithmetic, dict) and all(is_count(arithmetic.get(k)) for k in ("correct", "total"))
-            return is_count(record.get("step")) and is_right and _are_numbers(record.get("bigram_bits_per_byte", {}))
+            figures = [record.get(name, {}) for name in ("bigram_bits_per_byte", "source_loss")]
+            benchmarks = record.get("benchmarks", {})
+            figures += benchmarks.values() if isinstance(benchmarks, dict) else [benchmarks]
+            return is_count(record.get("step")) and is_right and all(map(_are_numbers, figures))
         case name:
             return isinstance(name, str)
 

@@ -14,13 +14,15 @@ from typing import Any
 import torch
 import torch.distributed as torch_dist
 
+from launch.train.callbacks import make_callbacks
 from launch.train.engine import TrainingEngine
 from launch.train.guards import RunFailed
 from launch.train.hardware import peak_of_world
 from launch.train.loop import Launch, TrainingLoop, start_event
-from launch.train.metrics import Callback, MetricsWriter, RecordsLost
+from launch.train.metrics import Callback, RecordsLost
 from launch.train.outage import reason
 from launch.train.prepare import RunRequest, prepare_run, reason_not_to_train
+from launch.train.rank_reporter import RankPlace, RankReporter
 from launch.train.resume import Start, find_start, gather_on_first_node, load_start
 from launch.train.run_folder import RunFolder
 from launch.train.run_lock import RunLock
@@ -28,9 +30,8 @@ from launch.train.same_data import open_same_data
 from launch.train.signals import StopRequest
 from launch.train.step_line import StepLine
 from launch.train.streams import describe, say, tolerate_lost_output
-from launch.train.tensorboard import TensorBoard
 from launch.train.tracing import StepTracer
-from launch.train.wandb_log import Wandb
+from launch.train.webhook import Webhook
 from model.build import initialize_weights
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.loading import load_recipe
@@ -88,12 +89,14 @@ def _train(arguments: Namespace, stop: StopRequest) -> int:
                 stack.enter_context(RunLock.acquire(folder.path, share.launch_id))
                 folder.forget_failure()
             stack.enter_context(deterministic_kernels(recipe.general.deterministic, device))
-            _train_run(folder, recipe, device, arguments, stop)
+            _train_run(folder, recipe, device, arguments, stop, share.launch_id)
     except UserError as error:
         return _refuse(str(error), stop)
     except RunFailed as failure:
+        _tell_somebody(folder, recipe, failure.step, str(failure))
         return _fail(folder, failure)
     except SaveFailed as failure:
+        _tell_somebody(folder, recipe, None, str(failure))
         return _end(f"{folder.path}: {failure}", 1)
     except RecordsLost as lost:
         return _end(str(lost), 1)
@@ -123,6 +126,12 @@ def _fail(folder: RunFolder, failure: RunFailed) -> int:
             say(f"{folder.failed_file}: could not be written: {reason(error)}", error=True)
     torch_dist.destroy_process_group()
     return 1
+
+
+def _tell_somebody(folder: RunFolder, recipe: Recipe, step: int | None, message: str) -> None:
+    if torch_dist.get_rank() == 0:
+        with Webhook.of(recipe, folder.name) as webhook:
+            webhook.send("failed", step, message)
 
 
 def _refuse(mistake: str, stop: StopRequest) -> int:
@@ -171,7 +180,7 @@ def _prepare(arguments: Namespace) -> _Share:
 
 
 def _train_run(
-    folder: RunFolder, recipe: Recipe, device: torch.device, arguments: Namespace, stop: StopRequest
+    folder: RunFolder, recipe: Recipe, device: torch.device, arguments: Namespace, stop: StopRequest, launch_id: str
 ) -> None:
     level = recipe.logging.log_level if torch_dist.get_rank() == 0 else recipe.logging.log_level_replica
     if level != "passive":
@@ -206,13 +215,17 @@ def _train_run(
         if recipe.profiler is not None and recipe.profiler.profiler_export_path is not None:
             tracer = StepTracer(folder.path, recipe.profiler, first_step, context.rank)
             stack.enter_context(_closing(tracer))
-        callbacks = _callbacks(launch) if context.rank == 0 else []
+        reporter = RankReporter(folder.path, RankPlace.of(context, node, launch_id), device)
+        stack.enter_context(_closing(reporter))
+        callbacks = []
+        if context.rank == 0:
+            callbacks = make_callbacks(launch, stop, is_job=arguments.job_launch is not None)
         for callback in callbacks:
             stack.enter_context(_closing(callback))
         for callback in callbacks:
             callback.on_event(start_event(engine, launch))
         _say_start(callbacks, engine, launch, start)
-        last = TrainingLoop(launch, engine, callbacks, tracer).run(stop)
+        last = TrainingLoop(launch, engine, callbacks, tracer, reporter).run(stop)
     if last == recipe.tokens.train_steps and recipe.checkpoints.export_at_end:
         gather_on_first_node(folder, last, disks)
     _say_end(callbacks, launch, last)
@@ -227,7 +240,7 @@ def _node_name(arguments: Namespace) -> str:
 
 
 @contextmanager
-def _closing(thing: Callback | StepTracer) -> Iterator[None]:
+def _closing(thing: Callback | StepTracer | RankReporter) -> Iterator[None]:
     """Close it at the end; where the body failed, that is what is raised, and of files only what they lack is said."""
     try:
         yield
@@ -239,20 +252,6 @@ def _closing(thing: Callback | StepTracer) -> Iterator[None]:
                 say(str(lost), error=True)
         raise
     thing.close()
-
-
-def _callbacks(launch: Launch) -> list[Callback]:
-    recipe, folder = launch.recipe, launch.folder
-    line = StepLine(recipe.tokens.train_steps, every_steps=recipe.logging.iteration_step_info_interval)
-    callbacks: list[Callback] = [
-        MetricsWriter(folder.metrics_file, line.print),
-        line,
-        TensorBoard(folder.tensorboard, launch.first_step, line.print),
-    ]
-    if recipe.logging.wandb:
-        config = recipe.model_dump(mode="json", by_alias=True)
-        callbacks.append(Wandb(folder.path, recipe.general.project, folder.name, config, line.print))
-    return callbacks
 
 
 def _say_start(callbacks: list[Callback], engine: TrainingEngine, launch: Launch, start: Start) -> None:

@@ -37,13 +37,16 @@ class TensorBoard:
         self._add({f"train/{name}": value for name, value in scalars(record).items()}, record.step)
 
     def on_event(self, event: Event) -> None:
-        """Write validation losses under `validation/`; where the run goes back, cut the curves."""
+        """Write validation losses under `validation/`, what was evaluated under `evaluation/`; where the run goes back,
+        cut the curves."""
         if event["event"] == "rewind" and event["to"] is not None:
             self.close()
             self._cut_from = event["to"] + 1
         elif event["event"] == "validation":
             losses = event["validation_loss"].items()
             self._add({f"validation/{source}": loss for source, loss in losses if loss is not None}, event["step"])
+        elif event["event"] == "evaluation":
+            self._add({f"evaluation/{name}": value for name, value in evaluated(event).items()}, event["step"])
 
     def close(self) -> None:
         """Close the event file."""
@@ -104,3 +107,14 @@ def scalars(record: StepRecord) -> dict[str, float]:
     """The numbers of a step that make curves, by name."""
     values = dataclasses.asdict(record)
     return {name: float(value) for name, value in values.items() if name != "step" and isinstance(value, int | float)}
+
+
+def evaluated(event: Event) -> dict[str, float]:
+    """The numbers of an evaluation that make curves, by name."""
+    values = {f"loss/{source}": loss for source, loss in event.get("source_loss", {}).items()}
+    arithmetic = event.get("arithmetic", {})
+    if arithmetic.get("total"):
+        values["arithmetic"] = arithmetic["correct"] / arithmetic["total"]
+    for task, metrics in event.get("benchmarks", {}).items():
+        values |= {f"{task}/{metric}": value for metric, value in metrics.items()}
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,6 +1,7 @@
 """Faults to plant in a training engine, to show what the guards do about them; importable by the ranks of the pool."""
 
 import dataclasses
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -57,6 +58,19 @@ def _in_steps(
 def nan_now_and_then(engine: TrainingEngine) -> None:
     """Step 2 is not finite, and all steps from 5 on."""
     nan_gradient(engine, steps=(2, *range(5, 100)))
+
+
+def slow_rank(engine: TrainingEngine, rank: int = 1, seconds: float = 0.15) -> None:
+    """This rank sleeps in the forward pass of every step."""
+    if engine.context.rank != rank:
+        return
+    forward = engine.built.module.forward
+
+    def sleepy(*arguments: Any, **keywords: Any) -> Any:
+        time.sleep(seconds)
+        return forward(*arguments, **keywords)
+
+    engine.built.module.forward = sleepy
 
 
 def flipped_bit(

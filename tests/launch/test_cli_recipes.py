@@ -79,7 +79,10 @@ def test_validate_looks_at_all_and_exits_with_2_where_one_is_wrong(tmp_path: Pat
 def test_validate_prints_the_notes_of_a_published_file() -> None:
     result = run("validate", "tests/nanotron_recipes/fixtures/smollm3-long_64k.yaml")
     assert result.returncode == 0
-    assert "context parallelism is not available yet" in result.stdout and "lighteval: no effect" in result.stdout
+    assert (
+        "context parallelism is not available yet" in result.stdout
+        and "lighteval.output_dir: no effect" in result.stdout
+    )
 
 
 @pytest.mark.parametrize(
@@ -180,6 +183,21 @@ def test_the_help_of_every_command_has_an_example(command: str) -> None:
         "Usage: nanotron-recipes", ""
     )
     assert "Example" in result.stdout
+
+
+def test_status_imports_no_torch() -> None:
+    code = """
+import sys
+from launch.cli.main import main
+sys.argv[1:] = ["status"]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+heavy = {"torch", "nanotron", "transformers", "datatrove"}.intersection(sys.modules)
+sys.exit(f"imported {heavy}" if heavy else 0)
+"""
+    assert run(code=code).returncode == 0
 
 
 def test_the_quick_commands_import_nothing_heavy() -> None:

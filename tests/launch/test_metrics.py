@@ -144,6 +144,9 @@ def test_a_step_with_a_value_of_another_type_is_ignored(tmp_path: Path, key: str
         {"event": "validation", "step": 1, "validation_loss": {"code": "low"}},
         {"event": "evaluation", "step": 1, "bigram_bits_per_byte": 3},
         {"event": "evaluation", "step": 1, "arithmetic": {"correct": 1}},
+        {"event": "evaluation", "step": 1, "source_loss": {"prose": "low"}},
+        {"event": "evaluation", "step": 1, "benchmarks": {"arc": 0.5}},
+        {"event": "evaluation", "step": 1, "benchmarks": 1},
     ],
 )
 def test_an_event_with_a_value_of_another_type_is_ignored(tmp_path: Path, event: dict[str, object]) -> None:

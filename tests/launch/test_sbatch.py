@@ -4,11 +4,13 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from launch.cluster.sbatch import Job, render_job
+from launch.cluster.sbatch import EvaluationJob, Job, render_evaluation, render_job
 from nanotron_recipes.cluster_profiles import load_profile
+from nanotron_recipes.schema.services import Lighteval
 from nanotron_recipes.schema.slurm import Slurm
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -44,6 +46,52 @@ JOBS = {
 @pytest.mark.parametrize("nodes", JOBS)
 def test_the_script_is_the_one_that_was_looked_at(nodes: str) -> None:
     assert render_job(JOBS[nodes]) == (GOLDEN / f"{nodes}-nodes.sh").read_text(encoding="utf-8")
+
+
+def evaluation(resources: Slurm, section: dict[str, Any]) -> EvaluationJob:
+    run = Path("runs/smollm3-3b-1")
+    return EvaluationJob(
+        run=run.name,
+        step=4000,
+        folder=run,
+        logs=run / "logs/evaluations",
+        code=Path("/shared/clone/runs/smollm3-3b-1/jobs/1/code"),
+        python="/shared/clone/.venv/bin/python",
+        resources=resources,
+        evaluation=Lighteval.model_validate(section),
+    )
+
+
+EVALUATIONS = {
+    "evaluation": evaluation(Slurm(), {}),
+    "evaluation-cpu": evaluation(AWKWARD, {"tasks": {"tasks": "arc:easy|0"}}),
+    "benchmarks": evaluation(
+        Slurm(account="lab", partition="train"),
+        {
+            "tasks": {"tasks": "arc:challenge|0,hellaswag|0"},
+            "slurm": {
+                "gpus_per_node": 2,
+                "cpus_per_task": 16,
+                "partition": "eval",
+                "qos": "low",
+                "time": "01:59:00",
+                "reservation": "night",
+                "hf_cache": "/shared/hf cache",
+            },
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_the_script_of_an_evaluation_is_the_one_that_was_looked_at(name: str, tmp_path: Path) -> None:
+    text = render_evaluation(EVALUATIONS[name])
+    assert text == (GOLDEN / f"{name}.sh").read_text(encoding="utf-8")
+    script = tmp_path / "job.sh"
+    script.write_text(text, encoding="utf-8")
+    subprocess.run(["bash", "-n", str(script)], check=True, timeout=60)
+    if shutil.which("shellcheck") is not None:
+        subprocess.run(["shellcheck", "--severity=style", str(script)], check=True, timeout=60)
 
 
 @pytest.mark.parametrize("nodes", JOBS)

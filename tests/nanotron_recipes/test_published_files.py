@@ -70,7 +70,9 @@ def test_every_key_is_used_or_noted(name: str) -> None:
 
 def test_the_keys_without_effect_are_the_expected_ones() -> None:
     noted = {note.split(": no effect: ")[0] for note in load("stage1").notes}
-    assert {"general.run", "lighteval", "s3_upload", "metrics_logging", "tokenizer.tokenizer_max_length"} <= noted
+    assert {"general.run", "s3_upload", "metrics_logging", "tokenizer.tokenizer_max_length"} <= noted
+    assert {"lighteval.wandb_project", "lighteval.output_dir", "lighteval.eval_interval_file"} <= noted
+    assert not {"lighteval", "lighteval.eval_interval", "lighteval.batch_size", "lighteval.slurm"} & noted
     assert not any(key.startswith("optimizer") for key in noted)
 
 
@@ -146,3 +148,10 @@ def test_urls_pass_with_a_note_and_only_for_what_is_read() -> None:
         load("stage2", "checkpoints.checkpoints_path=s3://b")
     loaded = load("stage2", "s3_upload=null", "checkpoints.resume_checkpoint_path=null")
     assert loaded.recipe.data_stages[1].data.dataset.dataset_folder[2] == "s3://bucket/tokenized/pes2o"
+
+
+def test_the_evaluation_of_a_published_file_is_read() -> None:
+    evaluation = load("stage1").recipe.lighteval
+    assert evaluation is not None and (evaluation.eval_interval, evaluation.batch_size) == (4000, 8)
+    assert (evaluation.slurm.partition, evaluation.slurm.time) == ("hopper-prod", "01:59:00")
+    assert evaluation.offline_tasks == ["loss", "arithmetic"]

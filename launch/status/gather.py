@@ -1,0 +1,205 @@
+"""How a run is, gathered from the files in its folder. Reads in a moment, writes nothing, imports no torch."""
+
+import statistics
+import time
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from launch.cluster.attempts import Attempt, read_attempts
+from launch.status.checkpoint import CheckpointStatus, newest_checkpoint
+from launch.status.nodes import NodeStatus, nodes_of
+from launch.status.rank_report import read_reports
+from launch.status.records import read_records
+from launch.status.runs import FoundRun
+from launch.status.speed import RECENT_STEPS, Drop, SlowRanks, find_drop, recent_speed, seconds_left, slow_ranks
+from launch.train.metrics import Event, StepRecord
+from launch.train.run_lock import holder_of
+from nanotron_recipes.recipe import Recipe
+from nanotron_recipes.sequences import stage_sequence_length
+
+QUIET_STEPS, QUIET_SECONDS = 10, 120.0
+"""A run that trains and has recorded nothing for so many of its steps, and for so long, is called quiet."""
+
+State = Literal["training", "queued", "stopped", "failed", "complete"]
+
+
+@dataclass(frozen=True)
+class RestartStatus:
+    """A start of the run's ranks, and how it ended; empty where that is not known."""
+
+    start: str
+    """The Slurm job and its restart (`41.2`); of a start without Slurm its number, in the order of the records."""
+    time: str
+    """UTC; empty without Slurm."""
+    nodes: list[str]
+    after_step: int
+    verdict: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """How a run is. None, or empty, where the run's files do not say."""
+
+    run: str
+    path: str
+    state: State
+    message: str
+    """Why it failed, or who trains it."""
+    job: str
+    """The newest Slurm job that was submitted for it."""
+    step: int
+    train_steps: int
+    tokens: int
+    loss: float | None
+    stage: str
+    step_seconds: float | None
+    """Median of the last steps."""
+    tokens_per_second: float | None
+    """Median of the last steps."""
+    usual_tokens_per_second: float | None
+    """The run's own median, over the steps at the topology and sequence length of the newest one."""
+    is_whole_record: bool
+    """False: the record is large, the run's own median is that of steps at even distances, and of restarts without
+    Slurm some may be missing."""
+    drop: Drop | None
+    slow_seconds: float | None
+    """How long the drop has lasted, in the time that its steps took."""
+    mfu: float | None
+    eta_seconds: float | None
+    quiet_seconds: float | None
+    """Since the last record of a run that trains, where that is unusually long."""
+    slow_ranks: list[SlowRanks]
+    nodes: list[NodeStatus]
+    checkpoint: CheckpointStatus | None
+    restarts: list[RestartStatus]
+    validation: dict[str, float]
+    """Nats per token by source."""
+    evaluation: dict[str, Any]
+    """The newest `evaluation` event."""
+
+
+def gather(found: FoundRun) -> RunStatus:
+    """How the run is now. Raises UserError where a file that says who trains it, or that it is complete, is damaged."""
+    folder, recipe = found.folder, found.recipe
+    records = read_records(folder.metrics_file)
+    steps, events = records.metrics.steps, records.metrics.events
+    last = steps[-1] if steps else None
+    attempts = read_attempts(folder.path)
+    state, message = _state(found, attempts)
+    alike = _comparable(steps, events, recipe)
+    usual = statistics.median(step.tokens_per_second for step in alike) if len(alike) >= 2 * RECENT_STEPS else None
+    drop = find_drop(alike, usual) if usual is not None and state == "training" else None
+    recent = recent_speed(steps)
+    reports = read_reports(folder.path)
+    step_seconds = statistics.median(step.step_seconds for step in steps[-RECENT_STEPS:]) if steps else None
+    return RunStatus(
+        run=folder.name,
+        path=str(folder.path),
+        state=state,
+        message=message,
+        job=found.jobs[-1].slurm_job if found.jobs else "",
+        step=last.step if last else 0,
+        train_steps=recipe.tokens.train_steps,
+        tokens=last.tokens if last else 0,
+        loss=last.loss if last else None,
+        stage=last.stage if last else "",
+        step_seconds=step_seconds,
+        tokens_per_second=recent,
+        usual_tokens_per_second=usual,
+        is_whole_record=records.is_whole,
+        drop=drop,
+        slow_seconds=None if drop is None else sum(s.step_seconds for s in steps if s.step >= drop.since_step),
+        mfu=last.mfu if last else None,
+        eta_seconds=seconds_left(recipe, last.step, recent) if last and recent and state == "training" else None,
+        quiet_seconds=_quiet(folder.metrics_file, step_seconds) if state == "training" else None,
+        slow_ranks=slow_ranks(reports) if state == "training" else [],
+        nodes=nodes_of(reports),
+        checkpoint=newest_checkpoint(folder, events),
+        restarts=_restarts(attempts, events),
+        validation=_newest(events, "validation").get("validation_loss", {}),
+        evaluation=_newest(events, "evaluation"),
+    )
+
+
+def _state(found: FoundRun, attempts: Sequence[Attempt]) -> tuple[State, str]:
+    """What the run is doing, as far as its files say."""
+    folder = found.folder
+    completed = folder.completed_step()
+    if completed is not None and completed >= found.recipe.tokens.train_steps:
+        return "complete", ""
+    holder = holder_of(folder.path)
+    if holder is not None:
+        return "training", f"process {holder.pid} on {holder.host} since {holder.since}"
+    failure = folder.failure()
+    if failure is not None:
+        return "failed", failure
+    last = attempts[-1] if attempts else None
+    newest_job = found.jobs[-1].slurm_job if found.jobs else ""
+    if newest_job and newest_job not in {attempt.begin.job for attempt in attempts}:
+        return "queued", f"job {newest_job} was submitted and has not begun"
+    if last is None:
+        return "stopped", ""
+    if last.end is None:
+        return "queued", f"job {last.begin.job} ended without a word; Slurm starts it again by itself"
+    if last.end.verdict == "requeue":
+        return "queued", f"job {last.begin.job} was put back: {last.end.reason}"
+    return ("failed", last.end.reason) if last.end.verdict == "give up" else ("stopped", last.end.reason)
+
+
+def _comparable(steps: Sequence[StepRecord], events: Sequence[Event], recipe: Recipe) -> list[StepRecord]:
+    """The steps at the topology and sequence length of the newest one: others have other speeds."""
+    if not steps:
+        return []
+    lengths = {stage.name: stage_sequence_length(recipe, stage) for stage in recipe.data_stages}
+    starts: list[Event] = []
+    for start in _starts(events):
+        starts = [
+            earlier for earlier in starts if earlier["step"] < start["step"]
+        ]  # the others' steps are trained again
+        starts.append(start)
+    first_steps = [start["step"] for start in starts]
+
+    def kind(step: StepRecord) -> tuple[object, int | None]:
+        number = bisect_right(first_steps, step.step) - 1
+        return starts[number].get("topology") if number >= 0 else None, lengths.get(step.stage)
+
+    newest = kind(steps[-1])
+    return [step for step in steps if kind(step) == newest]
+
+
+def _quiet(metrics_file: Path, step_seconds: float | None) -> float | None:
+    try:
+        age = time.time() - metrics_file.stat().st_mtime
+    except OSError:
+        return None
+    return age if age > max(QUIET_SECONDS, QUIET_STEPS * (step_seconds or 0.0)) else None
+
+
+def _restarts(attempts: Sequence[Attempt], events: Sequence[Event]) -> list[RestartStatus]:
+    if attempts:
+        return [
+            RestartStatus(
+                f"{attempt.begin.job}.{attempt.begin.restart}",
+                attempt.begin.time,
+                attempt.begin.nodes,
+                attempt.begin.step,
+                attempt.end.verdict if attempt.end else "",
+                attempt.end.reason if attempt.end else "",
+            )
+            for attempt in attempts
+        ]
+    return [
+        RestartStatus(str(number), "", [], start["step"] - 1, "", "") for number, start in enumerate(_starts(events), 1)
+    ]
+
+
+def _starts(events: Sequence[Event]) -> list[Event]:
+    return [event for event in events if event["event"] == "start" and isinstance(event.get("step"), int)]
+
+
+def _newest(events: Sequence[Event], name: str) -> Event:
+    return next((event for event in reversed(events) if event["event"] == name), {})

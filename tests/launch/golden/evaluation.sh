@@ -1,0 +1,12 @@
+#!/bin/bash
+# smollm3-3b-1 after step 4000: the checkpoint is measured, in a job of its own.
+#SBATCH --job-name=smollm3-3b-1-evaluate-4000
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --gres=gpu:1
+#SBATCH --time=02:00:00
+#SBATCH --no-requeue
+#SBATCH --output=runs/smollm3-3b-1/logs/evaluations/4000-%j.log
+set -o pipefail
+export PYTHONPATH=/shared/clone/runs/smollm3-3b-1/jobs/1/code"${PYTHONPATH:+:$PYTHONPATH}"
+exec /shared/clone/.venv/bin/python -P -m launch.evaluate.job runs/smollm3-3b-1 4000 --device cuda

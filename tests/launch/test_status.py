@@ -1,0 +1,242 @@
+"""`status`: what it says of runs in every state, from their files alone."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from launch.cluster.attempts import Begin, End, NodeEnd, write_begin, write_end, write_node_end
+from launch.status.gather import RunStatus, gather
+from launch.status.rank_report import RankReport, Window, write_report
+from launch.status.records import read_records
+from launch.status.runs import find_run, read_run
+from launch.status.show import next_command, runs_table, status_view
+from launch.status.speed import SpeedWatch, find_drop, seconds_left
+from launch.train.metrics import StepRecord, read_metrics
+from launch.train.run_folder import RunFolder, RunHeader
+from launch.train.run_lock import RunLock
+from nanotron_recipes.errors import UserError
+from nanotron_recipes.loading import dump_yaml, load_recipe
+
+ROOT = Path(__file__).parents[2]
+RECIPE = load_recipe("tiny", ["tokens.train_steps=200"]).recipe
+
+
+def record(step: int, speed: float = 1000.0, stage: str = "stable") -> dict[str, Any]:
+    tokens = step * 3072
+    values = {"step": step, "tokens": tokens, "loss": 3.5 - step / 1000, "lr": 0.01, "grad_norm": 1.0}
+    values |= {"tokens_per_second": speed, "step_seconds": 3072 / speed, "data_wait_seconds": 0.0}
+    return values | {"memory_peak_bytes": 10**8, "mfu": 0.1, "stage": stage}
+
+
+def start(step: int, **topology: int) -> dict[str, Any]:
+    return {"event": "start", "step": step, "topology": topology}
+
+
+def make_run(runs: Path, name: str, records: list[dict[str, Any]]) -> RunFolder:
+    folder = RunFolder.of(runs, name, RECIPE)
+    folder.path.mkdir(parents=True)
+    folder.write_recipe(dump_yaml(RECIPE), RunHeader("tiny", "0.1.0", "fingerprint"))
+    folder.metrics_file.write_text("".join(json.dumps(each) + "\n" for each in records))
+    return folder
+
+
+def status_of(folder: RunFolder) -> RunStatus:
+    return gather(read_run(folder.path))
+
+
+def shown(status: RunStatus) -> str:
+    console = Console(width=140, file=open(os.devnull, "w"), record=True)  # noqa: SIM115
+    console.print(status_view(status))
+    return console.export_text()
+
+
+def test_a_run_that_trains_is_told_with_its_speed_and_what_is_left(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "a", [start(1, dp=1), *(record(step) for step in range(1, 101))])
+    with RunLock.acquire(folder.path, "launch"):
+        status = status_of(folder)
+        text = shown(status)
+    assert (status.state, status.step, status.train_steps) == ("training", 100, 200)
+    assert status.tokens_per_second == status.usual_tokens_per_second == 1000.0
+    assert status.eta_seconds == pytest.approx(100 * 3072 / 1000)
+    assert status.drop is None and "100 of 200 (50.0%)" in text and "5m07s" in text
+    assert f"process {os.getpid()}" in status.message
+    assert status_of(folder).state == "stopped"
+
+
+def test_a_sustained_drop_is_flagged_with_its_first_step(tmp_path: Path) -> None:
+    usual, slow = [record(step) for step in range(1, 81)], [record(step, 700.0) for step in range(81, 111)]
+    folder = make_run(tmp_path, "a", [start(1, dp=1), *usual, *slow])
+    with RunLock.acquire(folder.path, "launch"):
+        status = status_of(folder)
+        text = shown(status)
+    assert status.drop is not None and status.drop.since_step == 81
+    assert status.slow_seconds == pytest.approx(30 * 3072 / 700)
+    assert "SLOW" in text and "since step 81, 70% of the run's median (1,000)" in text
+    assert status_of(folder).drop is None, "a run that has stopped is not slow"
+
+
+def test_a_few_slow_steps_and_another_topology_are_no_drop(tmp_path: Path) -> None:
+    usual, pause = [record(step) for step in range(1, 81)], [record(step, 10.0) for step in range(81, 90)]
+    folder = make_run(tmp_path, "a", [start(1, dp=2), *usual, *pause])
+    fewer = [start(81, dp=1), *(record(step, 500.0) for step in range(81, 150))]
+    other = make_run(tmp_path, "b", [start(1, dp=2), *usual, *pause, *fewer])
+    for each in (folder, other):
+        with RunLock.acquire(each.path, "launch"):
+            assert status_of(each).drop is None
+    with RunLock.acquire(other.path, "launch"):
+        assert status_of(other).usual_tokens_per_second == 500.0
+
+
+def test_a_watch_finds_what_status_finds_once(tmp_path: Path) -> None:
+    speeds = [1000.0] * 60 + [700.0] * 30 + [1000.0] * 30 + [600.0] * 30
+    watch = SpeedWatch(lambda step: 256)
+    records = [StepRecord(**record(step, speed)) for step, speed in enumerate(speeds, 1)]
+    found = [(each.step, drop) for each in records if (drop := watch.observe(each)) is not None]
+    assert [step for step, _ in found] == [71, 131]
+    assert [drop.since_step for _, drop in found] == [61, 121]
+    assert find_drop(records, 1000.0) is not None
+
+
+def test_another_sequence_length_is_no_drop() -> None:
+    watch = SpeedWatch(lambda step: 256 if step <= 60 else 512)
+    speeds = [1000.0] * 60 + [500.0] * 60
+    assert not any(watch.observe(StepRecord(**record(step, speed))) for step, speed in enumerate(speeds, 1))
+
+
+def test_time_left_counts_the_tokens_of_longer_sequences() -> None:
+    base = load_recipe("tiny", ["tokens.train_steps=1100"]).recipe
+    assert seconds_left(base, 1000, 3072.0) == pytest.approx(100)
+    assert seconds_left(base, 1100, 3072.0) == 0
+
+
+def test_attempts_of_jobs_say_how_often_and_why_it_was_started_again(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "a", [start(1, dp=1), *(record(step) for step in range(1, 31))])
+    place = folder.jobs / "1"
+    place.mkdir(parents=True)
+    (place / "job.json").write_text(json.dumps({"slurm_job": "41", "nodes": 2, "stop_after": None}))
+    assert status_of(folder).state == "queued" and next_command(status_of(folder)) == "squeue --job 41"
+    write_begin(folder.path, Begin("41", 0, ["n1", "n2"], "2026-01-01T00:00:00+00:00", 0))
+    write_node_end(folder.path, "41", 0, NodeEnd("n2", "crashed", "rank 3 was ended by SIGKILL", 5.0, True))
+    end = End("requeue", "n2: rank 3 was ended by SIGKILL", 20, "2026-01-01T01:00:00+00:00", True, 60, [])
+    write_end(folder.path, "41", 0, end)
+    status = status_of(folder)
+    assert status.state == "queued" and "SIGKILL" in status.message
+    assert [(each.start, each.nodes, each.verdict) for each in status.restarts] == [("41.0", ["n1", "n2"], "requeue")]
+    write_begin(folder.path, Begin("41", 1, ["n1", "n3"], "2026-01-01T02:00:00+00:00", 20))
+    write_end(folder.path, "41", 1, End("give up", "it would fail again: loss", 20, "2026", True, 0, []))
+    status = status_of(folder)
+    assert status.state == "failed" and "give up" in shown(status) and len(status.restarts) == 2
+
+
+def test_nodes_gpus_and_a_quiet_run_are_told(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "a", [start(1, dp=2), *(record(step) for step in range(1, 31))])
+    for rank in (0, 1):
+        windows = [Window(10, 10 * number, 1.0 + rank, 0.0) for number in (1, 2, 3)]
+        gpu = {"name": "H100", "temperature_celsius": 60 + rank, "sm_clock_mhz": 1980 - 500 * rank}
+        gpu |= {"max_sm_clock_mhz": 1980, "throttled": ["thermal (hardware)"] * rank}
+        gpu |= {"memory_used_bytes": 70 * 10**9, "memory_total_bytes": 80 * 10**9}
+        place = {"rank": rank, "launch": "l", "host": "h", "node": "n1", "pp_rank": 0, "tp_group": rank, "step": 30}
+        report = RankReport(**place, time=time.time(), memory_bytes=5, windows=windows, gpu=None)
+        write_report(folder.path, report)
+        file = folder.path / "ranks" / f"{rank}.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "gpu": gpu}))
+    os.utime(folder.metrics_file, (time.time() - 900, time.time() - 900))
+    with RunLock.acquire(folder.path, "launch"):
+        status = status_of(folder)
+    (node,) = status.nodes
+    assert (node.temperature_celsius, node.sm_clock_mhz, node.throttled) == (61, 1480, ["rank 1: thermal (hardware)"])
+    assert [each.ranks for each in status.slow_ranks] == [[1]]
+    text = shown(status)
+    assert "no record for 15m" in text and "1480 of 1980" in text and "70.0 GB of 80.0 GB" in text
+    assert "SLOW RANK" in text and "rank 1 on n1 takes 2.0 ×" in text
+
+
+def test_a_checkpoint_on_disks_that_are_not_seen_is_known_from_the_record(tmp_path: Path) -> None:
+    saves = [{"event": "checkpoint", "step": step, "num_bytes": 7, "error": error} for step, error in
+             ((10, None), (20, None), (30, "full"))]  # fmt: skip
+    folder = make_run(tmp_path, "a", [*saves, record(30)])
+    found = status_of(folder).checkpoint
+    assert found is not None and (found.step, found.time, found.copies) == (20, None, None)
+    assert "not seen from here" in found.problem
+
+
+def test_a_damaged_checkpoint_is_said_without_reading_it(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "a", [record(30)])
+    (folder.checkpoints / "30").mkdir(parents=True)
+    (folder.checkpoints / "30" / "manifest.json").write_text("{")
+    found = status_of(folder).checkpoint
+    assert found is not None and found.step == 30 and "manifest.json" in found.problem
+
+
+def test_a_large_record_is_read_in_part(tmp_path: Path) -> None:
+    records = [start(1, dp=1), *(record(step, 1000.0 + step % 7) for step in range(1, 20_001))]
+    folder = make_run(tmp_path, "a", records)
+    size = folder.metrics_file.stat().st_size
+    assert size > 4_600_000
+    some, whole = read_records(folder.metrics_file, whole_bytes=10_000), read_records(folder.metrics_file)
+    assert not some.is_whole and whole.is_whole
+    assert some.metrics.steps[-1] == whole.metrics.steps[-1] and some.metrics.events == whole.metrics.events
+    assert some.metrics.steps[0].step == 1
+    assert read_records(folder.path / "none").metrics == read_metrics(Path(os.devnull))
+
+
+def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    code = """
+import sys
+from launch.cli.main import main
+try:
+    main()
+except SystemExit as end:
+    code = end.code
+heavy = {"torch", "nanotron", "transformers", "datatrove"}.intersection(sys.modules)
+sys.exit(f"imported {heavy}" if heavy else code)
+"""
+    return subprocess.run(
+        [sys.executable, "-P", "-c", code, "status", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "140"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_the_command_answers_at_once_and_says_what_to_do_next(tmp_path: Path) -> None:
+    assert command(cwd=tmp_path).stdout.splitlines()[-1] == "next: nanotron-recipes pretrain tiny"
+    runs = tmp_path / "runs"
+    make_run(runs, "a", [record(step) for step in range(1, 31)])
+    folder = make_run(runs, "b", [record(step) for step in range(1, 31)])
+    folder.mark_failed("skipped_steps", 30, "the loss was not finite")
+    (runs / "latest").symlink_to("b")
+    (runs / "no-run").mkdir()
+    done = command(cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert lines[1][:3] == ["a", "stopped", "30/200"] and lines[2][:3] == ["b", "failed", "30/200"]
+    assert "the loss was not finite" in done.stdout and done.stdout.splitlines()[-1].startswith(
+        "next: read runs/b/logs"
+    )
+    content = json.loads(command("a", "--json", cwd=tmp_path).stdout)
+    assert content["state"] == "stopped" and content["step"] == 30 and content["checkpoint"] is None
+    assert command("runs/a", cwd=tmp_path).returncode == 0
+    watched = command("a", "--watch", cwd=tmp_path)
+    assert watched.returncode == 0 and "30 of 200" in watched.stdout, "a run that has ended is shown once"
+    for arguments, message in ((["bb"], "did you mean b?"), (["--watch", "--json"], "--watch: ")):
+        mistake = command(*arguments, cwd=tmp_path)
+        assert mistake.returncode == 2 and message in mistake.stderr and len(mistake.stderr.splitlines()) == 1
+
+
+def test_a_damaged_run_is_in_nobodys_way(tmp_path: Path) -> None:
+    make_run(tmp_path, "a", [record(1)]).recipe_file.write_text("general: [")
+    with pytest.raises(UserError):
+        find_run("a", tmp_path)
+    console = Console(width=120, file=open(os.devnull, "w"), record=True)  # noqa: SIM115
+    console.print(runs_table([("a", "a: damaged")]))
+    assert "damaged" in console.export_text()
