@@ -74,9 +74,22 @@ class DataPlan:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over the content of all sources and the way of ordering them, hexadecimal."""
-        content = [ORDER_VERSION, self.source_fingerprints]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        """Of what the whole run reads: see fingerprint_through."""
+        return self.fingerprint_through(self.train_steps)
+
+    def fingerprint_through(self, step: int) -> str:
+        """sha256, hexadecimal, over what the sources of every stage that begins up to step `step` hold, and the way of
+        ordering it. Later stages do not count, nor where shards lie: they may be added, and moved."""
+        last = self._stage_of_batch(self._skipped.batch_of(max(1, step)))
+        numbers: dict[str, int] = {}
+        stages = [
+            [
+                (numbers.setdefault(name, len(numbers)), self.sources[name].manifest.fingerprint)
+                for name in entry.data.dataset.dataset_folder
+            ]
+            for entry in self._recipe.data_stages[: last + 1]
+        ]
+        return hashlib.sha256(json.dumps([ORDER_VERSION, stages]).encode()).hexdigest()
 
     def stage_of(self, step: int) -> int:
         """The number of the stage that step `step` (from 1) belongs to: that of the batch it reads."""

@@ -1,4 +1,5 @@
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -229,3 +230,20 @@ def test_the_fingerprint_changes_with_the_shards_alone(folders: list[str], tmp_p
     assert changed.fingerprint != plan.fingerprint
     differing = {name for name in folders if changed.source_fingerprints[name] != plan.source_fingerprints[name]}
     assert differing == {folders[1]}
+
+
+def test_shards_may_move_and_stages_may_be_added(folders: list[str], tmp_path: Path) -> None:
+    short, long = (
+        DataPlan.from_recipe(recipe_with(stages, train_steps=20, vocab_size=6000))
+        for stages in (
+            [(1, {folders[0]: 0.5, folders[1]: 0.5})],
+            [(1, {folders[0]: 0.5, folders[1]: 0.5}), (11, {folders[2]: 1.0})],
+        )
+    )
+    assert short.fingerprint == short.fingerprint_through(1) == long.fingerprint_through(10)
+    assert long.fingerprint_through(11) == long.fingerprint != short.fingerprint
+    moved = [str(shutil.copytree(folder, tmp_path / "moved" / Path(folder).name)) for folder in folders]
+    there = DataPlan.from_recipe(recipe_with([(1, {moved[0]: 0.5, moved[1]: 0.5})], train_steps=20, vocab_size=6000))
+    assert there.fingerprint == short.fingerprint
+    swapped = DataPlan.from_recipe(recipe_with([(1, {moved[1]: 0.5, moved[0]: 0.5})], train_steps=20, vocab_size=6000))
+    assert swapped.fingerprint != short.fingerprint
