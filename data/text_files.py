@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from data.manifest import Inputs
-from nanotron_recipes.errors import UserError, shorten, user_error
+from nanotron_recipes.errors import UserError, shorten, show_value, user_error
 from nanotron_recipes.schema.data import CorpusSource
 from nanotron_recipes.urls import HUB_PREFIX, is_url
 
@@ -48,10 +48,15 @@ class TextFiles:
     files: list[TextFile]
 
 
+class TextIsGone(UserError):
+    """Nothing of a source's text is there, or can be reached."""
+
+
 def files_of(source: CorpusSource) -> TextFiles:
     """The files of a jsonl, parquet or text source.
 
-    Raises UserError where its path does not exist, cannot be reached, or holds no file for the reader.
+    Raises TextIsGone where its path does not exist, cannot be reached, or holds no file for the reader; another
+    UserError where the recipe does not say what to read, or only some of the files can be looked at.
     """
     where = f"corpus.sources {source.name}"
     if source.path is None:
@@ -66,7 +71,7 @@ def files_of(source: CorpusSource) -> TextFiles:
     else:
         text = _local_files(Path(source.path), globs, where)
     if not text.files:
-        raise UserError(f"{where}: path: {source.path}: no file matches {' or '.join(globs)}")
+        raise TextIsGone(f"{where}: path: {source.path}: no file matches {' or '.join(globs)}")
     return text
 
 
@@ -99,19 +104,22 @@ def _check_glob(glob: str, where: str) -> None:
 
 
 def _local_files(path: Path, globs: tuple[str, ...], where: str) -> TextFiles:
+    kind: type[UserError] = TextIsGone
     try:
         if path.is_file():
             return TextFiles(str(path.parent), [_local_file(path.parent, path.name)])
         if not path.is_dir():
-            raise UserError(f"{where}: path: {path}: no such file or folder")
+            raise TextIsGone(f"{where}: path: {path}: no such file or folder")
+        kind = UserError  # from here on something is there, and what cannot be seen of it may have changed
         matches = sorted({file for glob in globs for file in path.glob(glob)})
         found = sorted(file.relative_to(path).as_posix() for file in matches if file.is_file())
         broken = next((file for file in matches if not file.exists()), None)
         if broken is not None:
-            raise UserError(f"{where}: {broken}: a link to a file that is not there")
+            kind = kind if found else TextIsGone
+            raise kind(f"{where}: {broken}: a link to a file that is not there")
         return TextFiles(str(path), [_local_file(path, name) for name in found])
     except OSError as error:
-        raise user_error(f"cannot be looked through: {error.strerror}", key=f"{where}: path", value=str(path)) from None
+        raise kind(f"{where}: path: {show_value(str(path))}: cannot be looked through: {error.strerror}") from None
 
 
 def _local_file(folder: Path, name: str) -> TextFile:
@@ -159,9 +167,9 @@ def _named_errors(where: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise UserError(f"{where}: no such file or folder, or not for you") from None
+        raise TextIsGone(f"{where}: no such file or folder, or not for you") from None
     except Exception as error:  # each of the libraries below has families of its own
-        raise UserError(f"{where}: cannot be looked through: {remote_reason(error)}") from None
+        raise TextIsGone(f"{where}: cannot be looked through: {remote_reason(error)}") from None
 
 
 def remote_reason(error: Exception) -> str:

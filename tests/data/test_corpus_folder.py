@@ -3,6 +3,7 @@
 import io
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,40 @@ def test_shards_outlive_the_text_that_they_were_made_of(recipe: Recipe, tmp_path
             (tmp_path / "texts").rmdir()
     with pytest.raises(UserError, match=r"corpus\.sources words: path: .*: no such file or folder$"):
         tokenize(with_documents(recipe, 5), "mine")
+
+
+def test_a_link_to_nothing_among_the_files_hides_no_changed_text(recipe: Recipe, tmp_path: Path) -> None:
+    before = tokenize(recipe, "mine", workers=1)
+    link = tmp_path / "texts" / "gone.jsonl"
+    link.symlink_to(tmp_path / "absent.jsonl")
+    for _ in range(2):
+        for look in (partial(tokenize, recipe, "mine"), partial(outdated, recipe)):
+            with pytest.raises(UserError, match=r"words: .*texts/gone\.jsonl: a link to a file that is not there$"):
+                look()
+        write_jsonl(tmp_path / "texts" / "a.jsonl", 10, seed=2)
+    link.unlink()
+    after = tokenize(recipe, "mine", workers=1)
+    assert after[0].fingerprint != before[0].fingerprint and outdated(recipe) == []
+    (tmp_path / "texts" / "a.jsonl").unlink()
+    link.symlink_to(tmp_path / "absent.jsonl")
+    assert "gone.jsonl: a link to a file that is not there; the shards made before are used" in said(recipe)
+
+
+def test_files_that_cannot_be_looked_at_hide_no_changed_text(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenize(recipe, "mine", workers=1)
+    write_jsonl(tmp_path / "texts" / "closed" / "b.jsonl", 5, seed=2)
+    real = Path.is_file
+
+    def refused(path: Path) -> bool:
+        if path.parent.name == "closed":
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    with pytest.raises(UserError, match=r"words: path: .*: cannot be looked through: Permission denied$"):
+        tokenize(recipe, "mine")
 
 
 def test_inputs_are_told_by_name_size_and_time(tmp_path: Path) -> None:
