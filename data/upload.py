@@ -4,7 +4,8 @@
     <upload_to>/<source>/*.ds[.index]              each with its sha256 in the object's metadata
     <upload_to>/<source>/manifest.json             written last: a source without it is not there yet
 
-Called again it goes on: what is there with the right size and sha256 is not sent again.
+Called again it goes on: what is there is not sent again, but it is read back like all else, because the sha256 in its
+metadata came with it and says nothing about what has arrived. Where all manifests are there, they alone are read.
 """
 
 import hashlib
@@ -54,21 +55,27 @@ class _Upload:
         found: str = head["Metadata"].get(_SHA256, "")
         return found
 
+    def holds(self, name: str, sha256: str) -> bool:
+        """Whether the object is there with this content; it is read where its metadata says so."""
+        return self.sha256_of(name) == sha256 == self._content_sha256(name)
+
     def send(self, path: Path, name: str, sha256: str) -> None:
         """Sends a file unless it is there, and hashes what has arrived."""
-        found = self.sha256_of(name)
-        if found == sha256:
+        if self.holds(name, sha256):
             return
-        if found == "":
+        if self.sha256_of(name) == "":
             raise UserError(f"{self.url(name)}: expected a free place; `tokenize` did not make this object")
         self.client.upload_file(str(path), self.bucket, self.key(name), ExtraArgs={"Metadata": {_SHA256: sha256}})
+        if self._content_sha256(name) != sha256:
+            self.client.delete_object(Bucket=self.bucket, Key=self.key(name))
+            raise UserError(f"{self.url(name)}: what has arrived is not what was sent (sha256); tokenize again")
+
+    def _content_sha256(self, name: str) -> str:
         digest = hashlib.sha256()
         body = self.client.get_object(Bucket=self.bucket, Key=self.key(name))["Body"]
         for chunk in body.iter_chunks(_CHUNK):
             digest.update(chunk)
-        if digest.hexdigest() != sha256:
-            self.client.delete_object(Bucket=self.bucket, Key=self.key(name))
-            raise UserError(f"{self.url(name)}: what has arrived is not what was sent (sha256); tokenize again")
+        return digest.hexdigest()
 
 
 def upload_corpus(
@@ -84,20 +91,23 @@ def upload_corpus(
     assert place is not None, "the recipe's checks let nothing else pass"
     with _named_errors(corpus.upload_to):
         upload = _Upload(s3_client(connections=_THREADS), *place)
-        for file in ("tokenizer_config.json", "tokenizer.json"):
+        lacking = [manifest for manifest in manifests if not _is_there(upload, Path(corpus.path), manifest)]
+        for file in ("tokenizer_config.json", "tokenizer.json") if lacking else ():
             _send_whole(upload, tokenizer / file, f"tokenizer/{file}")
-        for manifest in manifests:
-            if _send_source(upload, Path(corpus.path, manifest.source), manifest):
-                say(f"{upload.url(manifest.source)}: {manifest.source} is there, read back and hashed")
+        for manifest in lacking:
+            _send_source(upload, Path(corpus.path, manifest.source), manifest)
+            say(f"{upload.url(manifest.source)}: {manifest.source} is there, read back and hashed")
 
 
-def _send_source(upload: _Upload, folder: Path, manifest: Manifest) -> bool:
-    """Whether anything had to be sent."""
+def _is_there(upload: _Upload, corpus: Path, manifest: Manifest) -> bool:
+    """Whether a source's manifest is there, which is written when all that it names has been read back."""
+    name = f"{manifest.source}/{MANIFEST_NAME}"
+    return upload.holds(name, _sha256_of(corpus / name))
+
+
+def _send_source(upload: _Upload, folder: Path, manifest: Manifest) -> None:
     whole = f"{manifest.source}/{MANIFEST_NAME}"
-    there = upload.sha256_of(whole)
-    if there == _sha256_of(folder / MANIFEST_NAME):
-        return False
-    if there:
+    if upload.sha256_of(whole):
         # An older one: without it nobody takes old and new shards for a source.
         upload.client.delete_object(Bucket=upload.bucket, Key=upload.key(whole))
     files = expected_files(folder, manifest)
@@ -109,7 +119,6 @@ def _send_source(upload: _Upload, folder: Path, manifest: Manifest) -> bool:
         for sent in sending:
             sent.result()
     _send_whole(upload, folder / MANIFEST_NAME, whole)
-    return True
 
 
 def _send_whole(upload: _Upload, path: Path, name: str) -> None:

@@ -205,6 +205,29 @@ def test_what_arrives_changed_is_found_and_gets_no_manifest(
     assert not [name for name in found if name.endswith((".ds", "manifest.json"))]
 
 
+def test_what_a_killed_upload_has_sent_is_read_back_before_a_manifest_names_it(
+    client: Any, texts: Path, tmp_path: Path
+) -> None:
+    """Faults: a shard, and a manifest, of which other bytes have arrived than were sent with their sha256, and nobody
+    was left to read them back."""
+    manifests, _ = uploading(texts, tmp_path / "mine")
+    sound = in_bucket(client, "out/")
+
+    def spoil(name: str) -> None:
+        metadata = client.head_object(Bucket=BUCKET, Key=f"out/{name}")["Metadata"]
+        body = bytes([sound[name][0] ^ 1]) + sound[name][1:]
+        client.put_object(Bucket=BUCKET, Key=f"out/{name}", Body=body, Metadata=metadata)
+
+    client.delete_object(Bucket=BUCKET, Key="out/lines/manifest.json")
+    for name in ("lines/00000_00000_doc_shuffled.ds", "tokenizer/tokenizer.json"):
+        spoil(name)
+    for _ in range(2):
+        again, said = uploading(texts, tmp_path / "mine")
+        assert again == manifests and in_bucket(client, "out/") == sound
+        assert "lines is there, read back and hashed" in said and "rows is there" not in said
+        spoil("lines/manifest.json")
+
+
 def test_a_bucket_that_is_not_there_ends_in_one_line(texts: Path, tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path / "mine", str(texts), upload_to="s3://absent/out")
     with pytest.raises(UserError, match=r"corpus\.upload_to: s3://absent/out: .*404|NoSuchBucket"):
