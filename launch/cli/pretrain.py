@@ -135,15 +135,11 @@ def _threads_per_rank(recipe: Recipe, num_ranks: int) -> int | None:
 def _ensure_tokens(loaded: LoadedRecipe, console: Console) -> bool:
     """Tokenize a corpus that needs no network; otherwise the data must be there, which preparing the run checks."""
     corpus = loaded.recipe.corpus
-    if corpus is None:
+    if corpus is None or any(source.is_remote for source in corpus.sources):
         return True
-    from data.tokenization import outdated, tokenize
+    from data.tokenization import tokenize
     from data.tokenization_process import TokenizationFailed
 
-    if any(source.is_remote for source in corpus.sources):
-        for line in outdated(loaded.recipe):
-            console.print(f"note: {line}; next: `tokenize`", markup=False, highlight=False)
-        return True
     try:
         tokenize(loaded.recipe, loaded.name, console=console)
     except TokenizationFailed as error:
@@ -168,8 +164,6 @@ def _ensure_staged(loaded: LoadedRecipe, console: Console) -> None:
 def _train(
     loaded: LoadedRecipe, run: str | None, num_ranks: int, nodes: list[str], stop_after: int | None, console: Console
 ) -> int:
-    from data.plan import DataPlan
-    from data.repetition import repetition_notes
     from launch.cluster.local import launch_local
     from launch.train.prepare import RunRequest, prepare_run, reason_not_to_train
     from launch.train.run_folder import NODE
@@ -185,7 +179,7 @@ def _train(
         # Which step it will be is for the ranks to find out, where nodes have disks of their own.
         after = "" if NODE in str(prepared.folder.checkpoints) else f" after step {prepared.step}"
         how = f"goes on{after}" if prepared.step else "begins"
-        for note in repetition_notes(DataPlan.from_recipe(prepared.recipe)):
+        for note in prepared.notes:
             console.print(f"note: {note}", markup=False, highlight=False)
         ranks = "1 rank" if num_ranks == 1 else f"{num_ranks} ranks"
         console.print(f"{prepared.folder.path}: {how}; starting {ranks} …", highlight=False)

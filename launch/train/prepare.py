@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from data.plan import DataPlan
+from data.repetition import repetition_notes
+from data.tokenization import outdated
 from launch.train.preflight import check_places, check_recipe_to_the_end
 from launch.train.resume import newest_sound_step, parent_checkpoint, require_data
 from launch.train.run_folder import RunFolder, RunHeader, point_latest, take_run
@@ -44,6 +46,7 @@ class PreparedRun:
         state: `new`, `resumed`, or `complete` (nothing is left to do).
         step: what it goes on from: the newest checkpoint, or the one it branched off; 0 without one.
         changes: what a resume changes in the run's future, one line each.
+        notes: what a person should know about the data before the first step, one line each.
     """
 
     folder: RunFolder
@@ -53,6 +56,7 @@ class PreparedRun:
     launch_id: str
     lock: RunLock = field(repr=False)
     changes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def check_trainable(recipe: Recipe, source: str = "recipe") -> None:
@@ -74,13 +78,15 @@ def prepare_run(request: RunRequest) -> PreparedRun:
     """Choose the run, check that its past allows this recipe, take its lock, write its recipe.
 
     Raises:
-        UserError: data is missing or damaged, the resume would change a step already taken, or the run would fail at
+        UserError: data is missing, damaged or of other text than there is now, the resume would change a step already taken, or the run would fail at
             its end.
         RunIsTrained: another launch trains the run.
     """
     recipe = request.loaded.recipe
     check_trainable(recipe, request.loaded.path.name)
+    notes = _text_notes(recipe)
     plan = DataPlan.from_recipe(recipe)
+    notes += repetition_notes(plan)
     check_recipe_to_the_end(recipe)
     launch_id = new_launch_id()
     choice, lock = take_run(
@@ -114,7 +120,20 @@ def prepare_run(request: RunRequest) -> PreparedRun:
     except BaseException:
         lock.release()
         raise
-    return PreparedRun(folder, recipe, choice.state, step, launch_id, lock, changes)
+    return PreparedRun(folder, recipe, choice.state, step, launch_id, lock, changes, tuple(notes))
+
+
+def _text_notes(recipe: Recipe) -> list[str]:
+    """Which shards were made of other text than there is now, a line each, where that text needs the network.
+
+    Raises UserError where it does not: `pretrain` has made such shards again, and who starts torchrun has to.
+    """
+    lines = outdated(recipe)
+    if recipe.corpus is None or any(source.is_remote for source in recipe.corpus.sources):
+        return [f"{line}; next: `tokenize`" for line in lines]
+    if lines:
+        raise UserError(f"{'; '.join(lines)}; run `nanotron-recipes tokenize RECIPE` first")
+    return []
 
 
 def newest_step(folder: RunFolder, recipe: Recipe, *, checksums: bool = False) -> int:

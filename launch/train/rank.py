@@ -159,6 +159,8 @@ def _prepare(arguments: Namespace) -> _Share:
         say(f"changed: {change}")
     reason = reason_not_to_train(prepared, arguments.stop_after)
     if reason is None:
+        for note in prepared.notes:
+            say(f"note: {note}")
         return _Share(str(prepared.folder.recipe_file), prepared.launch_id)
     prepared.lock.release()
     say(reason)

@@ -1,20 +1,23 @@
 """What is refused before a run begins: what would fail hours later, and what would overwrite something."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from small_pretraining import write_recipe
+from small_pretraining import small_recipe, write_recipe, write_text
 
 from data.plan import DataPlan
+from data.tokenization import tokenize
 from launch.train.prepare import PreparedRun, RunRequest, prepare_run
 from launch.train.resume import require_data
 from launch.train.run_folder import RunFolder
 from launch.train.run_lock import HOLDER_FILE, holder_of
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.loading import load_recipe
+from nanotron_recipes.schema.data import CorpusSource
 from parallel.checkpoint_files import Manifest, write_manifest
 
 Prepare = Callable[..., PreparedRun]
@@ -220,3 +223,20 @@ def test_a_checkpoint_that_another_run_has_trained_is_refused_by_its_recipe(prep
     shutil.copytree(other.checkpoints / "5", folder.checkpoints / "5")
     with pytest.raises(UserError, match=r"checkpoints/5: a checkpoint of another run, .*general\.seed: 7 → 3; move"):
         prepare("mine")
+
+
+def test_text_that_has_changed_is_said_before_the_first_step_however_ranks_are_started(
+    prepare: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_text(tmp_path)
+    file = write_recipe(tmp_path / "small.yaml", small_recipe(tmp_path))
+    recipe = load_recipe(str(file)).recipe
+    tokenize(recipe, "small", workers=1)
+    assert prepare("mine", "tokens.train_steps=400", file=file).notes[0].startswith("numbers: its ")
+    with (tmp_path / "text" / "words.jsonl").open("a") as words:
+        words.write('{"text": "one more"}\n')
+    changed = r"^words: to be tokenized again: its files have changed since \(1 file of .* then, 1 file of .* now\)"
+    with pytest.raises(UserError, match=rf"{changed}; .*run `nanotron-recipes tokenize RECIPE` first$"):
+        prepare("mine", file=file)
+    monkeypatch.setattr(CorpusSource, "is_remote", True)
+    assert re.search(f"{changed}; next: `tokenize`$", prepare("mine", file=file).notes[0])
