@@ -7,6 +7,7 @@ on any number of ranks, in milliseconds.
 import hashlib
 import json
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass
 from threading import Lock
 
@@ -30,6 +31,11 @@ SAMPLES_AT_ONCE = 2048
 """Batches are planned so many samples at a time: more is no faster, and a start waits for the first ones."""
 CHUNKS_KEPT = 3
 """Of batches planned together: threads that read ahead are not all in the same one."""
+
+
+def data_fingerprint(sources: Mapping[str, str]) -> str:
+    """sha256, hexadecimal, over the way of ordering sources and what their shards hold, a fingerprint by name."""
+    return hashlib.sha256(json.dumps([ORDER_VERSION, dict(sources)], sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -75,8 +81,7 @@ class DataPlan:
     @property
     def fingerprint(self) -> str:
         """sha256 over the content of all sources and the way of ordering them, hexadecimal."""
-        content = [ORDER_VERSION, self.source_fingerprints]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return data_fingerprint(self.source_fingerprints)
 
     def stage_of(self, step: int) -> int:
         """The number of the stage that step `step` (from 1) belongs to: that of the batch it reads."""

@@ -8,6 +8,7 @@ from typing import Literal
 from data.plan import DataPlan
 from data.repetition import repetition_notes
 from data.tokenization import outdated
+from launch.train.branch import Branch, check_branch
 from launch.train.preflight import check_places, check_recipe_to_the_end
 from launch.train.resume import newest_sound_step, parent_checkpoint, require_data
 from launch.train.run_folder import RunFolder, RunHeader, point_latest, take_run
@@ -78,8 +79,8 @@ def prepare_run(request: RunRequest) -> PreparedRun:
     """Choose the run, check that its past allows this recipe, take its lock, write its recipe.
 
     Raises:
-        UserError: data is missing, damaged or of other text than there is now, the resume would change a step already taken, or the run would fail at
-            its end.
+        UserError: data is missing, damaged or of other text than there is now, the resume would change a step already
+            taken, or the run would fail at its end.
         RunIsTrained: another launch trains the run.
     """
     recipe = request.loaded.recipe
@@ -106,9 +107,11 @@ def prepare_run(request: RunRequest) -> PreparedRun:
             _refuse_changes_of_the_past(folder, recipe, plan.fingerprint)
         if choice.state != "complete":
             _refuse_steps_of_nobody(folder)
+            branch = check_branch(recipe, plan) if begins else Branch()
+            notes += branch.notes
             check_places(folder, recipe)
             changes = (
-                _begin(folder, replace(request.loaded, recipe=recipe), plan.fingerprint)
+                _begin(folder, replace(request.loaded, recipe=recipe), plan.fingerprint, branch.parent)
                 if begins
                 else _write_changes(folder, recipe)
             )
@@ -189,14 +192,14 @@ def _refuse_steps_of_nobody(folder: RunFolder) -> None:
         )
 
 
-def _begin(folder: RunFolder, loaded: LoadedRecipe, data: str) -> tuple[str, ...]:
+def _begin(folder: RunFolder, loaded: LoadedRecipe, data: str, parent: str) -> tuple[str, ...]:
     """Write the recipe of a run that has no checkpoint: a new one, or one that was begun, whose past nothing holds.
 
     Returns what is different from before, a line each, which the recipe keeps.
     """
     recipe = loaded.recipe
     changes: tuple[str, ...] = ()
-    header = RunHeader(loaded.name, version("nanotron-recipes"), data, parent=_check_parent(recipe, data))
+    header = RunHeader(loaded.name, version("nanotron-recipes"), data, parent=parent)
     if folder.exists():
         before, old, step = folder.header(), load_recipe(str(folder.recipe_file)).recipe, newest_step(folder, recipe)
         if left_behind := _left_behind(folder, old, recipe):
@@ -235,31 +238,6 @@ def _objections(folder: RunFolder, recipe: Recipe, data: str) -> list[str]:
             objections.append(str(Change(f"checkpoints.{key}", getattr(before, key), getattr(now, key))))
     left_behind = _left_behind(folder, old, recipe)
     return [*objections, *([left_behind] if left_behind else [])]
-
-
-def _check_parent(recipe: Recipe, data: str) -> str:
-    """What the run's recipe says about the checkpoint that a new run starts from; empty without one.
-
-    Raises:
-        UserError: there is no such checkpoint, or the schedule that goes on describes other steps up to it.
-    """
-    parent = parent_checkpoint(recipe)
-    if parent is None:
-        return ""
-    (seen, manifest), path = parent, recipe.checkpoints.resume_checkpoint_path
-    if recipe.checkpoints.load_lr_scheduler:
-        old = load_recipe(str(seen / "recipe.yaml")).recipe
-        objections = [str(change) for change in changes_of_the_past(old, recipe, manifest.step)]
-        if manifest.data != data:
-            objections.append(_other_data(manifest.data, data))
-        if recipe.tokens.train_steps <= manifest.step:
-            objections.append(f"tokens.train_steps: {recipe.tokens.train_steps}: expected more than {manifest.step}")
-        if objections:
-            raise UserError(
-                f"checkpoints.resume_checkpoint_path: {path}: going on after step {manifest.step} would change steps "
-                f"already taken: {'; '.join(objections)}; checkpoints.load_lr_scheduler: false begins at step 1"
-            )
-    return f"{path} (step {manifest.step}, data {manifest.data[:12] or 'none'})"
 
 
 def _other_data(old: str, new: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from small_pretraining import small_recipe, write_recipe, write_text
 
@@ -240,3 +241,87 @@ def test_text_that_has_changed_is_said_before_the_first_step_however_ranks_are_s
         prepare("mine", file=file)
     monkeypatch.setattr(CorpusSource, "is_remote", True)
     assert re.search(f"{changed}; next: `tokenize`$", prepare("mine", file=file).notes[0])
+
+
+LONGER = 4
+"""Sequences of the branch below, in the parent's."""
+
+
+@pytest.fixture
+def parent(prepare: Prepare, small_mapping: dict[str, Any], tmp_path: Path) -> Path:
+    """A checkpoint after step 8 of a run that read `words` alone."""
+    small_mapping["data_stages"] = [stage_of("first", 1, "words")]
+    small_mapping["tokens"]["contiguous_length"] = LONGER * small_mapping["tokens"]["sequence_length"]
+    folder = prepare("short", file=write_recipe(tmp_path / "short.yaml", small_mapping)).folder
+    save(folder, 8, folder.header().data)
+    shutil.copy(folder.recipe_file, folder.checkpoints / "8")
+    return folder.checkpoints / "8"
+
+
+def stage_of(name: str, first: int, *sources: str, **keys: int) -> dict[str, Any]:
+    return {
+        "name": name,
+        "start_training_step": first,
+        "data": {"seed": 5, "dataset": {"dataset_folder": [*sources]}},
+        **keys,
+    }
+
+
+def test_a_branch_with_longer_sequences_goes_on_in_each_source_where_its_parent_stopped(
+    prepare: Prepare, parent: Path, small_mapping: dict[str, Any], tmp_path: Path
+) -> None:
+    """A source that the parent never read may come with the longer stage."""
+    length = LONGER * small_mapping["tokens"]["sequence_length"]
+    small_mapping["data_stages"].append(stage_of("longer", 9, "words", "numbers", sequence_length=length))
+    small_mapping["checkpoints"]["resume_checkpoint_path"] = str(parent)
+    file = write_recipe(tmp_path / "longer.yaml", small_mapping)
+    branch = prepare("longer", "model.model_config.rope_theta=2e6", file=file)
+    assert (branch.step, branch.notes) == (8, ("after step 8: model.model_config.rope_theta: 10000.0 → 2000000.0",))
+    before = DataPlan.from_recipe(load_recipe(str(parent / "recipe.yaml")).recipe)
+    after = DataPlan.from_recipe(branch.recipe)
+    (words,) = before.sources
+    read = [block for step in range(1, 9) for block in before.planned(step).blocks.ravel().tolist()]
+    size, step = before.sources[words].blocks_per_epoch, 9
+    while len(read) < size:
+        planned = after.planned(step)
+        read += planned.blocks[planned.numbers == 0].ravel().tolist()
+        step += 1
+    counts = np.bincount(read, minlength=size)
+    assert step > 10 and len(read) < 2 * size
+    assert counts.min() == 1 and counts.max() <= 2, "an epoch, and what the last step has of the next one"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"data_stages": [stage_of("longer", 1, "words", sequence_length=128)]},
+            r"data_stages\.0\.sequence_length: null → 128; keep the parent's tokens and stages, and give another "
+            r"mixture or data_stages\[\]\.sequence_length to a stage behind them, or begin at step 1 with",
+        ),
+        ({"tokens.sequence_length": 128}, r"tokens\.sequence_length: 64 → 128; keep the parent's tokens and stages"),
+        ({"data_stages": [stage_of("first", 1, "numbers")]}, r"taken: .*words: not what it has read"),
+        (
+            {"tokens.contiguous_length": None},
+            r"tokens\.contiguous_length: 256 → 64; with tokens\.contiguous_length: 256 it goes on, and longer",
+        ),
+    ],
+)
+def test_a_branch_that_would_read_otherwise_up_to_its_parents_step_is_told_how_it_can(
+    changes: dict[str, Any],
+    said: str,
+    prepare: Prepare,
+    parent: Path,
+    small_mapping: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    for key, value in changes.items():
+        section, _, name = key.rpartition(".")
+        (small_mapping[section] if section else small_mapping)[name] = value
+    small_mapping["checkpoints"]["resume_checkpoint_path"] = str(parent)
+    file = write_recipe(tmp_path / "other.yaml", small_mapping)
+    with pytest.raises(UserError, match=said):
+        prepare("other", file=file)
+    anew = prepare("anew", "checkpoints.load_lr_scheduler=false", file=file)
+    again = "checkpoints.load_lr_scheduler: false: begins at step 1, and reads from the beginning what its parent read"
+    assert [note.rpartition(": ")[0] for note in anew.notes] in ([again], [])
