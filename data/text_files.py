@@ -27,6 +27,10 @@ GLOBS = {
 _LONGEST_REASON = 200
 
 
+class TextIsGone(UserError):
+    """A source's text is not there, or cannot be reached: all of it, so that nothing of it can have changed unseen."""
+
+
 @dataclass(frozen=True)
 class TextFile:
     """A file as it was found."""
@@ -51,7 +55,8 @@ class TextFiles:
 def files_of(source: CorpusSource) -> TextFiles:
     """The files of a jsonl, parquet or text source.
 
-    Raises UserError where its path does not exist, cannot be reached, or holds no file for the reader.
+    Raises TextIsGone where its path does not exist, cannot be reached, or holds no file for the reader; UserError for
+    other mistakes, such as a link to nothing among files that are there.
     """
     where = f"corpus.sources {source.name}"
     if source.path is None:
@@ -66,7 +71,7 @@ def files_of(source: CorpusSource) -> TextFiles:
     else:
         text = _local_files(Path(source.path), globs, where)
     if not text.files:
-        raise UserError(f"{where}: path: {source.path}: no file matches {' or '.join(globs)}")
+        raise TextIsGone(f"{where}: path: {source.path}: no file matches {' or '.join(globs)}")
     return text
 
 
@@ -103,15 +108,16 @@ def _local_files(path: Path, globs: tuple[str, ...], where: str) -> TextFiles:
         if path.is_file():
             return TextFiles(str(path.parent), [_local_file(path.parent, path.name)])
         if not path.is_dir():
-            raise UserError(f"{where}: path: {path}: no such file or folder")
+            raise TextIsGone(f"{where}: path: {path}: no such file or folder")
         matches = sorted({file for glob in globs for file in path.glob(glob)})
         found = sorted(file.relative_to(path).as_posix() for file in matches if file.is_file())
         broken = next((file for file in matches if not file.exists()), None)
         if broken is not None:
-            raise UserError(f"{where}: {broken}: a link to a file that is not there")
+            kind = UserError if found else TextIsGone
+            raise kind(f"{where}: {broken}: a link to a file that is not there")
         return TextFiles(str(path), [_local_file(path, name) for name in found])
     except OSError as error:
-        raise user_error(f"cannot be looked through: {error.strerror}", key=f"{where}: path", value=str(path)) from None
+        raise TextIsGone(f"{where}: path: {path}: cannot be looked through: {error.strerror}") from None
 
 
 def _local_file(folder: Path, name: str) -> TextFile:
@@ -159,9 +165,9 @@ def _named_errors(where: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise UserError(f"{where}: no such file or folder, or not for you") from None
+        raise TextIsGone(f"{where}: no such file or folder, or not for you") from None
     except Exception as error:  # each of the libraries below has families of its own
-        raise UserError(f"{where}: cannot be looked through: {remote_reason(error)}") from None
+        raise TextIsGone(f"{where}: cannot be looked through: {remote_reason(error)}") from None
 
 
 def remote_reason(error: Exception) -> str:

@@ -31,7 +31,7 @@ from data.finish import finish_source
 from data.manifest import Inputs, Manifest, read_manifest
 from data.parts import whole_files
 from data.rejected import NO_TEXT, NOT_JSON, Rejected
-from data.text_files import files_of, inputs_of
+from data.text_files import TextIsGone, files_of, inputs_of
 from data.tokenization_job import Job, packed_notes, tasks_of, with_absolute_paths
 from data.tokenization_process import run_job
 from data.tokenizer import TokenizerInfo, read_tokenizer, tokenizer_folder, train_tokenizer
@@ -160,7 +160,7 @@ def _settings(recipe: Recipe, corpus: Corpus) -> _Settings:
     for source in corpus.sources:
         try:
             inputs[source.name] = inputs_of(source)
-        except UserError as error:
+        except TextIsGone as error:
             # Text that is gone is no reason to do without its shards; where there are none, it is missed later.
             made = made_before(corpus, source)
             inputs[source.name] = made.inputs if made else None

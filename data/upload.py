@@ -4,7 +4,8 @@
     <upload_to>/<source>/*.ds[.index]              each with its sha256 in the object's metadata
     <upload_to>/<source>/manifest.json             written last: a source without it is not there yet
 
-Called again it goes on: what is there with the right size and sha256 is not sent again.
+Called again it goes on: an object whose metadata names the right sha256 is not sent again, but it counts only once it
+was read back and hashed. Which of them already were before an interruption, nothing says but a source's manifest.
 """
 
 import hashlib
@@ -55,20 +56,24 @@ class _Upload:
         return found
 
     def send(self, path: Path, name: str, sha256: str) -> None:
-        """Sends a file unless it is there, and hashes what has arrived."""
+        """Sends a file unless it is there, and hashes what has arrived, now or before an interruption."""
         found = self.sha256_of(name)
-        if found == sha256:
-            return
         if found == "":
             raise UserError(f"{self.url(name)}: expected a free place; `tokenize` did not make this object")
+        if found == sha256 and self.hash(name) == sha256:
+            return
         self.client.upload_file(str(path), self.bucket, self.key(name), ExtraArgs={"Metadata": {_SHA256: sha256}})
+        if self.hash(name) != sha256:
+            self.client.delete_object(Bucket=self.bucket, Key=self.key(name))
+            raise UserError(f"{self.url(name)}: what has arrived is not what was sent (sha256); tokenize again")
+
+    def hash(self, name: str) -> str:
+        """Reads an object back; its sha256, hexadecimal."""
         digest = hashlib.sha256()
         body = self.client.get_object(Bucket=self.bucket, Key=self.key(name))["Body"]
         for chunk in body.iter_chunks(_CHUNK):
             digest.update(chunk)
-        if digest.hexdigest() != sha256:
-            self.client.delete_object(Bucket=self.bucket, Key=self.key(name))
-            raise UserError(f"{self.url(name)}: what has arrived is not what was sent (sha256); tokenize again")
+        return digest.hexdigest()
 
 
 def upload_corpus(
@@ -95,10 +100,10 @@ def _send_source(upload: _Upload, folder: Path, manifest: Manifest) -> bool:
     """Whether anything had to be sent."""
     whole = f"{manifest.source}/{MANIFEST_NAME}"
     there = upload.sha256_of(whole)
-    if there == _sha256_of(folder / MANIFEST_NAME):
+    if there == (sha256 := _sha256_of(folder / MANIFEST_NAME)) and upload.hash(whole) == sha256:
         return False
     if there:
-        # An older one: without it nobody takes old and new shards for a source.
+        # An older one, or not as it was sent: without it nobody takes old and new shards for a source.
         upload.client.delete_object(Bucket=upload.bucket, Key=upload.key(whole))
     files = expected_files(folder, manifest)
     with ThreadPoolExecutor(_THREADS) as pool:

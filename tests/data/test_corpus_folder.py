@@ -105,6 +105,18 @@ def test_shards_outlive_the_text_that_they_were_made_of(recipe: Recipe, tmp_path
         tokenize(with_documents(recipe, 5), "mine")
 
 
+def test_a_link_to_nothing_hides_no_changed_text(recipe: Recipe, tmp_path: Path) -> None:
+    before = tokenize(recipe, "mine", workers=1)
+    link = tmp_path / "texts" / "b.jsonl"
+    link.symlink_to(tmp_path / "absent.jsonl")
+    for look in (lambda: tokenize(recipe, "mine"), lambda: outdated(recipe)):
+        with pytest.raises(UserError, match=r"corpus\.sources words: .*b\.jsonl: a link to a file that is not there$"):
+            look()
+    (tmp_path / "texts" / "a.jsonl").unlink()
+    assert "b.jsonl: a link to a file that is not there; the shards made before are used" in said(recipe)
+    assert tokenize(recipe, "mine") == before, "where all text is gone, as with a disk that is not there"
+
+
 def test_inputs_are_told_by_name_size_and_time(tmp_path: Path) -> None:
     source = CorpusSource.model_validate({"name": "words", "reader": "text", "path": str(tmp_path)})
     (tmp_path / "a.txt").write_text("one")

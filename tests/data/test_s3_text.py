@@ -205,6 +205,19 @@ def test_what_arrives_changed_is_found_and_gets_no_manifest(
     assert not [name for name in found if name.endswith((".ds", "manifest.json"))]
 
 
+def test_what_was_sent_before_a_kill_counts_only_after_it_was_read_back(
+    client: Any, texts: Path, tmp_path: Path
+) -> None:
+    uploading(texts, tmp_path / "mine")
+    whole = in_bucket(client, "out/")
+    client.delete_object(Bucket=BUCKET, Key="out/lines/manifest.json")  # killed before it was sent
+    for name in ("lines/00000_00000_doc_shuffled.ds", "rows/manifest.json", "tokenizer/tokenizer.json"):
+        note = client.head_object(Bucket=BUCKET, Key=f"out/{name}")["Metadata"]
+        client.put_object(Bucket=BUCKET, Key=f"out/{name}", Body=whole[name][:-1] + b"?", Metadata=note)
+    uploading(texts, tmp_path / "mine")
+    assert in_bucket(client, "out/") == whole
+
+
 def test_a_bucket_that_is_not_there_ends_in_one_line(texts: Path, tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path / "mine", str(texts), upload_to="s3://absent/out")
     with pytest.raises(UserError, match=r"corpus\.upload_to: s3://absent/out: .*404|NoSuchBucket"):
