@@ -14,15 +14,11 @@ if TYPE_CHECKING:
 def ensure_tokens(loaded: LoadedRecipe, console: Console) -> bool:
     """Tokenize a corpus that needs no network; otherwise the data must be there, which preparing the run checks."""
     corpus = loaded.recipe.corpus
-    if corpus is None:
+    if corpus is None or any(source.is_remote for source in corpus.sources):
         return True
-    from data.tokenization import outdated, tokenize
+    from data.tokenization import tokenize
     from data.tokenization_process import TokenizationFailed
 
-    if any(source.is_remote for source in corpus.sources):
-        for line in outdated(loaded.recipe):
-            console.print(f"note: {line}; next: `tokenize`", markup=False, highlight=False)
-        return True
     try:
         tokenize(loaded.recipe, loaded.name, console=console)
     except TokenizationFailed as error:

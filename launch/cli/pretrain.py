@@ -143,8 +143,6 @@ def _num_ranks(loaded: LoadedRecipe, asked: int | None, nodes: int) -> int:
 def _train(
     loaded: LoadedRecipe, run: str | None, num_ranks: int, nodes: list[str], stop_after: int | None, console: Console
 ) -> int:
-    from data.plan import DataPlan
-    from data.repetition import repetition_notes
     from launch.cluster.local import launch_local
     from launch.cluster.threads import threads_per_rank
     from launch.train.prepare import RunRequest, prepare_run, reason_not_to_train
@@ -162,7 +160,7 @@ def _train(
         # Which step it will be is for the ranks to find out, where nodes have disks of their own.
         after = "" if NODE in str(prepared.folder.checkpoints) else f" after step {prepared.step}"
         how = f"goes on{after}" if prepared.step else "begins"
-        for note in repetition_notes(DataPlan.from_recipe(prepared.recipe)):
+        for note in prepared.notes:
             console.print(f"note: {note}", markup=False, highlight=False)
         ranks = "1 rank" if num_ranks == 1 else f"{num_ranks} ranks"
         console.print(f"{prepared.folder.path}: {how}; starting {ranks} …", highlight=False)

@@ -146,7 +146,7 @@ def _run_folder(request: Submission, loaded: LoadedRecipe) -> RunFolder:
 
 def _may_go_on(folder: RunFolder, recipe: Recipe) -> bool:
     """Whether an unfinished run that nobody named fits. What data it reads is looked at on the nodes."""
-    return _busy_job(folder) is None and fits_unfinished_run(folder, recipe, folder.header().data)
+    return _busy_job(folder) is None and fits_unfinished_run(folder, recipe, None)
 
 
 def _busy_job(folder: RunFolder) -> str | None:

@@ -246,7 +246,7 @@ class TrainingLoop:
         self._event(validation_event(step, losses))
 
     def _save(self, step: int) -> None:
-        self._saver.save(step, {"data": self._launch.plan.fingerprint, "spikes": self._spikes.state()})
+        self._saver.save(step, {"data": self._launch.plan.fingerprint_through(step), "spikes": self._spikes.state()})
 
     def _report(self, events: list[Event]) -> None:
         for event in events:

@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import Literal
 
 from data.plan import DataPlan
+from data.repetition import repetition_notes
+from data.tokenization import outdated
+from launch.train.branch import Branch, check_branch
 from launch.train.preflight import check_places, check_recipe_to_the_end
-from launch.train.resume import newest_sound_step, parent_checkpoint, require_data
+from launch.train.resume import DataThrough, newest_sound_step, parent_checkpoint, require_data
 from launch.train.run_folder import RunFolder, RunHeader, point_latest, take_run
 from launch.train.run_lock import RunLock, new_launch_id
 from nanotron_recipes.code_version import code_version
@@ -46,6 +49,7 @@ class PreparedRun:
         state: `new`, `resumed`, or `complete` (nothing is left to do).
         step: what it goes on from: the newest checkpoint, or the one it branched off; 0 without one.
         changes: what a resume changes in the run's future, one line each.
+        notes: what a person should know about the data before the first step, one line each.
     """
 
     folder: RunFolder
@@ -55,6 +59,7 @@ class PreparedRun:
     launch_id: str
     lock: RunLock = field(repr=False)
     changes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def check_trainable(recipe: Recipe, source: str = "recipe") -> None:
@@ -76,13 +81,15 @@ def prepare_run(request: RunRequest) -> PreparedRun:
     """Choose the run, check that its past allows this recipe, take its lock, write its recipe.
 
     Raises:
-        UserError: data is missing or damaged, the resume would change a step already taken, or the run would fail at
-            its end.
+        UserError: data is missing, damaged or of other text than there is now, the resume would change a step already
+            taken, or the run would fail at its end.
         RunIsTrained: another launch trains the run.
     """
     recipe = request.loaded.recipe
     check_trainable(recipe, request.loaded.path.name)
+    notes = _text_notes(recipe)
     plan = DataPlan.from_recipe(recipe)
+    notes += repetition_notes(plan)
     check_recipe_to_the_end(recipe)
     launch_id = request.launch_id or new_launch_id()
     choice, lock = take_run(
@@ -90,7 +97,7 @@ def prepare_run(request: RunRequest) -> PreparedRun:
         request.loaded.name,
         recipe,
         request.run_name,
-        lambda folder: fits_unfinished_run(folder, recipe, plan.fingerprint),
+        lambda folder: fits_unfinished_run(folder, recipe, plan.fingerprint_through),
         launch_id,
     )
     folder = choice.folder
@@ -99,14 +106,16 @@ def prepare_run(request: RunRequest) -> PreparedRun:
         changes: tuple[str, ...] = ()
         begins = choice.state == "new" or (folder.completed_step() is None and not folder.steps())
         if not begins:
-            _refuse_changes_of_the_past(folder, recipe, plan.fingerprint)
+            _refuse_changes_of_the_past(folder, recipe, plan.fingerprint_through)
         if choice.state != "complete":
             _refuse_steps_of_nobody(folder)
+            branch = check_branch(recipe, plan) if begins else Branch()
+            notes += branch.notes
             check_places(folder, recipe)
             changes = (
-                _begin(folder, replace(request.loaded, recipe=recipe), plan.fingerprint)
+                _begin(folder, replace(request.loaded, recipe=recipe), plan.fingerprint, branch.parent)
                 if begins
-                else _write_changes(folder, recipe)
+                else _write_changes(folder, recipe, plan.fingerprint)
             )
             folder.reopen()
             point_latest(request.runs_dir, folder)
@@ -116,7 +125,20 @@ def prepare_run(request: RunRequest) -> PreparedRun:
     except BaseException:
         lock.release()
         raise
-    return PreparedRun(folder, recipe, choice.state, step, launch_id, lock, changes)
+    return PreparedRun(folder, recipe, choice.state, step, launch_id, lock, changes, tuple(notes))
+
+
+def _text_notes(recipe: Recipe) -> list[str]:
+    """Which shards were made of other text than there is now, a line each, where that text needs the network.
+
+    Raises UserError where it does not: `pretrain` has made such shards again, and who starts torchrun has to.
+    """
+    lines = outdated(recipe)
+    if recipe.corpus is None or any(source.is_remote for source in recipe.corpus.sources):
+        return [f"{line}; next: `tokenize`" for line in lines]
+    if lines:
+        raise UserError(f"{'; '.join(lines)}; run `nanotron-recipes tokenize RECIPE` first")
+    return []
 
 
 def newest_step(folder: RunFolder, recipe: Recipe, *, checksums: bool = False) -> int:
@@ -145,12 +167,15 @@ def is_last_step_saved(recipe: Recipe) -> bool:
     return recipe.checkpoints.save_final_state or recipe.checkpoints.export_at_end
 
 
-def fits_unfinished_run(folder: RunFolder, recipe: Recipe, data: str) -> bool:
+def fits_unfinished_run(folder: RunFolder, recipe: Recipe, data: DataThrough | None) -> bool:
     """Whether an unfinished run that nobody named fits: the topology may differ, what is learnt may not, neither in the
-    past nor later. One whose recipe cannot be read any more does not fit."""
+    past nor later. One whose recipe cannot be read any more does not fit. Without `data`, nobody looks at what it has
+    read."""
     try:
         old, recipe = load_recipe(str(folder.recipe_file)).recipe, _with_skipped_ranges(folder, recipe)
-        return not _objections(folder, recipe, data) and not later_changes(old, recipe, newest_step(folder, recipe))
+        if data is not None and folder.steps():
+            require_data(folder, newest_sound_step(folder), data)
+        return not _objections(folder, recipe) and not later_changes(old, recipe, newest_step(folder, recipe))
     except UserError:
         return False
 
@@ -172,14 +197,14 @@ def _refuse_steps_of_nobody(folder: RunFolder) -> None:
         )
 
 
-def _begin(folder: RunFolder, loaded: LoadedRecipe, data: str) -> tuple[str, ...]:
+def _begin(folder: RunFolder, loaded: LoadedRecipe, data: str, parent: str) -> tuple[str, ...]:
     """Write the recipe of a run that has no checkpoint: a new one, or one that was begun, whose past nothing holds.
 
     Returns what is different from before, a line each, which the recipe keeps.
     """
     recipe = loaded.recipe
     changes: tuple[str, ...] = ()
-    header = RunHeader(loaded.name, code_version(), data, parent=_check_parent(recipe, data))
+    header = RunHeader(loaded.name, code_version(), data, parent=parent)
     if folder.exists():
         before, old, step = folder.header(), load_recipe(str(folder.recipe_file)).recipe, newest_step(folder, recipe)
         if left_behind := _left_behind(folder, old, recipe):
@@ -203,15 +228,13 @@ def _left_behind(folder: RunFolder, old: Recipe, recipe: Recipe) -> str:
     return f"{change}: its checkpoints are in {before.checkpoints}; expected them in {folder.checkpoints}"
 
 
-def _objections(folder: RunFolder, recipe: Recipe, data: str) -> list[str]:
+def _objections(folder: RunFolder, recipe: Recipe) -> list[str]:
     """Why the run in `folder` cannot go on with this recipe: what would change steps already taken."""
     old, step = load_recipe(str(folder.recipe_file)).recipe, newest_step(folder, recipe)
     changes = changes_of_the_past(old, recipe, step)
     if recipe.tokens.train_steps < step and not any(change.key == "tokens.train_steps" for change in changes):
         changes.append(Change("tokens.train_steps", old.tokens.train_steps, recipe.tokens.train_steps))
     objections = [str(change) for change in changes]
-    if folder.header().data != data:
-        objections.append(_other_data(folder.header().data, data))
     before, now = old.checkpoints, recipe.checkpoints
     for key in ("resume_checkpoint_path", "load_optimizer", "load_lr_scheduler"):
         if getattr(before, key) != getattr(now, key):
@@ -220,37 +243,12 @@ def _objections(folder: RunFolder, recipe: Recipe, data: str) -> list[str]:
     return [*objections, *([left_behind] if left_behind else [])]
 
 
-def _check_parent(recipe: Recipe, data: str) -> str:
-    """What the run's recipe says about the checkpoint that a new run starts from; empty without one.
-
-    Raises:
-        UserError: there is no such checkpoint, or the schedule that goes on describes other steps up to it.
-    """
-    parent = parent_checkpoint(recipe)
-    if parent is None:
-        return ""
-    (seen, manifest), path = parent, recipe.checkpoints.resume_checkpoint_path
-    if recipe.checkpoints.load_lr_scheduler:
-        old = load_recipe(str(seen / "recipe.yaml")).recipe
-        objections = [str(change) for change in changes_of_the_past(old, recipe, manifest.step)]
-        if manifest.data != data:
-            objections.append(_other_data(manifest.data, data))
-        if recipe.tokens.train_steps <= manifest.step:
-            objections.append(f"tokens.train_steps: {recipe.tokens.train_steps}: expected more than {manifest.step}")
-        if objections:
-            raise UserError(
-                f"checkpoints.resume_checkpoint_path: {path}: going on after step {manifest.step} would change steps "
-                f"already taken: {'; '.join(objections)}; checkpoints.load_lr_scheduler: false begins at step 1"
-            )
-    return f"{path} (step {manifest.step}, data {manifest.data[:12] or 'none'})"
-
-
 def _other_data(old: str, new: str) -> str:
     return f"data fingerprint: {old[:12]} → {new[:12]}"
 
 
-def _refuse_changes_of_the_past(folder: RunFolder, recipe: Recipe, data: str) -> None:
-    objections = _objections(folder, recipe, data)
+def _refuse_changes_of_the_past(folder: RunFolder, recipe: Recipe, data: DataThrough) -> None:
+    objections = _objections(folder, recipe)
     if objections:
         raise UserError(
             f"{folder.path}: going on after step {newest_step(folder, recipe)} would change steps already taken: "
@@ -275,10 +273,10 @@ def _refuse_checkpoint_of_another_run(folder: RunFolder, step: int) -> None:
         )
 
 
-def _write_changes(folder: RunFolder, recipe: Recipe) -> tuple[str, ...]:
+def _write_changes(folder: RunFolder, recipe: Recipe, data: str) -> tuple[str, ...]:
     """Make `recipe` the run's recipe; what differs in the run's future, a line each, which the recipe keeps."""
     step, old = newest_step(folder, recipe), load_recipe(str(folder.recipe_file)).recipe
     changes = tuple(f"after step {step}: {change}" for change in later_changes(old, recipe, step))
     header = folder.header()
-    folder.write_recipe(dump_yaml(recipe), replace(header, changes=(*header.changes, *changes)))
+    folder.write_recipe(dump_yaml(recipe), replace(header, data=data, changes=(*header.changes, *changes)))
     return changes

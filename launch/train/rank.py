@@ -173,6 +173,8 @@ def _prepare(arguments: Namespace) -> _Share:
         say(f"changed: {change}")
     reason = reason_not_to_train(prepared, arguments.stop_after)
     if reason is None:
+        for note in prepared.notes:
+            say(f"note: {note}")
         return _Share(str(prepared.folder.recipe_file), prepared.launch_id)
     prepared.lock.release()
     say(reason)
@@ -191,7 +193,7 @@ def _train_run(
     engine = TrainingEngine(recipe, topology, context)
     node, is_shared = _node_name(arguments), recipe.checkpoints.checkpoints_path_is_shared_file_system
     disks = find_disks(folder.checkpoints, node, is_shared=is_shared)
-    start = find_start(folder, recipe, plan.fingerprint, disks, node)
+    start = find_start(folder, recipe, plan.fingerprint_through, disks, node)
     first_step = start.first_step
     state: dict[str, Any] = {}
     if start.checkpoint is not None:

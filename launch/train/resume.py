@@ -3,6 +3,7 @@
 Imports no torch at module level: what is said before a launch is said at once.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from glob import escape, glob
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 FETCH_TIMEOUT = timedelta(hours=2)
 """How long a node waits for files that another one sends to others first."""
+
+
+DataThrough = Callable[[int], str]
+"""The fingerprint of what is read up to a step: `data.plan.DataPlan.fingerprint_through`."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ def newest_sound_step(folder: RunFolder, *, checksums: bool = False) -> int:
     return 0
 
 
-def find_start(folder: RunFolder, recipe: Recipe, data: str, disks: "Disks", node: str) -> Start:
+def find_start(folder: RunFolder, recipe: Recipe, data: DataThrough, disks: "Disks", node: str) -> Start:
     """Where this launch goes on; every rank calls this, each reads its share of the files, and all agree.
 
     Args:
@@ -78,7 +83,7 @@ def find_start(folder: RunFolder, recipe: Recipe, data: str, disks: "Disks", nod
         node: the name of this rank's node.
 
     Raises:
-        UserError: no checkpoint can be used, or it is of a run on other data than those with the fingerprint `data`.
+        UserError: no checkpoint can be used, or it is of a run that has read other data than `data` says.
     """
     from parallel.checkpoint_disks import disk_per_node
     from parallel.checkpoint_search import first_sound_checkpoint, search_checkpoint, steps_on_all_disks
@@ -163,8 +168,8 @@ def gather_on_first_node(folder: RunFolder, step: int, disks: "Disks") -> None:
         torch_dist.destroy_process_group(files)
 
 
-def require_data(folder: RunFolder, step: int, data: str) -> None:
-    """Raise UserError where a run's checkpoint was not trained on the data with this fingerprint."""
+def require_data(folder: RunFolder, step: int, data: DataThrough) -> None:
+    """Raise UserError where a run's checkpoint was not trained on the data that its recipe reads now."""
     _require_data(folder.step_folders(step)[0], manifest_of_step(folder, step), data)
 
 
@@ -187,10 +192,11 @@ def parent_checkpoint(recipe: Recipe) -> tuple[Path, Manifest] | None:
     )
 
 
-def _require_data(checkpoint: Path, manifest: Manifest, data: str) -> None:
-    if manifest.data != data:
+def _require_data(checkpoint: Path, manifest: Manifest, data: DataThrough) -> None:
+    now = data(manifest.step)
+    if manifest.data != now:
         raise UserError(
-            f"{checkpoint}: it was trained on other data: fingerprint {manifest.data[:12] or 'none'}, not {data[:12]}"
+            f"{checkpoint}: it was trained on other data: fingerprint {manifest.data[:12] or 'none'}, not {now[:12]}"
         )
 
 

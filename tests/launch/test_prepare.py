@@ -1,20 +1,24 @@
 """What is refused before a run begins: what would fail hours later, and what would overwrite something."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from small_pretraining import write_recipe
+from small_pretraining import small_recipe, write_recipe, write_text
 
 from data.plan import DataPlan
+from data.tokenization import tokenize
 from launch.train.prepare import PreparedRun, RunRequest, prepare_run
 from launch.train.resume import require_data
 from launch.train.run_folder import RunFolder
 from launch.train.run_lock import HOLDER_FILE, holder_of
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.loading import load_recipe
+from nanotron_recipes.schema.data import CorpusSource
 from parallel.checkpoint_files import Manifest, write_manifest
 
 Prepare = Callable[..., PreparedRun]
@@ -35,8 +39,8 @@ def prepare(small_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def data(small_file: Path) -> str:
-    """Fingerprint of the small recipe's data."""
-    return DataPlan.from_recipe(load_recipe(str(small_file)).recipe).fingerprint
+    """Fingerprint of what the small recipe reads in its first stage."""
+    return DataPlan.from_recipe(load_recipe(str(small_file)).recipe).fingerprint_through(1)
 
 
 def save(folder: RunFolder, step: int, data: str, name: str | None = None) -> None:
@@ -220,3 +224,104 @@ def test_a_checkpoint_that_another_run_has_trained_is_refused_by_its_recipe(prep
     shutil.copytree(other.checkpoints / "5", folder.checkpoints / "5")
     with pytest.raises(UserError, match=r"checkpoints/5: a checkpoint of another run, .*general\.seed: 7 → 3; move"):
         prepare("mine")
+
+
+def test_text_that_has_changed_is_said_before_the_first_step_however_ranks_are_started(
+    prepare: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_text(tmp_path)
+    file = write_recipe(tmp_path / "small.yaml", small_recipe(tmp_path))
+    recipe = load_recipe(str(file)).recipe
+    tokenize(recipe, "small", workers=1)
+    assert prepare("mine", "tokens.train_steps=400", file=file).notes[0].startswith("numbers: its ")
+    with (tmp_path / "text" / "words.jsonl").open("a") as words:
+        words.write('{"text": "one more"}\n')
+    changed = r"^words: to be tokenized again: its files have changed since \(1 file of .* then, 1 file of .* now\)"
+    with pytest.raises(UserError, match=rf"{changed}; .*run `nanotron-recipes tokenize RECIPE` first$"):
+        prepare("mine", file=file)
+    monkeypatch.setattr(CorpusSource, "is_remote", True)
+    assert re.search(f"{changed}; next: `tokenize`$", prepare("mine", file=file).notes[0])
+
+
+LONGER = 4
+"""Sequences of the branch below, in the parent's."""
+
+
+@pytest.fixture
+def parent(prepare: Prepare, small_mapping: dict[str, Any], tmp_path: Path) -> Path:
+    """A checkpoint after step 8 of a run that read `words` alone."""
+    small_mapping["data_stages"] = [stage_of("first", 1, "words")]
+    small_mapping["tokens"]["contiguous_length"] = LONGER * small_mapping["tokens"]["sequence_length"]
+    folder = prepare("short", file=write_recipe(tmp_path / "short.yaml", small_mapping)).folder
+    save(folder, 8, folder.header().data)
+    shutil.copy(folder.recipe_file, folder.checkpoints / "8")
+    return folder.checkpoints / "8"
+
+
+def stage_of(name: str, first: int, *sources: str, **keys: int) -> dict[str, Any]:
+    return {
+        "name": name,
+        "start_training_step": first,
+        "data": {"seed": 5, "dataset": {"dataset_folder": [*sources]}},
+        **keys,
+    }
+
+
+def test_a_branch_with_longer_sequences_goes_on_in_each_source_where_its_parent_stopped(
+    prepare: Prepare, parent: Path, small_mapping: dict[str, Any], tmp_path: Path
+) -> None:
+    """A source that the parent never read may come with the longer stage."""
+    length = LONGER * small_mapping["tokens"]["sequence_length"]
+    small_mapping["data_stages"].append(stage_of("longer", 9, "words", "numbers", sequence_length=length))
+    small_mapping["checkpoints"]["resume_checkpoint_path"] = str(parent)
+    file = write_recipe(tmp_path / "longer.yaml", small_mapping)
+    branch = prepare("longer", "model.model_config.rope_theta=2e6", file=file)
+    assert (branch.step, branch.notes) == (8, ("after step 8: model.model_config.rope_theta: 10000.0 → 2000000.0",))
+    before = DataPlan.from_recipe(load_recipe(str(parent / "recipe.yaml")).recipe)
+    after = DataPlan.from_recipe(branch.recipe)
+    (words,) = before.sources
+    read = [block for step in range(1, 9) for block in before.planned(step).blocks.ravel().tolist()]
+    size, step = before.sources[words].blocks_per_epoch, 9
+    while len(read) < size:
+        planned = after.planned(step)
+        read += planned.blocks[planned.numbers == 0].ravel().tolist()
+        step += 1
+    counts = np.bincount(read, minlength=size)
+    assert step > 10 and len(read) < 2 * size
+    assert counts.min() == 1 and counts.max() <= 2, "an epoch, and what the last step has of the next one"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"data_stages": [stage_of("longer", 1, "words", sequence_length=128)]},
+            r"data_stages\.0\.sequence_length: null → 128; keep the parent's tokens and stages, and give another "
+            r"mixture or data_stages\[\]\.sequence_length to a stage behind them, or begin at step 1 with",
+        ),
+        ({"tokens.sequence_length": 128}, r"tokens\.sequence_length: 64 → 128; keep the parent's tokens and stages"),
+        ({"data_stages": [stage_of("first", 1, "numbers")]}, r"taken: .*data fingerprint: "),
+        (
+            {"tokens.contiguous_length": None},
+            r"tokens\.contiguous_length: 256 → 64; with tokens\.contiguous_length: 256 it goes on, and longer",
+        ),
+    ],
+)
+def test_a_branch_that_would_read_otherwise_up_to_its_parents_step_is_told_how_it_can(
+    changes: dict[str, Any],
+    said: str,
+    prepare: Prepare,
+    parent: Path,
+    small_mapping: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    for key, value in changes.items():
+        section, _, name = key.rpartition(".")
+        (small_mapping[section] if section else small_mapping)[name] = value
+    small_mapping["checkpoints"]["resume_checkpoint_path"] = str(parent)
+    file = write_recipe(tmp_path / "other.yaml", small_mapping)
+    with pytest.raises(UserError, match=said):
+        prepare("other", file=file)
+    anew = prepare("anew", "checkpoints.load_lr_scheduler=false", file=file)
+    again = "checkpoints.load_lr_scheduler: false: begins at step 1, and reads from the beginning what its parent read"
+    assert [note.rpartition(": ")[0] for note in anew.notes] in ([again], [])
