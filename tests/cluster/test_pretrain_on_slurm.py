@@ -81,7 +81,7 @@ class Submitted:
     def path(self) -> Path:
         return self.folder / "runs" / self.run
 
-    def wait_for_step(self, step: int, seconds: float = 120) -> None:
+    def wait_for_step(self, step: int, seconds: float = 300) -> None:
         """Return once a step of this start of the job is recorded."""
         self.wait(lambda: self.last_step() >= step, f"step {step}", seconds)
 
@@ -95,7 +95,7 @@ class Submitted:
             assert time.monotonic() < end, f"no {what} in {seconds:g} s: {self.log()[-3000:]}"
             time.sleep(0.05)
 
-    def finish(self, seconds: float = 150) -> None:
+    def finish(self, seconds: float = 600) -> None:
         try:
             self.cluster.wait(self.job, "COMPLETED", seconds)
         except AssertionError as error:
@@ -144,8 +144,8 @@ def test_a_run_on_two_nodes_has_the_losses_of_one_machine_and_the_code_of_its_su
 def test_time_limits_save_requeue_and_change_no_bit(submit: Submit, shared: Path, undisturbed: Curve) -> None:
     """A minute is less than the run needs with the start of its processes, and Slurm sends its signals early."""
     submitted = submit("limited", "--set", "slurm.time='1'", "--set", "slurm.signal_seconds=25")
-    for _ in range(8):
-        job = submitted.cluster.wait(submitted.job, lambda job: job["JobState"] in ("COMPLETED", "PENDING"), 120)
+    for _ in range(12):
+        job = submitted.cluster.wait(submitted.job, lambda job: job["JobState"] in ("COMPLETED", "PENDING"), 300)
         if job["JobState"] == "COMPLETED":
             break
         submitted.cluster.release(submitted.job)
@@ -177,7 +177,7 @@ def test_a_preempted_run_saves_and_goes_on_when_its_nodes_are_free_again(
     submitted = submit("preempted")
     submitted.wait_for_step(20)
     urgent = cluster.submit("--partition=urgent", "--nodes=3", "--exclusive", "--wrap=sleep 5")
-    cluster.wait(urgent, "COMPLETED", 90)
+    cluster.wait(urgent, "COMPLETED", 300)
     cluster.release(submitted.job)
     submitted.finish()
     assert losses(shared, "preempted") == undisturbed
@@ -202,7 +202,7 @@ def test_a_rank_that_is_killed_costs_a_requeue_and_no_bit(submit: Submit, shared
 def test_what_would_fail_again_is_not_started_again(submit: Submit, shared: Path) -> None:
     """A mistake that only the nodes can see: the shards are gone when the job begins."""
     submitted = submit("mistaken", "--set", "data_stages.0.data.dataset.dataset_folder=[/nowhere/words,numbers]")
-    submitted.cluster.wait(submitted.job, "FAILED", 90)
+    submitted.cluster.wait(submitted.job, "FAILED", 300)
     (attempt,) = submitted.attempts()
     assert attempt.end is not None and attempt.end.verdict == "give up"
     assert "/nowhere/words" in attempt.end.reason
@@ -224,8 +224,8 @@ def test_a_lost_node_costs_at_most_a_save_interval_with_checkpoints_on_the_nodes
     lost = submitted.nodes_of_start(0)[1]
     reached = submitted.last_step()
     getattr(submitted.cluster, how)(lost)
-    submitted.cluster.release(submitted.job, seconds=120)
-    submitted.finish(240)
+    submitted.cluster.release(submitted.job, seconds=300)
+    submitted.finish()
     second = submitted.attempts()[1]
     assert lost not in second.begin.nodes and len(second.begin.nodes) == 1 + is_replaced
     assert ("node3" in second.begin.nodes) == is_replaced
@@ -255,7 +255,7 @@ def test_hosts_without_slurm_train_one_run(cluster: SlurmCluster, shared: Path, 
         environment = {**cluster.environment, "PYTHONPATH": str(shared / "clone"), "OMP_NUM_THREADS": "1"}
         hosts.append(subprocess.Popen([*into, *torchrun, *run], env=environment, stdout=subprocess.DEVNULL))
     try:
-        assert [host.wait(180) for host in hosts] == [0, 0]
+        assert [host.wait(600) for host in hosts] == [0, 0]
     finally:
         for host in hosts:
             host.kill()
