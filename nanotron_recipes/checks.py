@@ -142,13 +142,21 @@ def _recomputation(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("parallelism.recompute", recompute, expected)
 
 
+def _of_a_branch(recipe: Recipe) -> str:
+    """What somebody has to know who gives a run that goes on from another's checkpoint its new stage alone."""
+    checkpoints = recipe.checkpoints
+    if checkpoints.resume_checkpoint_path is None or not checkpoints.load_lr_scheduler:
+        return ""
+    return "; a run that goes on from resume_checkpoint_path keeps its parent's stages before its own"
+
+
 def _stages(recipe: Recipe) -> Iterator[Problem]:
     previous = 0
     yield from _blocks(recipe)
     for index, stage in enumerate(recipe.data_stages):
         key, start = f"data_stages.{index}", stage.start_training_step
         if index == 0 and start != 1:
-            yield Problem(f"{key}.start_training_step", start, "expected 1 for the first stage")
+            yield Problem(f"{key}.start_training_step", start, f"expected 1 for the first stage{_of_a_branch(recipe)}")
         if start <= previous:
             yield Problem(f"{key}.start_training_step", start, f"expected more than the stage before it, {previous}")
         previous = start
