@@ -118,11 +118,22 @@ def _say(console: Console, line: str) -> None:
     console.print(one_line(line), soft_wrap=True, highlight=False, markup=False)
 
 
-def outdated(recipe: Recipe) -> list[str]:
-    """Which shards were made with other settings or of other files than `tokenize` would use now: a line a source."""
+@dataclass(frozen=True)
+class TextFound:
+    """How the shards of a corpus stand to its text as it is now, a line a source."""
+
+    outdated: list[str]
+    """Shards made with other settings, or of other files, than `tokenize` would use."""
+    gone: list[str]
+    """Shards of text that is not there any more or cannot be reached; they are used as they are."""
+
+
+def look_at_text(recipe: Recipe) -> TextFound:
+    """Compares shards with text, of which nothing is read. Raises UserError where only some of it can be looked at."""
     if recipe.corpus is None or (recipe.tokenizer.tokenizer_name_or_path is None and recipe.tokenizer.train is None):
-        return []
-    return _changes(recipe.corpus, _settings(recipe, recipe.corpus))
+        return TextFound([], [])
+    settings = _settings(recipe, recipe.corpus)
+    return TextFound(_changes(recipe.corpus, settings), [*settings.notes.values()])
 
 
 def _changes(corpus: Corpus, settings: "_Settings") -> list[str]:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from data.plan import DataPlan
 from data.repetition import repetition_notes
-from data.tokenization import outdated
+from data.tokenization import look_at_text
 from launch.train.branch import Branch, check_branch
 from launch.train.preflight import check_places, check_recipe_to_the_end
 from launch.train.resume import DataThrough, newest_sound_step, parent_checkpoint, require_data
@@ -129,15 +129,15 @@ def prepare_run(request: RunRequest) -> PreparedRun:
 
 
 def _text_notes(recipe: Recipe) -> list[str]:
-    """Which shards were made of other text than there is now, a line each, where that text needs the network.
+    """Which shards were made of other text than there is now, or of text out of reach, where it needs the network.
 
     Raises UserError where it does not: `pretrain` has made such shards again, and who starts torchrun has to.
     """
-    lines = outdated(recipe)
+    text = look_at_text(recipe)
     if recipe.corpus is None or any(source.is_remote for source in recipe.corpus.sources):
-        return [f"{line}; next: `tokenize`" for line in lines]
-    if lines:
-        raise UserError(f"{'; '.join(lines)}; run `nanotron-recipes tokenize RECIPE` first")
+        return [*(f"{line}; next: `tokenize`" for line in text.outdated), *text.gone]
+    if text.outdated:
+        raise UserError(f"{'; '.join(text.outdated)}; run `nanotron-recipes tokenize RECIPE` first")
     return []
 
 

@@ -14,7 +14,7 @@ from data import tokenization
 from data.corpus_folder import remove_unfinished, unfinished_folder
 from data.finish import finish_source
 from data.text_files import inputs_of
-from data.tokenization import outdated, tokenize
+from data.tokenization import look_at_text, tokenize
 from data.tokenization_job import Job, source_folder
 from data.tokenization_process import run_job
 from data.tokenizer import read_tokenizer, train_tokenizer
@@ -59,9 +59,9 @@ def with_documents(recipe: Recipe, count: int) -> Recipe:
 
 def test_changed_files_are_noticed_and_tokenized_again(recipe: Recipe, tmp_path: Path) -> None:
     before = tokenize(recipe, "mine", workers=1)
-    assert outdated(recipe) == [] and before[0].inputs is not None and before[1].inputs is None
+    assert look_at_text(recipe).outdated == [] and before[0].inputs is not None and before[1].inputs is None
     write_jsonl(tmp_path / "texts" / "b.jsonl", 10, seed=2)
-    (line,) = outdated(recipe)
+    (line,) = look_at_text(recipe).outdated
     assert line.startswith("words: to be tokenized again: its files have changed since (1 file of ")
     assert " bytes then, 2 files of " in line
     assert line in said(recipe)
@@ -74,7 +74,7 @@ def test_files_with_another_time_are_read_again_and_the_same_text_stays_the_same
 ) -> None:
     before = tokenize(recipe, "mine", workers=1)
     os.utime(tmp_path / "texts" / "a.jsonl", ns=(1, 1))
-    assert len(outdated(recipe)) == 1
+    assert len(look_at_text(recipe).outdated) == 1
     after = tokenize(recipe, "mine", workers=1)
     assert after[0].inputs != before[0].inputs and after[0].fingerprint == before[0].fingerprint
 
@@ -99,7 +99,7 @@ def test_shards_outlive_the_text_that_they_were_made_of(recipe: Recipe, tmp_path
     for reason in ("no file matches **/*.jsonl or", "no such file or folder"):
         line = next(line for line in said(recipe).splitlines() if line.startswith("note: corpus.sources words: path:"))
         assert reason in line and line.endswith("; the shards made before are used")
-        assert tokenize(recipe, "mine") == before and outdated(recipe) == []
+        assert tokenize(recipe, "mine") == before and look_at_text(recipe).outdated == []
         if (tmp_path / "texts").is_dir():
             (tmp_path / "texts").rmdir()
     with pytest.raises(UserError, match=r"corpus\.sources words: path: .*: no such file or folder$"):
@@ -111,13 +111,13 @@ def test_a_link_to_nothing_among_the_files_hides_no_changed_text(recipe: Recipe,
     link = tmp_path / "texts" / "gone.jsonl"
     link.symlink_to(tmp_path / "absent.jsonl")
     for _ in range(2):
-        for look in (partial(tokenize, recipe, "mine"), partial(outdated, recipe)):
+        for look in (partial(tokenize, recipe, "mine"), partial(look_at_text, recipe)):
             with pytest.raises(UserError, match=r"words: .*texts/gone\.jsonl: a link to a file that is not there$"):
                 look()
         write_jsonl(tmp_path / "texts" / "a.jsonl", 10, seed=2)
     link.unlink()
     after = tokenize(recipe, "mine", workers=1)
-    assert after[0].fingerprint != before[0].fingerprint and outdated(recipe) == []
+    assert after[0].fingerprint != before[0].fingerprint and look_at_text(recipe).outdated == []
     (tmp_path / "texts" / "a.jsonl").unlink()
     link.symlink_to(tmp_path / "absent.jsonl")
     assert "gone.jsonl: a link to a file that is not there; the shards made before are used" in said(recipe)

@@ -241,6 +241,8 @@ def test_text_that_has_changed_is_said_before_the_first_step_however_ranks_are_s
         prepare("mine", file=file)
     monkeypatch.setattr(CorpusSource, "is_remote", True)
     assert re.search(f"{changed}; next: `tokenize`$", prepare("mine", file=file).notes[0])
+    (tmp_path / "text" / "words.jsonl").unlink()
+    assert prepare("mine", file=file).notes[0].endswith("; the shards made before are used")
 
 
 LONGER = 4
