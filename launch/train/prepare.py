@@ -16,6 +16,7 @@ from nanotron_recipes.code_version import code_version
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.frozen import Change, changes_of_the_past, later_changes
 from nanotron_recipes.loading import LoadedRecipe, dump_yaml, load_recipe
+from nanotron_recipes.numbers import counted
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.skipped import keep_ranges
 from nanotron_recipes.unsupported import unsupported_features
@@ -137,7 +138,8 @@ def _text_notes(recipe: Recipe) -> list[str]:
     if recipe.corpus is None or any(source.is_remote for source in recipe.corpus.sources):
         return [*(f"{line}; next: `tokenize`" for line in text.outdated), *text.gone]
     if text.outdated:
-        raise UserError(f"{'; '.join(text.outdated)}; run `nanotron-recipes tokenize RECIPE` first")
+        more = f" (and {counted(len(text.outdated) - 1, 'source')} more)" if len(text.outdated) > 1 else ""
+        raise UserError(f"{text.outdated[0]}{more}; run `nanotron-recipes tokenize RECIPE` first")
     return []
 
 
