@@ -30,6 +30,11 @@ STEP_NAME = re.compile("0|[1-9][0-9]*")
 """What a checkpoint of a run is called: its step."""
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path is called like a step and was written as a checkpoint, damaged or not."""
+    return bool(STEP_NAME.fullmatch(path.name)) and any((path / name).exists() for name in (MANIFEST_FILE, STATE_FILE))
+
+
 @dataclass(frozen=True)
 class FileEntry:
     """What a file of a checkpoint must be.

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Literal
 
 from data.plan import DataPlan
+from launch.train.checkpoint_owner import refuse_what_others_have
 from launch.train.preflight import check_places, check_recipe_to_the_end
 from launch.train.resume import newest_sound_step, parent_checkpoint, require_data
-from launch.train.run_folder import RunFolder, RunHeader, point_latest, take_run
+from launch.train.run_folder import RunFolder, point_latest, take_run
+from launch.train.run_header import RunHeader, new_run_id
 from launch.train.run_lock import RunLock, new_launch_id
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.frozen import Change, changes_of_the_past, later_changes
@@ -93,6 +95,8 @@ def prepare_run(request: RunRequest) -> PreparedRun:
     )
     folder = choice.folder
     try:
+        if choice.state != "complete":
+            refuse_what_others_have(folder)
         recipe = _with_skipped_ranges(folder, recipe)
         changes: tuple[str, ...] = ()
         begins = choice.state == "new" or (folder.completed_step() is None and not folder.steps())
@@ -147,6 +151,7 @@ def _may_go_on(folder: RunFolder, recipe: Recipe, data: str) -> bool:
     """Whether an unfinished run that nobody named fits: the topology may differ, what is learnt may not, neither in the
     past nor later. One whose recipe cannot be read any more does not fit."""
     try:
+        refuse_what_others_have(folder)
         old, recipe = load_recipe(str(folder.recipe_file)).recipe, _with_skipped_ranges(folder, recipe)
         return not _objections(folder, recipe, data) and not later_changes(old, recipe, newest_step(folder, recipe))
     except UserError:
@@ -177,7 +182,9 @@ def _begin(folder: RunFolder, loaded: LoadedRecipe, data: str) -> tuple[str, ...
     """
     recipe = loaded.recipe
     changes: tuple[str, ...] = ()
-    header = RunHeader(loaded.name, version("nanotron-recipes"), data, parent=_check_parent(recipe, data))
+    header = RunHeader(
+        loaded.name, version("nanotron-recipes"), data, parent=_check_parent(recipe, data), run=new_run_id()
+    )
     if folder.exists():
         before, old, step = folder.header(), load_recipe(str(folder.recipe_file)).recipe, newest_step(folder, recipe)
         if left_behind := _left_behind(folder, old, recipe):
@@ -185,7 +192,7 @@ def _begin(folder: RunFolder, loaded: LoadedRecipe, data: str) -> tuple[str, ...
         found = [str(change) for change in (*changes_of_the_past(old, recipe, step), *later_changes(old, recipe, step))]
         found += [_other_data(before.data, data)] if before.data != data else []
         changes = tuple(f"after step {step}: {change}" for change in found)
-        header = replace(header, changes=(*before.changes, *changes))
+        header = replace(header, changes=(*before.changes, *changes), run=before.run or header.run)
     folder.write_recipe(dump_yaml(recipe), header)
     return changes
 
@@ -278,5 +285,6 @@ def _write_changes(folder: RunFolder, recipe: Recipe) -> tuple[str, ...]:
     step, old = newest_step(folder, recipe), load_recipe(str(folder.recipe_file)).recipe
     changes = tuple(f"after step {step}: {change}" for change in later_changes(old, recipe, step))
     header = folder.header()
-    folder.write_recipe(dump_yaml(recipe), replace(header, changes=(*header.changes, *changes)))
+    header = replace(header, changes=(*header.changes, *changes), run=header.run or new_run_id())
+    folder.write_recipe(dump_yaml(recipe), header)
     return changes

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as torch_dist
 
+from launch.train.checkpoint_owner import held_checkpoints
 from launch.train.engine import TrainingEngine
 from launch.train.guards import RunFailed
 from launch.train.hardware import peak_flops
@@ -177,26 +178,27 @@ def _train_run(
     engine = TrainingEngine(recipe, topology, context)
     node, is_shared = _node_name(arguments), recipe.checkpoints.checkpoints_path_is_shared_file_system
     disks = find_disks(folder.checkpoints, node, is_shared=is_shared)
-    start = find_start(folder, recipe, plan.fingerprint, disks, node)
-    first_step = start.first_step
-    state: dict[str, Any] = {}
-    if start.checkpoint is not None:
-        state = load_start(start, engine.built.buckets, engine.optimizer)
-    else:
-        initialize_weights(engine.built)
-    launch = Launch(
-        folder=folder,
-        recipe=recipe,
-        plan=plan,
-        first_step=first_step,
-        stop_after=arguments.stop_after,
-        peak_flops=_peak_of_world(device, recipe.model.dtype),
-        files={"recipe.yaml": folder.recipe_file.read_text()},
-        disks=disks,
-        damaged=frozenset(start.refused),
-        spikes=state.get("spikes", {}) if first_step > 1 else {},
-    )
     with ExitStack() as stack:
+        stack.enter_context(held_checkpoints(folder, disks))
+        start = find_start(folder, recipe, plan.fingerprint, disks, node)
+        first_step = start.first_step
+        state: dict[str, Any] = {}
+        if start.checkpoint is not None:
+            state = load_start(start, engine.built.buckets, engine.optimizer)
+        else:
+            initialize_weights(engine.built)
+        launch = Launch(
+            folder=folder,
+            recipe=recipe,
+            plan=plan,
+            first_step=first_step,
+            stop_after=arguments.stop_after,
+            peak_flops=_peak_of_world(device, recipe.model.dtype),
+            files={"recipe.yaml": folder.recipe_file.read_text()},
+            disks=disks,
+            damaged=frozenset(start.refused),
+            spikes=state.get("spikes", {}) if first_step > 1 else {},
+        )
         tracer = None
         if recipe.profiler is not None and recipe.profiler.profiler_export_path is not None:
             tracer = StepTracer(folder.path, recipe.profiler, first_step, context.rank)
