@@ -22,7 +22,7 @@ from launch.train.loop import Launch, TrainingLoop, start_event
 from launch.train.metrics import Callback, MetricsWriter, RecordsLost
 from launch.train.outage import reason
 from launch.train.prepare import RunRequest, prepare_run, reason_not_to_train
-from launch.train.resume import Start, find_start, load_start
+from launch.train.resume import Start, find_start, load_start, refuse_foreign_steps
 from launch.train.run_folder import RunFolder
 from launch.train.run_lock import RunLock
 from launch.train.same_data import open_same_data
@@ -181,6 +181,7 @@ def _train_run(
     with ExitStack() as stack:
         stack.enter_context(held_checkpoints(folder, disks))
         start = find_start(folder, recipe, plan.fingerprint, disks, node)
+        refuse_foreign_steps(folder, start, recipe.tokens.train_steps)
         first_step = start.first_step
         state: dict[str, Any] = {}
         if start.checkpoint is not None:
