@@ -117,8 +117,9 @@ def _prune(folder: RunFolder, recipe: Recipe, steps: list[int], damaged: set[int
         raise UserError(f"{folder.path}: process {holder.pid} trains this run, and deletes its old checkpoints itself")
     deleted = prunable_steps(steps, damaged, recipe.checkpoints)
     for step in deleted:
-        if not dry_run:
-            delete_checkpoint(folder, step)
+        left = [] if dry_run else delete_checkpoint(folder, step)
         print(f"{'would delete' if dry_run else 'deleted'} {folder.checkpoints / str(step)}")
+        for path in left:
+            print(f"left {path}: no save wrote it")
     if not deleted:
         print("nothing to delete: the policy keeps every checkpoint")

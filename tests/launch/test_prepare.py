@@ -140,7 +140,7 @@ def test_a_checkpoint_that_was_renamed_or_is_of_other_data_is_not_gone_on_from(p
     with pytest.raises(UserError, match=r"checkpoints/6: it was trained on other data: fingerprint ffffffffffff, not"):
         prepare("mine")
     with pytest.raises(UserError, match="other data"):
-        require_data(folder, 6, data)
+        require_data(folder, 6, lambda step: data)
 
 
 def test_checkpoints_that_the_recipe_no_longer_looks_for_are_not_forgotten(

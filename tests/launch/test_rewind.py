@@ -217,7 +217,7 @@ def killed_before_the_recipe(patch: pytest.MonkeyPatch) -> None:
 
 
 def killed_after_the_recipe(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(rewind.shutil, "rmtree", kill)
+    patch.setattr(rewind, "remove_own_files", kill)
 
 
 def killed_before_the_state_is_read(patch: pytest.MonkeyPatch) -> None:
