@@ -213,7 +213,7 @@ def _train_run(
             peak_flops=peak_of_world(device, recipe.model.dtype),
             files={"recipe.yaml": folder.recipe_file.read_text()},
             disks=disks,
-            damaged=frozenset(start.refused),
+            refused=start.refused,
             spikes=state.get("spikes", {}) if first_step > 1 else {},
         )
         tracer = None
