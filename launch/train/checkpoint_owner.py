@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.train.run_folder import OWNER_FILE, RunFolder
-from launch.train.run_lock import RunIsTrained, RunLock, holder_of
+from launch.train.run_lock import RunIsTrained, RunLock, holder_of, is_earlier_start
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.files import write_atomic
 
@@ -36,15 +36,15 @@ class Owner:
     folder: str
 
 
-def refuse_what_others_have(folder: RunFolder) -> None:
+def refuse_what_others_have(folder: RunFolder, launch_id: str = "") -> None:
     """Raise UserError where the steps of a run lie in a folder of another run, as far as that is seen from here;
-    RunIsTrained where a launch holds it."""
+    RunIsTrained where another launch than `launch_id` and the earlier starts of its job holds it."""
     run = folder.header().run if folder.exists() else ""
     for place in folder.checkpoint_folders():
         if _is_elsewhere(place, folder):
             _refuse_other_owner(place, run)
             holder = holder_of(place)
-            if holder is not None:
+            if holder is not None and not is_earlier_start(holder.launch_id, launch_id):
                 raise RunIsTrained(f"{place}: process {holder.pid} on {holder.host} saves here since {holder.since}")
 
 

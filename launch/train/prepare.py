@@ -105,7 +105,7 @@ def prepare_run(request: RunRequest) -> PreparedRun:
     folder = choice.folder
     try:
         if choice.state != "complete":
-            refuse_what_others_have(folder)
+            refuse_what_others_have(folder, launch_id)
         recipe = _with_skipped_ranges(folder, recipe)
         changes: tuple[str, ...] = ()
         begins = choice.state == "new" or (folder.completed_step() is None and not folder.steps())

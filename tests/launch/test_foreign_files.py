@@ -7,13 +7,23 @@ from pathlib import Path
 import pytest
 import torch
 
+from launch.cli.checkpoints import _verify
 from launch.train.resume import Start, refuse_foreign_steps
 from launch.train.retention import delete_checkpoint
 from launch.train.run_folder import RunFolder
+from launch.train.seen_checkpoint import problems_of_step
 from nanotron_recipes.errors import UserError
 from parallel.checkpoint import save_tensors
 from parallel.checkpoint_disks import one_disk
-from parallel.checkpoint_files import MANIFEST_FILE, PARTIAL_SUFFIX, REPLACED_SUFFIX, verify_checkpoint_files
+from parallel.checkpoint_files import (
+    MANIFEST_FILE,
+    PARTIAL_SUFFIX,
+    REPLACED_SUFFIX,
+    FileEntry,
+    Manifest,
+    verify_checkpoint_files,
+    write_manifest,
+)
 from parallel.checkpoint_writer import SaveFailed, remove_leftovers, take_name
 
 NOTES = "my_notes.txt"
@@ -149,3 +159,19 @@ def test_two_files_of_one_name_both_stay(folder: RunFolder) -> None:
     with pytest.raises(OSError, match="not empty"):
         take_name(place, folder.checkpoints / f"8{PARTIAL_SUFFIX}")
     assert [(path / NOTES).read_text() for path in (place, aside)] == [path.name for path in (place, aside)]
+
+
+def test_verify_names_foreign_files_and_parts_that_are_not_seen_without_calling_a_checkpoint_bad(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = RunFolder(Path("runs/mine"), Path("ssd/a/mine"))
+    place = folder.checkpoints / "8"
+    write_manifest(place, Manifest(8, "data", {}, (FileEntry("part", 4, "0" * 64, ("b",)),)))
+    (place / NOTES).write_text("mine")
+    _verify(folder, {8: problems_of_step(folder, 8, checksums=True)})
+    assert capsys.readouterr().out.splitlines() == [
+        f"note: ssd/a/mine/8: {NOTES}: not in the manifest",
+        "note: ssd/a/mine/8: parts on b: not seen from here",
+        "1 of 1 checkpoints are as they were written",
+    ]
