@@ -36,7 +36,7 @@ def train(prepared: PreparedRun, node: str = "a") -> None:
     """Hold the checkpoints for a moment, as the ranks of a launch do on a node."""
     folder = RunFolder.of(prepared.folder.path.parent, prepared.folder.name, prepared.recipe, node)
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
-    with held_checkpoints(folder, one_disk(), "launch"):
+    with held_checkpoints(folder, one_disk(), prepared.launch_id):
         pass
 
 
@@ -83,7 +83,7 @@ def test_a_copy_of_a_run_cannot_be_trained_at_the_same_time(prepare: Prepare, tm
     shutil.copytree(tmp_path / "one", tmp_path / "two", symlinks=True)
     second = prepare("two", "mine")
     first.folder.checkpoints.mkdir(parents=True, exist_ok=True)
-    with held_checkpoints(first.folder, one_disk(), "launch"):
+    with held_checkpoints(first.folder, one_disk(), first.launch_id):
         with pytest.raises(UserError, match=r"disk/mine: process \d+ on .* trains this run"):
             train(second)
         with pytest.raises(RunIsTrained, match=r"disk/mine: process \d+ on .* saves here since"):
