@@ -14,14 +14,16 @@ from nanotron_recipes.topology import global_batch_size
 class Coverage:
     """What a run reads of one source in one stage."""
 
+    number: int
+    """Of the stage, from 0: names may be the same."""
     stage: str
     source: str
     samples: int
     tokens: int
     """samples × sequence length of the stage."""
     epochs: float | None
-    """How often the whole source has been gone through by the end of the stage, with earlier stages and what was
-    skipped; None where its size is not known."""
+    """How often the whole source has been gone through by the end of the stage or, if that is earlier, of the run, with
+    earlier stages and what was skipped; None where its size is not known."""
 
 
 def coverage(recipe: Recipe, source_tokens: Mapping[str, int]) -> list[Coverage]:
@@ -47,6 +49,6 @@ def coverage(recipe: Recipe, source_tokens: Mapping[str, int]) -> list[Coverage]
         for name, samples, all_samples in zip(stage.data.dataset.dataset_folder, read, passed, strict=True):
             gone[name] = gone.get(name, 0) + all_samples * width
             blocks = blocks_per_epoch(source_tokens[name], block) if name in source_tokens else 0
-            epochs = (gone[name] / blocks if end > first else 0.0) if blocks else None
-            lines.append(Coverage(stage.name, name, samples, samples * width * block, epochs))
+            epochs = gone[name] / blocks if blocks else None
+            lines.append(Coverage(number, stage.name, name, samples, samples * width * block, epochs))
     return lines

@@ -129,9 +129,8 @@ def _manifest_in(place: Place) -> Manifest:
         if place.copy is not None:
             raise _not_staged(place)
         what = "no such folder" if not folder.is_dir() else f"no {MANIFEST_NAME} in it"
-        raise UserError(
-            f"data_stages dataset_folder: {place.name}: {folder}: {what}; run `nanotron-recipes tokenize RECIPE` first"
-        )
+        where = f"{place.name}: {folder}" if place.name != str(folder) else place.name
+        raise UserError(f"data_stages dataset_folder: {where}: {what}; run `nanotron-recipes tokenize RECIPE` first")
     return read_manifest(folder)
 
 

@@ -1,12 +1,11 @@
 """Bringing the parts of a checkpoint that a node's ranks need to its disk, from the nodes that have them."""
 
 from pathlib import Path
-from shutil import rmtree
 
 from torch.distributed.checkpoint.default_planner import create_default_local_load_plan
 
 from parallel.checkpoint_disks import Disks
-from parallel.checkpoint_files import PARTIAL_SUFFIX, FileEntry, Manifest, write_manifest
+from parallel.checkpoint_files import PARTIAL_SUFFIX, FileEntry, Manifest, remove_own_files, write_manifest
 from parallel.checkpoint_reader import CheckpointReader
 from parallel.checkpoint_search import SoundCheckpoint
 from parallel.checkpoint_tensors import Tensors
@@ -139,8 +138,8 @@ class _Fetch:
         if self.place == self._own_folder or not self._disks.is_leader:
             return
         if self.place.exists():
-            rmtree(self.place)
-        self.place.mkdir(parents=True)
+            remove_own_files(self.place, [entry.name for entry in self._manifest.files])
+        self.place.mkdir(parents=True, exist_ok=True)
         for entry in self._manifest.files:
             if self._disks.here in self._holders[entry.name]:
                 (self.place / entry.name).symlink_to((self._own_folder / entry.name).absolute())

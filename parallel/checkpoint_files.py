@@ -6,10 +6,11 @@ and a checksum of itself, so that one flipped bit anywhere is found. Nothing her
 
 import hashlib
 import json
+import os
 import re
-import shutil
 import stat
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
@@ -28,6 +29,22 @@ REPLACED_SUFFIX = ".replaced"
 
 STEP_NAME = re.compile("0|[1-9][0-9]*")
 """What a checkpoint of a run is called: its step."""
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path is called like a step and was written as a checkpoint, damaged or not."""
+    return bool(STEP_NAME.fullmatch(path.name)) and _holds_checkpoint(path)
+
+
+def _holds_checkpoint(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (MANIFEST_FILE, STATE_FILE))
+
+
+_OWN_FILE = re.compile(
+    r"__\d+_\d+\.distcp|\.metadata(\.tmp)?|manifest\.json|state\.json|recipe\.yaml"
+    r"|\..+\.incoming|\..+\.[0-9a-f]{32}\.tmp"
+)
+"""What saves and transfers call their files, while they are written and afterwards; a manifest may list more."""
 
 
 @dataclass(frozen=True)
@@ -198,12 +215,70 @@ def describe_files(paths: Iterable[Path]) -> tuple[FileEntry, ...]:
     return tuple(describe_file(path) for path in sorted(paths))
 
 
-def remove_folder(folder: Path) -> None:
-    """Remove a folder with all that is in it; of a link to one only the link. Raises OSError."""
+def what_is_in_the_way(folder: Path) -> str:
+    """Why a checkpoint may not take a name: what has it is neither a checkpoint nor an empty folder. Else empty."""
+    if not os.path.lexists(folder) or _holds_checkpoint(folder):
+        return ""
+    if folder.is_dir() and not folder.is_symlink():
+        what = "a folder of somebody's, not a checkpoint" if any(folder.iterdir()) else ""
+    else:
+        what = "a file of somebody's, not a checkpoint"
+    return f"{folder}: {what}; move it away" if what else ""
+
+
+def remove_own_files(folder: Path, also: Iterable[str] = ()) -> list[str]:
+    """Remove what was written as part of a checkpoint, and then the folder if it is empty; of a link only the link.
+
+    Args:
+        also: names of files that no manifest lists yet.
+
+    Returns:
+        The names of what is left there: others have put it there.
+
+    Raises:
+        OSError: something could not be removed.
+    """
     if folder.is_symlink():
         folder.unlink()
+        return []
+    own = {*also, *_listed_names(folder)}
+    found = sorted(folder.iterdir(), key=lambda path: path.name == MANIFEST_FILE)  # it says what is ours: the last
+    left = []
+    for path in found:
+        if (path.name in own or _OWN_FILE.fullmatch(path.name)) and (path.is_symlink() or not path.is_dir()):
+            path.unlink()
+        else:
+            left.append(path.name)
+    if not left:
+        folder.rmdir()
+    return sorted(left)
+
+
+def discard(nameless: Path) -> list[Path]:
+    """Remove a checkpoint that lost its name to REPLACED_SUFFIX; what others have put into it goes to where it was.
+
+    Returns:
+        The paths of that. Raises OSError.
+    """
+    left, place = remove_own_files(nameless), nameless.with_name(nameless.name.removesuffix(REPLACED_SUFFIX))
+    if not left:
+        return []
+    if not os.path.lexists(place):
+        nameless.rename(place)
     else:
-        shutil.rmtree(folder)
+        for name in left:
+            if not os.path.lexists(place / name):
+                (nameless / name).rename(place / name)
+        with suppress(OSError):  # it has something whose name is taken
+            nameless.rmdir()
+    return [place / name for name in left]
+
+
+def _listed_names(folder: Path) -> set[str]:
+    try:
+        return {entry.name for entry in read_manifest(folder).files}
+    except UserError:
+        return set()
 
 
 def _render(manifest: Manifest) -> str:

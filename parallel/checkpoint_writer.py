@@ -12,6 +12,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,9 @@ from parallel.checkpoint_files import (
     Manifest,
     describe_file,
     describe_files,
-    remove_folder,
+    discard,
+    remove_own_files,
+    what_is_in_the_way,
     write_manifest,
 )
 from parallel.checkpoint_tensors import Tensors
@@ -86,9 +89,9 @@ def write_checkpoint(
     partial = info.folder.with_name(info.folder.name + PARTIAL_SUFFIX)
     try:
         needed = together(lambda: num_bytes, group)
-        together(lambda: _make_room(partial, needed, disks, info.copies) if disks.is_leader else None, group)
+        together(lambda: _make_room(info, partial, needed, disks) if disks.is_leader else None, group)
     except FailedTogether as error:
-        _remove(partial, disks)
+        _remove(info, partial, disks)
         raise SaveFailed(str(error)) from error
     try:
         _save(tensors, partial, group)
@@ -100,17 +103,18 @@ def write_checkpoint(
     except (CheckpointException, FailedTogether) as error:
         cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
         free, where = min(together(lambda: (shutil.disk_usage(partial.parent).free, str(partial.parent)), group))
-        _remove(partial, disks)
+        _remove(info, partial, disks)
         raise SaveFailed(f"{reason_of(cause)} ({free / 1e6:,.1f} MB are free in {where})") from error
     return max(sizes)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what interrupted saves left among the checkpoints in `folder`; nobody may be saving there."""
+    """Remove what interrupted saves left among the checkpoints in `folder`; nobody may be saving there. What others put
+    among it stays where it is. Raises OSError."""
     for path in folder.iterdir() if folder.is_dir() else []:
         stem = path.name.removesuffix(PARTIAL_SUFFIX).removesuffix(REPLACED_SUFFIX)
         if path.name != stem and STEP_NAME.fullmatch(stem) and path.is_dir():
-            remove_folder(path)
+            remove_own_files(path)
 
 
 class _Writer(FileSystemWriter):
@@ -132,12 +136,13 @@ def _save(tensors: Tensors, folder: Path, group: Group) -> None:
         save(dict(tensors), storage_writer=_Writer(folder), process_group=group, no_dist=no_dist)
 
 
-def _make_room(partial: Path, sizes: Sequence[int], disks: Disks, copies: int) -> None:
+def _make_room(info: CheckpointInfo, partial: Path, sizes: Sequence[int], disks: Disks) -> None:
     """Begin the folder of this disk, if there is room for what the ranks of `sizes` (bytes) will put into it."""
+    _require_free_name(info.folder)
     if os.path.lexists(partial):
-        remove_folder(partial)
-    partial.mkdir(parents=True)
-    homes = [_homes(disk, disks, copies) for disk in disks.of_rank]
+        remove_own_files(partial, info.files)
+    partial.mkdir(parents=True, exist_ok=True)
+    homes = [_homes(disk, disks, info.copies) for disk in disks.of_rank]
     needed = sum(size for size, disks_of_rank in zip(sizes, homes, strict=True) if disks.here in disks_of_rank)
     free = shutil.disk_usage(partial).free
     if free < needed:
@@ -188,22 +193,34 @@ def _finish(info: CheckpointInfo, partial: Path, placed: Placed) -> int:
 
 
 def take_name(folder: Path, partial: Path) -> None:
-    """Give a folder that is complete its name; what had the name before goes last."""
+    """Give a folder that is complete its name; a checkpoint that had the name before goes last.
+
+    What others had put into that one is in the new one then. Raises FailedTogether where the name is taken by something
+    else, OSError.
+    """
+    _require_free_name(folder)
     replaced = folder.with_name(folder.name + REPLACED_SUFFIX)
-    if os.path.lexists(replaced):
-        remove_folder(replaced)
     if os.path.lexists(folder):
+        if os.path.lexists(replaced):
+            discard(replaced)
         folder.rename(replaced)
     partial.rename(folder)
     sync(folder.parent)
     if os.path.lexists(replaced):
-        remove_folder(replaced)
+        discard(replaced)
 
 
-def _remove(folder: Path, disks: Disks) -> None:
+def _require_free_name(folder: Path) -> None:
+    reason = what_is_in_the_way(folder)
+    if reason:
+        raise FailedTogether(reason)
+
+
+def _remove(info: CheckpointInfo, partial: Path, disks: Disks) -> None:
     """Give the room back. Where even that fails, the save's own reason is the one to be told."""
     if disks.is_leader:
-        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            remove_own_files(partial, info.files)
 
 
 def tensor_bytes(tensors: Mapping[str, torch.Tensor]) -> int:

@@ -27,7 +27,8 @@ def checkpoints(
     """List, verify or prune the checkpoints of a run.
 
     `list` reads every file and shows what is kept and why. `verify` names every file that is not as it was written,
-    and exits with 1 if there is one. `prune` deletes what `checkpoints.keep_last` and `keep_every` allow.
+    and exits with 1 if there is one; what others have put there, and parts on disks of other nodes, are notes. `prune`
+    deletes what `checkpoints.keep_last` and `keep_every` allow.
 
     Examples:
 
@@ -96,29 +97,37 @@ def _list(folder: RunFolder, recipe: Recipe, steps: list[int], damaged: set[int]
 
 
 def _verify(folder: RunFolder, problems: dict[int, list[Problem]]) -> None:
+    from launch.train.seen_checkpoint import unseen_nodes
+
     for step, found in problems.items():
         for problem in found:
-            print(f"{folder.checkpoints / str(step)}: {problem}")
-    bad = sum(bool(found) for found in problems.values())
+            print(f"{'' if problem.spoils else 'note: '}{folder.checkpoints / str(step)}: {problem}")
+        nodes = unseen_nodes(folder, step)
+        if nodes:
+            print(f"note: {folder.checkpoints / str(step)}: parts on {', '.join(nodes)}: not seen from here")
+    bad = sum(any(problem.spoils for problem in found) for found in problems.values())
     print(f"{len(problems) - bad} of {len(problems)} checkpoints are as they were written")
     if bad:
         raise typer.Exit(1)
 
 
 def _prune(folder: RunFolder, recipe: Recipe, steps: list[int], damaged: set[int], dry_run: bool) -> None:
+    from launch.train.checkpoint_owner import refuse_what_others_have
     from launch.train.retention import delete_checkpoint, prunable_steps
     from launch.train.run_lock import holder_of
 
     if recipe.checkpoints.keep_last is None:
         print("nothing to delete: checkpoints.keep_last is null, which keeps all")
         return
+    refuse_what_others_have(folder)
     holder = holder_of(folder.path)
     if holder is not None and not dry_run:
         raise UserError(f"{folder.path}: process {holder.pid} trains this run, and deletes its old checkpoints itself")
     deleted = prunable_steps(steps, damaged, recipe.checkpoints)
     for step in deleted:
-        if not dry_run:
-            delete_checkpoint(folder, step)
+        left = [] if dry_run else delete_checkpoint(folder, step)
         print(f"{'would delete' if dry_run else 'deleted'} {folder.checkpoints / str(step)}")
+        for path in left:
+            print(f"left {path}: no save wrote it")
     if not deleted:
         print("nothing to delete: the policy keeps every checkpoint")

@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from data.coverage import Coverage
     from nanotron_recipes.recipe import Recipe
 
-MANY_EPOCHS = 4
-"""Up to about so many epochs repeated text teaches almost as much as new text (Muennighoff et al. 2023)."""
-
 
 def data_plan(
     recipe: RecipeArgument,
@@ -25,9 +22,10 @@ def data_plan(
         Path | None, typer.Option(metavar="FILE", help="Picture to draw (.png, .svg, .pdf); default: no picture.")
     ] = None,
 ) -> None:
-    """Show what a run reads of every source: tokens in each stage, and how often the source has been read at the end.
+    """Show what a run reads of every source: tokens in each stage, and how often all of it has been read at the end.
 
-    Only the manifests of the sources are looked at. Where there is none, the epochs are not known.
+    *has* is what there is of a source to train on, *epochs* how many times the run reads that. Only the manifests of
+    the sources are looked at; without one neither is known.
 
     Examples:
 
@@ -47,10 +45,11 @@ def data_plan(
     places = [place_of(loaded.recipe, name) for name in dict.fromkeys(names)]
     folders = {place.name: place.copy or Path(place.origin) for place in places}
     found = {name: folder for name, folder in folders.items() if (folder / MANIFEST_NAME).is_file()}
-    lines = coverage(loaded.recipe, {name: read_manifest(folder).train.tokens for name, folder in found.items()})
+    sizes = {name: read_manifest(folder).train.tokens for name, folder in found.items()}
+    lines = coverage(loaded.recipe, sizes)
     _print_notes(loaded.notes)
-    _print_table(loaded.recipe, lines)
-    _print_remarks(lines, len(folders) - len(found))
+    _print_table(loaded.recipe, lines, sizes)
+    _print_remarks(lines, [str(folder) for name, folder in folders.items() if name not in found])
     if plot is not None:
         from launch.plan.coverage_plot import plot_coverage
 
@@ -60,42 +59,54 @@ def data_plan(
 
 def _print_notes(notes: list[str]) -> None:
     for note in notes:
-        if "dataset_weights" in note or note.startswith("variables."):
+        if note.startswith(("data_stages", "data_skipped_ranges", "variables.")):
             print(f"warning: {note}")
 
 
-def _print_table(recipe: Recipe, lines: list[Coverage]) -> None:
+def _print_table(recipe: Recipe, lines: list[Coverage], sizes: dict[str, int]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from data.repetition import epochs_of
     from launch.plan.source_names import short_names
     from nanotron_recipes.numbers import short_number
+    from nanotron_recipes.sequences import stage_sequence_length
+    from nanotron_recipes.topology import global_batch_size
 
     stages = [stage.name for stage in recipe.data_stages]
-    totals = [sum(line.tokens for line in lines if line.stage == stage) for stage in stages]
+    totals = [sum(line.tokens for line in lines if line.number == number) for number in range(len(stages))]
+    batch, all_tokens = global_batch_size(recipe), short_number(sum(totals))
+    print(f"{recipe.tokens.train_steps:,} steps of {batch:,} sequences, {all_tokens} tokens")
+    for stage in recipe.data_stages:
+        length = stage_sequence_length(recipe, stage)
+        print(f"  from step {stage.start_training_step:,}: {stage.name}, sequences of {length:,} tokens")
     table = Table("source", show_footer=True)
     table.columns[0].footer = "all"
-    for heading, footer in [*zip(stages, totals, strict=True), ("tokens", sum(totals))]:
-        table.add_column(heading, footer=short_number(footer), justify="right")
-    table.add_column("epochs", justify="right")
-    names = short_names(line.source for line in lines)
+    for heading, footer in [*zip(stages, totals, strict=True), ("all stages", sum(totals))]:
+        table.add_column(Text(heading), footer=short_number(footer), justify="right")
+    for heading in ("has", "epochs") if sizes else ():
+        table.add_column(heading, justify="right")
+    names, epochs = short_names(line.source for line in lines), epochs_of(lines)
     for name, mine in by_source(lines).items():
-        tokens = {line.stage: line.tokens for line in mine}
-        cells = [short_number(tokens[stage]) if stage in tokens else "" for stage in stages]
-        epochs = mine[-1].epochs
-        last = "not known" if epochs is None else f"{epochs:.2f}"
-        table.add_row(Text(names[name]), *cells, short_number(sum(tokens.values())), last)
+        tokens = {line.number: line.tokens for line in mine}
+        cells = [short_number(tokens[number]) if number in tokens else "" for number in range(len(stages))]
+        often, size = epochs[name], sizes.get(name)
+        known = ["?" if size is None else short_number(size), "?" if often is None else f"{often:.2f}"]
+        table.add_row(Text(names[name]), *cells, short_number(sum(tokens.values())), *(known if sizes else ()))
     Console().print(table)
 
 
-def _print_remarks(lines: list[Coverage], num_unknown: int) -> None:
-    for name, mine in by_source(lines).items():
-        epochs = mine[-1].epochs
-        if epochs is not None and epochs > MANY_EPOCHS:
-            print(f"warning: {name} is read {epochs:.1f} times; more than {MANY_EPOCHS} times teach ever less")
-    if num_unknown:
-        print(f"note: {num_unknown} sources have no manifest yet: how often they are read is not known")
+def _print_remarks(lines: list[Coverage], unknown: list[str]) -> None:
+    from data.repetition import MANY_EPOCHS, epochs_of
+
+    for name, often in epochs_of(lines).items():
+        if often is not None and often > MANY_EPOCHS:
+            print(f"warning: {name}: all is read {often:.1f} times; after {MANY_EPOCHS:g} times it teaches ever less")
+    if unknown:
+        which = "1 source has" if len(unknown) == 1 else f"{len(unknown)} sources have"
+        where = f"{unknown[0]}{' and so on' if len(unknown) > 1 else ''}"
+        print(f"note: {which} no manifest here, so that their epochs are not known; looked in {where}")
 
 
 def by_source(lines: list[Coverage]) -> dict[str, list[Coverage]]:

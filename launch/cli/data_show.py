@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from launch.cli.options import OverrideOption, RecipeArgument
-from nanotron_recipes.errors import UserError
+from nanotron_recipes.errors import UserError, shorten, visible
 
 if TYPE_CHECKING:
     from data.inspection import DocumentPart
@@ -54,6 +54,8 @@ def data_show(
 def _print_batch(plan: DataPlan, step: int) -> None:
     from rich.console import Console
 
+    from launch.plan.source_names import short_names
+
     planned = plan.planned(step)
     sizes = Counter(planned.stage.sources[number].name for number in planned.numbers.tolist())
     targets = plan.global_batch_size * planned.stage.sequence_length
@@ -62,7 +64,8 @@ def _print_batch(plan: DataPlan, step: int) -> None:
         f"step {step}, stage {planned.stage.name!r}: {plan.global_batch_size} sequences of "
         f"{planned.stage.sequence_length:,} tokens, {planned.num_valid_targets:,} of {targets:,} targets count"
     )
-    console.print("sequences by source: " + ", ".join(f"{name} {count}" for name, count in sizes.most_common()))
+    names = short_names(plan.sources)
+    console.print("sequences by source: " + ", ".join(f"{names[name]} {count}" for name, count in sizes.most_common()))
 
 
 def _print_documents(plan: DataPlan, step: int, samples: range, width: int, recipe: Recipe) -> None:
@@ -91,8 +94,7 @@ def _print_documents(plan: DataPlan, step: int, samples: range, width: int, reci
 
 def _shortened(decode: Callable[[list[int]], str], part: DocumentPart, width: int) -> str:
     text = decode(part.tokens[: 2 * width].tolist())
-    visible = text.replace("\n", "⏎").replace("\t", "⇥")
-    return visible if len(visible) <= width else f"{visible[: width - 1]}…"
+    return shorten(visible(text.replace("\n", "⏎").replace("\t", "⇥")), width)
 
 
 def _decoder(recipe: Recipe) -> Callable[[list[int]], str]:

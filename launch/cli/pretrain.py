@@ -146,7 +146,6 @@ def _train(
     from launch.cluster.local import launch_local
     from launch.cluster.threads import threads_per_rank
     from launch.train.prepare import RunRequest, prepare_run, reason_not_to_train
-    from launch.train.run_folder import NODE
 
     prepared = prepare_run(RunRequest(loaded, run))
     with prepared.lock:
@@ -157,9 +156,8 @@ def _train(
             console.print(reason, highlight=False)
             is_whole = prepared.state != "complete" and prepared.step >= prepared.recipe.tokens.train_steps
             return _finish(prepared, console, stop_after) if is_whole else 0
-        # Which step it will be is for the ranks to find out, where nodes have disks of their own.
-        after = "" if NODE in str(prepared.folder.checkpoints) else f" after step {prepared.step}"
-        how = f"goes on{after}" if prepared.step else "begins"
+        # After which step is said when its checkpoint has been read.
+        how = "goes on" if prepared.step else "begins"
         for note in prepared.notes:
             console.print(f"note: {note}", markup=False, highlight=False)
         ranks = "1 rank" if num_ranks == 1 else f"{num_ranks} ranks"

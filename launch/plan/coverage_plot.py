@@ -37,8 +37,8 @@ def plot_coverage(lines: list[Coverage], out: Path) -> None:
     figure = Figure(figsize=(9, 1.4 + 0.2 * len(names)), dpi=110, layout="constrained")
     axes = figure.subplots()
     read = dict.fromkeys(names, 0)
-    for number, stage in enumerate(dict.fromkeys(line.stage for line in lines)):
-        mine = [line for line in lines if line.stage == stage]
+    for number, stage in {line.number: line.stage for line in lines}.items():
+        mine = [line for line in lines if line.number == number]
         where, widths = [places[line.source] for line in mine], [line.tokens for line in mine]
         lefts = [read[line.source] for line in mine]
         axes.barh(where, widths, left=lefts, color=_STAGES[number % len(_STAGES)], height=0.75, label=stage)

@@ -18,6 +18,7 @@ from launch.train.step_line import format_bytes, format_seconds
 
 _SHOWN_RESTARTS = 8
 _SHOWN_THROTTLED = 3
+_SHOWN_NODES = 16
 
 
 def status_view(status: RunStatus) -> RenderableType:
@@ -80,7 +81,8 @@ def _checkpoint(status: RunStatus) -> tuple[str, str]:
     if found is None:
         return "none yet", ""
     when = "" if found.time is None else f", {datetime.fromtimestamp(found.time):%Y-%m-%d %H:%M}"
-    place = f" in {os.path.dirname(found.places[0])}" if found.places else ""
+    places = [os.path.dirname(place) for place in found.places]
+    place = f" in {', '.join(places[:2])}{' …' * (len(places) > 2)}" if places else ""
     if found.nodes:
         where = f"{found.copies} cop{'y' if found.copies == 1 else 'ies'} of each part, on {', '.join(found.nodes)}"
     else:
@@ -105,18 +107,25 @@ def _restarts_table(status: RunStatus) -> Table:
 
 def _nodes_table(nodes: Sequence[NodeStatus], *, is_training: bool) -> Table:
     has_gpus = any(node.gpu for node in nodes)
-    table = Table(title=f"{len(nodes)} node{'s' * (len(nodes) > 1)}, the worst of each", title_justify="left")
+    shown = list(nodes) if len(nodes) <= _SHOWN_NODES else sorted(nodes, key=_how_bad, reverse=True)[:_SHOWN_NODES]
+    which = f", of which {_SHOWN_NODES} to look at first" if len(shown) < len(nodes) else ""
+    title = f"{len(nodes)} node{'s' * (len(nodes) > 1)}{which}: of each its worst rank"
+    table = Table(title=title, title_justify="left")
     for heading in ("node", "ranks", "heard", "at step", "own s/step", "memory"):
         table.add_column(heading, justify="left" if heading in ("node", "ranks") else "right")
     for heading in ("GPU", "°C", "MHz", "throttled") if has_gpus else ():
         table.add_column(heading)
-    for node in nodes:
+    for node in shown:
         heard = Text(f"{format_seconds(node.silent_seconds)} ago")
         heard.stylize("bold red" if is_training and node.silent_seconds > SILENT_SECONDS else "")
         own = "n/a" if node.own_seconds is None else f"{node.own_seconds:.3f}"
         gpu = _gpu_cells(node) if has_gpus else []
         table.add_row(node.name, _ranges(node.ranks), heard, str(node.step), own, _memory(node), *gpu)
     return table
+
+
+def _how_bad(node: NodeStatus) -> tuple[bool, int, float]:
+    return node.silent_seconds > SILENT_SECONDS, len(node.throttled), node.own_seconds or 0.0
 
 
 def _gpu_cells(node: NodeStatus) -> list[RenderableType]:

@@ -124,12 +124,11 @@ class SlowRanks:
     """Whether most of what they take longer is waiting for their data."""
 
     def __str__(self) -> str:
-        who = f"rank {self.ranks[0]}" if len(self.ranks) == 1 else f"ranks {', '.join(map(str, self.ranks))}"
-        cause = ", waiting for its loader" if self.is_loader else ""
-        return (
-            f"{who} on {', '.join(self.nodes)} takes {self.times:.1f} × the median of all{cause}, "
-            f"since step {self.since_step}"
-        )
+        is_one = len(self.ranks) == 1
+        who = f"rank {self.ranks[0]}" if is_one else f"ranks {', '.join(map(str, self.ranks))}"
+        takes = f"take{'s' * is_one} {self.times:.1f} × the median of all"
+        cause = f", waiting for {'its' if is_one else 'their'} loader" if self.is_loader else ""
+        return f"{who} on {', '.join(self.nodes)} {takes}{cause}, since step {self.since_step}"
 
 
 def slow_ranks(reports: Sequence[RankReport]) -> list[SlowRanks]:

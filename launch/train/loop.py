@@ -45,7 +45,7 @@ class Launch:
         peak_flops: of all ranks together, per second; None where it is not known.
         files: what is put beside the tensors of every checkpoint, name -> text.
         disks: which ranks share a disk.
-        damaged: steps whose checkpoints this launch refused.
+        refused: steps whose checkpoints this launch did not take -> what is wrong with them.
         spikes: of the checkpoint that training goes on from, what `SpikeDetector.state` gave; empty at a beginning.
     """
 
@@ -57,7 +57,7 @@ class Launch:
     peak_flops: float | None
     files: dict[str, str]
     disks: Disks
-    damaged: frozenset[int] = frozenset()
+    refused: Mapping[int, str] = field(default_factory=dict)
     spikes: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -81,7 +81,7 @@ class TrainingLoop:
         self._replicas = (
             ReplicaCheck(engine.built.buckets, engine.context) if launch.recipe.general.replica_check_interval else None
         )
-        self._saver = RunSaver(launch.folder, engine, launch.files, launch.damaged, launch.disks)
+        self._saver = RunSaver(launch.folder, engine, launch.files, frozenset(launch.refused), launch.disks)
 
     def _begin(self, launch: Launch) -> None:
         """Take over everything that follows from where training goes on."""
@@ -279,6 +279,7 @@ def start_event(engine: TrainingEngine, launch: Launch) -> Event:
         "device": context.device.type,
         "attention": engine.built.attention.name,
         "data": launch.plan.fingerprint,
+        "refused": [{"step": step, "reason": reason} for step, reason in launch.refused.items()],
         "peak_flops": launch.peak_flops,
         "mfu_formula": MFU_FORMULA,
     }

@@ -8,9 +8,11 @@ from data.plan import DataPlan
 from data.repetition import repetition_notes
 from data.tokenization import look_at_text
 from launch.train.branch import Branch, check_branch
+from launch.train.checkpoint_owner import refuse_what_others_have
 from launch.train.preflight import check_places, check_recipe_to_the_end
 from launch.train.resume import DataThrough, newest_sound_step, parent_checkpoint, require_data
-from launch.train.run_folder import RunFolder, RunHeader, point_latest, take_run
+from launch.train.run_folder import RunFolder, point_latest, take_run
+from launch.train.run_header import RunHeader, new_run_id
 from launch.train.run_lock import RunLock, new_launch_id
 from nanotron_recipes.code_version import code_version
 from nanotron_recipes.errors import UserError
@@ -103,6 +105,8 @@ def prepare_run(request: RunRequest) -> PreparedRun:
     )
     folder = choice.folder
     try:
+        if choice.state != "complete":
+            refuse_what_others_have(folder, launch_id)
         recipe = _with_skipped_ranges(folder, recipe)
         changes: tuple[str, ...] = ()
         begins = choice.state == "new" or (folder.completed_step() is None and not folder.steps())
@@ -174,6 +178,7 @@ def fits_unfinished_run(folder: RunFolder, recipe: Recipe, data: DataThrough | N
     past nor later. One whose recipe cannot be read any more does not fit. Without `data`, nobody looks at what it has
     read."""
     try:
+        refuse_what_others_have(folder)
         old, recipe = load_recipe(str(folder.recipe_file)).recipe, _with_skipped_ranges(folder, recipe)
         if data is not None and folder.steps():
             require_data(folder, newest_sound_step(folder), data)
@@ -206,7 +211,7 @@ def _begin(folder: RunFolder, loaded: LoadedRecipe, data: str, parent: str) -> t
     """
     recipe = loaded.recipe
     changes: tuple[str, ...] = ()
-    header = RunHeader(loaded.name, code_version(), data, parent=parent)
+    header = RunHeader(loaded.name, code_version(), data, parent=parent, run=new_run_id())
     if folder.exists():
         before, old, step = folder.header(), load_recipe(str(folder.recipe_file)).recipe, newest_step(folder, recipe)
         if left_behind := _left_behind(folder, old, recipe):
@@ -214,7 +219,7 @@ def _begin(folder: RunFolder, loaded: LoadedRecipe, data: str, parent: str) -> t
         found = [str(change) for change in (*changes_of_the_past(old, recipe, step), *later_changes(old, recipe, step))]
         found += [_other_data(before.data, data)] if before.data != data else []
         changes = tuple(f"after step {step}: {change}" for change in found)
-        header = replace(header, changes=(*before.changes, *changes))
+        header = replace(header, changes=(*before.changes, *changes), run=before.run or header.run)
     folder.write_recipe(dump_yaml(recipe), header)
     return changes
 
@@ -280,5 +285,6 @@ def _write_changes(folder: RunFolder, recipe: Recipe, data: str) -> tuple[str, .
     step, old = newest_step(folder, recipe), load_recipe(str(folder.recipe_file)).recipe
     changes = tuple(f"after step {step}: {change}" for change in later_changes(old, recipe, step))
     header = folder.header()
-    folder.write_recipe(dump_yaml(recipe), replace(header, data=data, changes=(*header.changes, *changes)))
+    header = replace(header, data=data, changes=(*header.changes, *changes), run=header.run or new_run_id())
+    folder.write_recipe(dump_yaml(recipe), header)
     return changes

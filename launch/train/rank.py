@@ -15,6 +15,7 @@ import torch
 import torch.distributed as torch_dist
 
 from launch.train.callbacks import make_callbacks
+from launch.train.checkpoint_owner import held_checkpoints
 from launch.train.engine import TrainingEngine
 from launch.train.guards import RunFailed
 from launch.train.hardware import peak_of_world
@@ -23,7 +24,7 @@ from launch.train.metrics import Callback, RecordsLost
 from launch.train.outage import reason
 from launch.train.prepare import RunRequest, prepare_run, reason_not_to_train
 from launch.train.rank_reporter import RankPlace, RankReporter
-from launch.train.resume import Start, find_start, gather_on_first_node, load_start
+from launch.train.resume import Start, find_start, gather_on_first_node, load_start, refuse_foreign_steps
 from launch.train.run_folder import RunFolder
 from launch.train.run_lock import RunLock
 from launch.train.same_data import open_same_data
@@ -193,26 +194,28 @@ def _train_run(
     engine = TrainingEngine(recipe, topology, context)
     node, is_shared = _node_name(arguments), recipe.checkpoints.checkpoints_path_is_shared_file_system
     disks = find_disks(folder.checkpoints, node, is_shared=is_shared)
-    start = find_start(folder, recipe, plan.fingerprint_through, disks, node)
-    first_step = start.first_step
-    state: dict[str, Any] = {}
-    if start.checkpoint is not None:
-        state = load_start(start, engine.built.buckets, engine.optimizer)
-    else:
-        initialize_weights(engine.built)
-    launch = Launch(
-        folder=folder,
-        recipe=recipe,
-        plan=plan,
-        first_step=first_step,
-        stop_after=arguments.stop_after,
-        peak_flops=peak_of_world(device, recipe.model.dtype),
-        files={"recipe.yaml": folder.recipe_file.read_text()},
-        disks=disks,
-        damaged=frozenset(start.refused),
-        spikes=state.get("spikes", {}) if first_step > 1 else {},
-    )
     with ExitStack() as stack:
+        stack.enter_context(held_checkpoints(folder, disks, launch_id))
+        start = find_start(folder, recipe, plan.fingerprint_through, disks, node)
+        refuse_foreign_steps(folder, start, recipe.tokens.train_steps)
+        first_step = start.first_step
+        state: dict[str, Any] = {}
+        if start.checkpoint is not None:
+            state = load_start(start, engine.built.buckets, engine.optimizer)
+        else:
+            initialize_weights(engine.built)
+        launch = Launch(
+            folder=folder,
+            recipe=recipe,
+            plan=plan,
+            first_step=first_step,
+            stop_after=arguments.stop_after,
+            peak_flops=peak_of_world(device, recipe.model.dtype),
+            files={"recipe.yaml": folder.recipe_file.read_text()},
+            disks=disks,
+            refused=start.refused,
+            spikes=state.get("spikes", {}) if first_step > 1 else {},
+        )
         tracer = None
         if recipe.profiler is not None and recipe.profiler.profiler_export_path is not None:
             tracer = StepTracer(folder.path, recipe.profiler, first_step, context.rank)

@@ -14,7 +14,15 @@ from launch.train.run_folder import NODE, RunFolder, on_node
 from launch.train.seen_checkpoint import manifest_of_step, problems_of_step
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.recipe import Recipe
-from parallel.checkpoint_files import MANIFEST_FILE, PARTIAL_SUFFIX, Manifest, Problem, read_manifest
+from parallel.checkpoint_files import (
+    MANIFEST_FILE,
+    PARTIAL_SUFFIX,
+    STEP_NAME,
+    Manifest,
+    Problem,
+    read_manifest,
+    what_is_in_the_way,
+)
 
 if TYPE_CHECKING:
     from parallel.buckets import Bucket
@@ -108,6 +116,31 @@ def find_start(folder: RunFolder, recipe: Recipe, data: DataThrough, disks: "Dis
     step = parent.manifest.step if wanted.load_lr_scheduler else 0
     scratch = folder.checkpoints / f"{parent.manifest.step}{PARTIAL_SUFFIX}"
     return Start(parent, Path(path), disks, step + 1, wanted.load_optimizer, refused, scratch)
+
+
+def refuse_foreign_steps(folder: RunFolder, start: Start, last: int) -> None:
+    """Raise UserError, on all ranks, where something has the name of a step that this launch may save, and is no
+    checkpoint; every rank calls this.
+
+    Args:
+        folder: as this rank's node sees it.
+        last: the last step of the run.
+    """
+    from parallel.together import FailedTogether, together
+
+    first = start.first_step if start.first_step > 1 else 0
+
+    def look() -> str:
+        steps = [path for path in folder.checkpoints.iterdir() if STEP_NAME.fullmatch(path.name)]
+        mistakes = [what_is_in_the_way(path) for path in sorted(steps) if first <= int(path.name) <= last]
+        return next(filter(None, mistakes), "")
+
+    try:
+        mistake = next(filter(None, together(look)), "")
+    except FailedTogether as failure:
+        raise UserError(f"{folder.checkpoints}: cannot be read: {failure}") from failure
+    if mistake:
+        raise UserError(mistake)
 
 
 def load_start(start: Start, buckets: "list[Bucket]", optimizer: "FlatAdamW") -> dict[str, Any]:

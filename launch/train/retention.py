@@ -1,11 +1,13 @@
 """Which checkpoints of a run are kept, and why. Imports no torch."""
 
+import os
 from collections.abc import Collection, Sequence
+from pathlib import Path
 
 from launch.train.run_folder import RunFolder
 from launch.train.seen_checkpoint import problems_of_step
 from nanotron_recipes.schema.checkpoints import Checkpoints
-from parallel.checkpoint_files import REPLACED_SUFFIX, remove_folder
+from parallel.checkpoint_files import REPLACED_SUFFIX, discard
 
 
 def reasons_to_keep(good_steps: Sequence[int], policy: Checkpoints) -> dict[int, str]:
@@ -40,11 +42,17 @@ def damaged_steps(folder: RunFolder, steps: Sequence[int], *, checksums: bool) -
     }
 
 
-def delete_checkpoint(folder: RunFolder, step: int) -> None:
-    """Delete a checkpoint; it loses its name first, so that no half of it is ever taken for one."""
+def delete_checkpoint(folder: RunFolder, step: int) -> list[Path]:
+    """Delete a checkpoint; it loses its name first, so that no half of it is ever taken for one.
+
+    Returns:
+        What others have put into its folder, which stays.
+    """
+    left: list[Path] = []
     for path in folder.step_folders(step):
         nameless = path.with_name(path.name + REPLACED_SUFFIX)
-        if nameless.exists():
-            remove_folder(nameless)
+        if os.path.lexists(nameless):
+            discard(nameless)
         path.rename(nameless)
-        remove_folder(nameless)
+        left += discard(nameless)
+    return left

@@ -12,8 +12,9 @@ a loss is compared with are in the checkpoint) and comes here again; one that wa
 recipe, and no state that has read it. Nameless checkpoints are removed when a launch begins to save.
 """
 
-import shutil
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from nanotron_recipes.schema.data import SkippedRange
 from nanotron_recipes.schema.guards import Guards
 from nanotron_recipes.skipped import SkippedBatches, with_ranges
 from parallel.checkpoint_disks import Disks
-from parallel.checkpoint_files import REPLACED_SUFFIX
+from parallel.checkpoint_files import REPLACED_SUFFIX, remove_own_files
 from parallel.checkpoint_search import first_sound_checkpoint, steps_on_all_disks
 from parallel.together import FailedTogether, together
 
@@ -122,7 +123,8 @@ def _change_folder(
         together(lambda: _give_names_back(nameless))
         return "", str(failure)
     for path in nameless:
-        shutil.rmtree(path, ignore_errors=True)  # the next launch removes what is left
+        with suppress(OSError):  # the next launch removes what is left
+            remove_own_files(path)
     return text, ""
 
 
@@ -131,8 +133,8 @@ def _set_aside(folder: RunFolder, to: int, nameless: list[Path]) -> None:
         if step > to:
             path = folder.checkpoints / str(step)
             aside = path.with_name(path.name + REPLACED_SUFFIX)
-            if aside.exists():
-                shutil.rmtree(aside)
+            if os.path.lexists(aside):
+                remove_own_files(aside)
             path.rename(aside)
             nameless.append(aside)
     sync(folder.checkpoints)  # no loss of power brings them back beside the new recipe

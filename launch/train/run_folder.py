@@ -10,49 +10,22 @@ from glob import escape, glob
 from pathlib import Path
 from typing import Literal
 
+from launch.train.run_header import RunHeader
 from launch.train.run_lock import RunIsTrained, RunLock, holder_of
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.files import write_atomic
 from nanotron_recipes.recipe import Recipe
-from parallel.checkpoint_files import MANIFEST_FILE, STATE_FILE, STEP_NAME, is_count
+from parallel.checkpoint_files import is_checkpoint, is_count
 
 NODE = "{node}"
 """Stands in `checkpoints.checkpoints_path` for the name of the node, where each has a folder of its own."""
 
+OWNER_FILE = "owner.json"
+"""Beside steps that lie elsewhere than in their run's folder: whose they are (`launch.train.checkpoint_owner`)."""
+
 LATEST = "latest"
 LATEST_EXPORT = "latest-export"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-
-
-@dataclass(frozen=True)
-class RunHeader:
-    """What a run's recipe.yaml says, as comments above the recipe, beyond the recipe itself."""
-
-    recipe: str
-    """Name or file stem of the recipe that the run was started from."""
-    code: str
-    """Version of the code that started it."""
-    data: str
-    """Fingerprint of the data."""
-    changes: tuple[str, ...] = ()
-    """One line for each change that a resume brought: the step, the key, the old and the new value."""
-    parent: str = ""
-    """The checkpoint that the run started from, where it is a branch of another run."""
-
-    def as_comments(self) -> str:
-        """The lines above the recipe."""
-        lines = [f"# recipe: {self.recipe}", f"# code: {self.code}", f"# data: {self.data}"]
-        lines += [f"# parent: {self.parent}"] if self.parent else []
-        return "\n".join([*lines, *(f"# change: {change}" for change in self.changes)]) + "\n"
-
-    @classmethod
-    def parse(cls, text: str) -> "RunHeader":
-        """Read the lines above a recipe; a line that is missing reads as an empty string."""
-        pairs = [(match[1], match[2]) for match in re.finditer(r"^# (\w+): (.*)$", text, flags=re.MULTILINE)]
-        single = dict(pairs)
-        changes = tuple(value for key, value in pairs if key == "change")
-        recipe, code, data, parent = (single.get(key, "") for key in ("recipe", "code", "data", "parent"))
-        return cls(recipe, code, data, changes, parent)
 
 
 @dataclass(frozen=True)
@@ -119,7 +92,9 @@ class RunFolder:
         """Whether a new run may not have this name: something lies here that no launch left before it began."""
         if os.path.lexists(self.path) and (not self.path.is_dir() or self.exists() or not _is_free(self.path)):
             return True
-        return self.jobs.is_dir() or bool(self.steps())
+        if self.jobs.is_dir() or self.steps():
+            return True
+        return any(os.path.lexists(place / OWNER_FILE) for place in self.checkpoint_folders())
 
     def create(self) -> None:
         """Make the folder; raises FileExistsError when another launch made it first, UserError where none can be."""
@@ -149,9 +124,7 @@ class RunFolder:
 
     def checkpoint_folders(self) -> list[Path]:
         """Where steps lie: one folder, or one for each node whose disk is seen from here."""
-        if NODE not in str(self.checkpoints):
-            return [self.checkpoints]
-        return [Path(found) for found in sorted(glob(escape(str(self.checkpoints)).replace(NODE, "*")))]
+        return _seen(str(self.checkpoints))
 
     def step_folders(self, step: int) -> list[Path]:
         """The folders with files of one step's checkpoint, as far as they are seen from here."""
@@ -218,6 +191,13 @@ def on_node(path: str | None, node: str | None) -> str | None:
     return path if path is None or node is None else path.replace(NODE, node)
 
 
+def _seen(path: str) -> list[Path]:
+    """A path where it is one, and all that fit where `{node}` stands in it."""
+    if NODE not in path:
+        return [Path(path)]
+    return [Path(found) for found in sorted(glob(escape(path).replace(NODE, "*")))]
+
+
 @dataclass(frozen=True)
 class RunChoice:
     """Which run a launch is about, and what is to be done with it."""
@@ -226,11 +206,6 @@ class RunChoice:
     """The run."""
     state: Literal["new", "resumed", "complete"]
     """`new`: nothing is there; `resumed`: unfinished, or asked to train longer; `complete`: nothing is left to do."""
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Whether a path is called like a step and was written as a checkpoint, damaged or not."""
-    return bool(STEP_NAME.fullmatch(path.name)) and any((path / name).exists() for name in (MANIFEST_FILE, STATE_FILE))
 
 
 Compatible = Callable[[RunFolder], bool]
@@ -348,8 +323,7 @@ def _next_name(runs_dir: Path, recipe_name: str, recipe: Recipe) -> str:
     """The first `<recipe name>-<number>` above all that are taken. A folder without a recipe was never begun."""
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", recipe_name).lstrip("._-") or "run"
     pattern = re.compile(rf"{re.escape(stem)}-([0-9]{{1,9}})")
-    elsewhere = recipe.checkpoints.checkpoints_path
-    places = [place for place in (runs_dir, Path(elsewhere) if elsewhere else runs_dir) if place.is_dir()]
+    places = [place for place in (runs_dir, *_seen(recipe.checkpoints.checkpoints_path or "")) if place.is_dir()]
     matches = [match for place in places for entry in place.iterdir() if (match := pattern.fullmatch(entry.name))]
     taken = [int(match[1]) for match in matches if RunFolder.of(runs_dir, match[0], recipe).is_taken()]
     return f"{stem}-{max(taken, default=0) + 1}"

@@ -99,7 +99,8 @@ class RunSaver:
             steps = [other for other in self._folder.steps() if other <= step]
             damaged = self.damaged | damaged_steps(self._folder, steps, checksums=False)
             for old in prunable_steps(steps, damaged, self._policy):
-                delete_checkpoint(self._folder, old)
+                for left in delete_checkpoint(self._folder, old):
+                    say(f"{left}: left where it is; no save wrote it")
         except OSError as error:  # the save itself is good
             say(f"an old checkpoint could not be deleted: {describe(error)}", error=True)
 

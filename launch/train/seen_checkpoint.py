@@ -26,6 +26,19 @@ def problems_of_step(folder: RunFolder, step: int, *, checksums: bool) -> list[P
     return [problem for problem in problems if sees_several or problem.kind != "elsewhere"]
 
 
+def unseen_nodes(folder: RunFolder, step: int) -> list[str]:
+    """Nodes with parts of a step's checkpoint that only they have, and whose disks are not seen from here."""
+    if len(folder.checkpoint_folders()) > 1:
+        return []
+    try:
+        manifest = manifest_of_step(folder, step)
+    except UserError:
+        return []
+    elsewhere = verify_checkpoint_parts(folder.step_folders(step), checksums=False, step=step)
+    entries = [manifest.entry(problem.file) for problem in elsewhere if problem.kind == "elsewhere"]
+    return sorted({node for entry in entries if entry is not None for node in entry.nodes})
+
+
 def manifest_of_step(folder: RunFolder, step: int) -> Manifest:
     """What a step's checkpoint says of itself, on the first disk where that is not damaged; UserError without one."""
     damaged: UserError | None = None

@@ -124,7 +124,7 @@ class LightevalSlurm(Section):
     """Cores. Null: Slurm's default."""
 
     partition: Word | None = None
-    """Partition."""
+    """Partition. Null: that of `slurm`."""
 
     qos: Word | None = None
     """Quality of service."""
@@ -133,7 +133,7 @@ class LightevalSlurm(Section):
     """Time limit, as sbatch writes it."""
 
     reservation: Word | None = None
-    """Reservation."""
+    """Reservation to run in."""
 
     hf_cache: str | None = None
     """Folder where lighteval keeps the data sets of its benchmarks (HF_HOME). Null: the user's own."""

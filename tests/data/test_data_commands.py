@@ -38,7 +38,7 @@ def test_show_has_sources_documents_ids_and_masks(folder: Path) -> None:
     done = run("show", "mine.yaml", "--step", "2", "--samples", "2", "--first", "1", where=folder)
     assert done.returncode == 0, done.stderr
     assert "step 2, stage 'stage 0': 8 sequences of 50 tokens" in done.stdout
-    assert f"{folder}/one 6, {folder}/two 2" in done.stdout
+    assert "sequences by source: one 6, two 2" in done.stdout
     assert "token ids instead of text" in done.stdout
     assert [f"sequence {number}: " in done.stdout for number in range(4)] == [False, True, True, False]
 
@@ -75,17 +75,33 @@ def test_plan_needs_manifests_alone_and_draws_what_it_counts(folder: Path) -> No
     assert done.returncode == 0, done.stderr
     rows = {line.split("│")[1].strip(): line.split("│")[2:-1] for line in done.stdout.splitlines() if "│" in line}
     # 10 steps of 8 sequences of 50 in each stage; 11 blocks of 50 in a source of 600 tokens.
-    assert [cell.strip() for cell in rows["one"]] == ["3.00K", "2.00K", "5.00K", "9.09"]
-    assert [cell.strip() for cell in rows["two"]] == ["1.00K", "2.00K", "3.00K", "5.45"]
-    assert [cell.strip() for cell in rows["all"]] == ["4.00K", "4.00K", "8.00K", ""]
+    assert [cell.strip() for cell in rows["one"]] == ["3.00K", "2.00K", "5.00K", "600", "9.09"]
+    assert [cell.strip() for cell in rows["two"]] == ["1.00K", "2.00K", "3.00K", "600", "5.45"]
+    assert [cell.strip() for cell in rows["all"]] == ["4.00K", "4.00K", "8.00K", "", ""]
     assert "is read 9.1 times" in done.stdout
     assert (folder / "plan.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_plan_of_a_run_that_ends_before_a_stage_counts_what_it_has_read_also_of_stages_of_one_name(
+    folder: Path,
+) -> None:
+    (folder / "mine.yaml").write_text((folder / "mine.yaml").read_text().replace("name: stage 1", "name: stage 0"))
+    for last, epochs in ((10, "5.45"), (20, "9.09")):
+        done = run("plan", "mine.yaml", "--set", f"tokens.train_steps={last}", where=folder)
+        rows = {line.split("│")[1].strip(): line.split("│")[2:-1] for line in done.stdout.splitlines() if "│" in line}
+        assert [cell.strip() for cell in rows["one"]][0::4] == ["3.00K", epochs]
+        assert ("starts at step 11, beyond the run of 10 steps" in done.stdout) == (last == 10)
+        assert f"{last} steps of 8 sequences, {last * 400 / 1000:.2f}K tokens" in done.stdout
+        assert "  from step 11: stage 0, sequences of 50 tokens" in done.stdout
 
 
 def test_plan_without_manifests_counts_tokens_and_says_that_epochs_are_not_known(folder: Path) -> None:
     shutil.rmtree(folder / "two")
     done = run("plan", "mine.yaml", where=folder)
-    assert done.returncode == 0 and "not known" in done.stdout and "1 sources have no manifest" in done.stdout
+    assert done.returncode == 0 and "1 source has no manifest here, so that their epochs" in done.stdout
+    rows = {line.split("│")[1].strip(): line.split("│")[2:-1] for line in done.stdout.splitlines() if "│" in line}
+    assert [cell.strip() for cell in rows["two"]] == ["1.00K", "2.00K", "3.00K", "?", "?"]
+    assert [cell.strip() for cell in rows["one"]] == ["3.00K", "2.00K", "5.00K", "600", "9.09"]
     wrong = run("plan", "mine.yaml", "--plot", "plan.txt", where=folder)
     assert wrong.returncode == 2 and "expected a name that ends in .png" in wrong.stderr
 

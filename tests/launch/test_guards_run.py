@@ -13,11 +13,11 @@ HERE = Path(__file__).parent
 
 
 def run_planted(
-    start_process: StartProcess, folder: Path, fault: str, file: Path, *settings: str
+    start_process: StartProcess, folder: Path, fault: str, file: Path, *settings: str, ranks: int = 2
 ) -> tuple[int, str, str]:
-    """Train the recipe at two ranks with this fault as the run `planted`; exit code, stdout and stderr of rank 0."""
+    """Train the recipe at so many ranks with this fault as the run `planted`; exit code, stdout, stderr of rank 0."""
     arguments = ["--", fault, str(file), "--run", "planted", *(part for pair in settings for part in ("--set", pair))]
-    torchrun = torchrun_arguments("planted_rank", arguments, 2, folder / "logs", "planted")
+    torchrun = torchrun_arguments("planted_rank", arguments, ranks, folder / "logs", "planted")
     command = [sys.executable, "-P", "-m", "launch.cluster.agent", *torchrun]
     process = start_process(command, folder, PYTHONPATH=f"{REPOSITORY}:{HERE}", OMP_NUM_THREADS="1")
     return process.end()  # type: ignore[no-any-return]

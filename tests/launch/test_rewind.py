@@ -59,9 +59,8 @@ def train_on_rank(recipe_file: Path, plant: Callable[[pytest.MonkeyPatch], None]
     with pytest.MonkeyPatch.context() as patch:
         if plant is not None:
             plant(patch)
-        rank._train_run(
-            folder, recipe, device, Namespace(stop_after=None, launch_id="test", node_name="here"), StopRequest()
-        )
+        arguments = Namespace(stop_after=None, launch_id="test", job_launch=None, node_name="here")
+        rank._train_run(folder, recipe, device, arguments, StopRequest(), "test")
 
 
 def spiking(patch: pytest.MonkeyPatch) -> None:
@@ -217,7 +216,7 @@ def killed_before_the_recipe(patch: pytest.MonkeyPatch) -> None:
 
 
 def killed_after_the_recipe(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(rewind.shutil, "rmtree", kill)
+    patch.setattr(rewind, "remove_own_files", kill)
 
 
 def killed_before_the_state_is_read(patch: pytest.MonkeyPatch) -> None:

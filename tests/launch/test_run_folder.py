@@ -9,11 +9,11 @@ from launch.train.run_folder import (
     LATEST_EXPORT,
     RunChoice,
     RunFolder,
-    RunHeader,
     choose_run,
     point_latest,
     take_run,
 )
+from launch.train.run_header import RunHeader
 from launch.train.run_lock import RunIsTrained, RunLock
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.loading import recipe_from_mapping

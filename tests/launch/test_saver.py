@@ -14,7 +14,8 @@ from small_pretraining import TRAIN_STEPS, StartProcess, curve, pretrain_command
 from launch.train.metrics import read_metrics
 from launch.train.parity import start_engine
 from launch.train.retention import prunable_steps, reasons_to_keep
-from launch.train.run_folder import RunFolder, RunHeader
+from launch.train.run_folder import RunFolder
+from launch.train.run_header import RunHeader
 from launch.train.saver import RunSaver
 from launch.train.synthetic import synthetic_batch
 from nanotron_recipes.schema.checkpoints import Checkpoints

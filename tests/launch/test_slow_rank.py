@@ -47,6 +47,18 @@ def test_a_rank_that_sleeps_in_its_forward_is_named(
     assert status.nodes[0].ranks == [0, 1] and status.nodes[0].step == 31
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(("split", "named"), [("pp", [1]), ("tp", [0, 1])])
+def test_stages_that_wait_for_it_are_not_named_and_its_tensor_group_is(
+    split: str, named: list[int], small_file: Path, start_process: StartProcess, tmp_path: Path
+) -> None:
+    settings = ("tokens.train_steps=31", "parallelism.dp=2", f"parallelism.{split}=2")
+    code, _, err = run_planted(start_process, tmp_path, "slow_rank", small_file, *settings, ranks=4)
+    assert code == 0, err
+    (slow,) = slow_ranks(read_reports(tmp_path / "runs" / "planted"))
+    assert slow.ranks == named
+
+
 def report(rank: int, compute: list[float | None], wait: float = 0.0, size: int = 10, **changes: int) -> RankReport:
     windows = [Window(size, size * number, seconds, wait) for number, seconds in enumerate(compute, 1)]
     place = {"pp_rank": 0, "tp_group": rank, **changes}

@@ -158,6 +158,19 @@ def test_nodes_gpus_and_a_quiet_run_are_told(tmp_path: Path) -> None:
     assert "SLOW RANK" in text and "rank 1 on n1 takes 2.0 ×" in text
 
 
+def test_of_many_nodes_those_to_look_at_are_shown(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "a", [record(1)])
+    for rank in range(20):
+        place = {"rank": rank, "launch": "l", "host": "h", "node": f"n{rank}", "pp_rank": 0, "tp_group": rank}
+        windows = [Window(10, 10, float(rank), 0.0)]
+        write_report(
+            folder.path, RankReport(**place, step=1, time=time.time(), memory_bytes=5, windows=windows, gpu=None)
+        )
+    text = shown(status_of(folder))
+    assert len(status_of(folder).nodes) == 20 and "20 nodes, of which 16 to look at first" in text
+    assert "n19" in text and "n4 " in text and "n3 " not in text
+
+
 def test_a_checkpoint_on_disks_that_are_not_seen_is_known_from_the_record(tmp_path: Path) -> None:
     saves = [{"event": "checkpoint", "step": step, "num_bytes": 7, "error": error} for step, error in
              ((10, None), (20, None), (30, "full"))]  # fmt: skip
