@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from data.manifest import Inputs
-from nanotron_recipes.errors import UserError, shorten, user_error
+from nanotron_recipes.errors import UserError, shorten, show_value, user_error
 from nanotron_recipes.schema.data import CorpusSource
 from nanotron_recipes.urls import HUB_PREFIX, is_url
 
@@ -120,7 +120,7 @@ def _local_files(path: Path, globs: tuple[str, ...], where: str) -> TextFiles:
             raise UserError(f"{where}: {path / odd}: expected names of files in UTF-8")
         return TextFiles(str(path), [_local_file(path, name) for name in found])
     except OSError as error:
-        raise TextIsGone(f"{where}: path: {path}: cannot be looked through: {error.strerror}") from None
+        raise TextIsGone(f"{where}: path: {show_value(str(path))}: cannot be looked through: {error.strerror}") from None
 
 
 def _is_unicode(name: str) -> bool:
