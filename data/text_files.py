@@ -120,7 +120,8 @@ def _local_files(path: Path, globs: tuple[str, ...], where: str) -> TextFiles:
             raise UserError(f"{where}: {path / odd}: expected names of files in UTF-8")
         return TextFiles(str(path), [_local_file(path, name) for name in found])
     except OSError as error:
-        raise TextIsGone(f"{where}: path: {show_value(str(path))}: cannot be looked through: {error.strerror}") from None
+        shown = show_value(str(path))
+        raise TextIsGone(f"{where}: path: {shown}: cannot be looked through: {error.strerror}") from None
 
 
 def _is_unicode(name: str) -> bool:
