@@ -195,10 +195,11 @@ def _check_readable(corpus: Corpus, sources: list[CorpusSource]) -> None:
         rejected = Rejected()
         train = documents(source, corpus, "train", rejected=rejected)
         if next(train, None) is None and next(documents(source, corpus, "validation"), None) is None:
-            raise _empty(source, rejected)
+            raise empty_source(source, rejected)
 
 
-def _empty(source: CorpusSource, rejected: Rejected) -> UserError:
+def empty_source(source: CorpusSource, rejected: Rejected) -> UserError:
+    """What is wrong with a source without a document: with its text_key, as far as what was rejected shows it."""
     where = f"corpus.sources {source.name}"
     if rejected.keys_seen and set(rejected.counts) <= {NOT_JSON, NO_TEXT}:
         names = sorted(rejected.keys_seen)
