@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.corpora import documents, shards_of
+from data.rejected import Rejected
+from data.tokenization import empty_source
 from data.tokenizer import TokenizerInfo
-from nanotron_recipes.errors import UserError
 from nanotron_recipes.schema.data import Corpus, CorpusSource
 
 _STREAMS = 32
@@ -53,8 +54,9 @@ def sample(source: CorpusSource, corpus: Corpus, num_bytes: int) -> list[str]:
     """
     shards = [[]] * _STREAMS if source.reader.startswith("python") else shards_of(source)
     step = max(1, len(shards) // _STREAMS)
+    rejected = Rejected()
     streams = [
-        documents(source, corpus, "train", shard=shard, shards=len(shards), parts=parts)
+        documents(source, corpus, "train", shard=shard, shards=len(shards), parts=parts, rejected=rejected)
         for shard, parts in list(enumerate(shards))[::step]
     ]
     texts, left = [], num_bytes
@@ -64,7 +66,7 @@ def sample(source: CorpusSource, corpus: Corpus, num_bytes: int) -> list[str]:
         if left <= 0:
             break
     if not texts:
-        raise UserError(f"corpus.sources {source.name}: no document in there")
+        raise empty_source(source, rejected)
     return texts
 
 

@@ -13,12 +13,15 @@ from nanotron_recipes.files import write_atomic
 
 MANIFEST_NAME = "manifest.json"
 
-Positive = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[int, Field(ge=0)]
+_MOST = 1 << 48
+"""No number in a manifest is larger: a shard of so many tokens does not exist, and sums of these are still int64."""
+Positive = Annotated[int, Field(ge=1, le=_MOST)]
+NotNegative = Annotated[int, Field(ge=0, le=_MOST)]
 
 
 def _inside(name: str) -> str:
-    if not name or "\0" in name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+    path = PurePosixPath(name)
+    if not path.name or "\0" in name or path.is_absolute() or ".." in path.parts or str(path) != name:
         raise PydanticCustomError("inside", "expected a file inside the source's folder")
     return name
 
@@ -115,8 +118,15 @@ class Manifest(BaseModel):
     """Lines or documents that were not used, by reason."""
 
     @model_validator(mode="after")
-    def _check_sizes(self) -> "Manifest":
+    def _check_files(self) -> "Manifest":
+        if self.eos_token_id >= self.vocab_size:
+            raise PydanticCustomError("eos", "eos_token_id: expected less than the vocab_size")
+        names = {MANIFEST_NAME}
         for file in (*self.train.files, *self.validation.files):
+            pair = {file.name, f"{file.name}.index"}
+            if names & pair:
+                raise PydanticCustomError("twice", "{name}: expected files of different names", {"name": file.name})
+            names |= pair
             if file.size != file.tokens * self.token_bytes or file.documents > file.tokens:
                 raise PydanticCustomError(
                     "sizes",

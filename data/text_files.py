@@ -117,9 +117,17 @@ def _local_files(path: Path, globs: tuple[str, ...], where: str) -> TextFiles:
         if broken is not None:
             kind = kind if found else TextIsGone
             raise kind(f"{where}: {broken}: a link to a file that is not there")
+        odd = next((name for name in found if not _is_unicode(name)), None)
+        if odd is not None:
+            raise UserError(f"{where}: {path / odd}: expected names of files in UTF-8")
         return TextFiles(str(path), [_local_file(path, name) for name in found])
     except OSError as error:
         raise kind(f"{where}: path: {show_value(str(path))}: cannot be looked through: {error.strerror}") from None
+
+
+def _is_unicode(name: str) -> bool:
+    """Whether a name can be written down: what is no UTF-8 on the disk is a half of a surrogate pair in Python."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in name)
 
 
 def _local_file(folder: Path, name: str) -> TextFile:

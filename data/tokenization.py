@@ -11,7 +11,8 @@ shards and its manifest are complete, so that a crash leaves nothing behind that
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,7 @@ from data.manifest import Inputs, Manifest, read_manifest
 from data.parts import whole_files
 from data.rejected import NO_TEXT, NOT_JSON, Rejected
 from data.text_files import TextIsGone, files_of, inputs_of
-from data.tokenization_job import Job, packed_notes, tasks_of, with_absolute_paths
+from data.tokenization_job import DISK_IS_FULL, Job, packed_notes, tasks_of, with_absolute_paths
 from data.tokenization_process import run_job
 from data.tokenizer import TokenizerInfo, read_tokenizer, tokenizer_folder, train_tokenizer
 from data.upload import upload_corpus
@@ -76,7 +77,7 @@ def tokenize(
         _say(console, f"{corpus.path}: all sources are tokenized already")
         return _uploaded(recipe, corpus, console)
     started = time.perf_counter()
-    with locked(Path(corpus.path)):
+    with locked(Path(corpus.path)), _named_space(corpus):
         move_finished(corpus, settings.sources)
         pending = pending_sources(corpus, settings.sources)
         for line in _changes(corpus, settings):
@@ -100,6 +101,17 @@ def tokenize(
     names = ", ".join(source.name for source in corpus.sources)
     _say(console, f"{corpus.path}: {names}: {tokens:,} tokens in {seconds:.1f} s")
     return _uploaded(recipe, corpus, console)
+
+
+@contextmanager
+def _named_space(corpus: Corpus) -> Iterator[None]:
+    """Where a disk is full, most of what writes to it does not say which."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_IS_FULL:
+            raise
+        raise UserError(f"{error.filename or corpus.path}: {error.strerror}; make room there and call again") from None
 
 
 def _manifests(corpus: Corpus) -> list[Manifest]:
@@ -201,10 +213,11 @@ def _check_readable(corpus: Corpus, sources: list[CorpusSource]) -> None:
         rejected = Rejected()
         train = documents(source, corpus, "train", rejected=rejected)
         if next(train, None) is None and next(documents(source, corpus, "validation"), None) is None:
-            raise _empty(source, rejected)
+            raise empty_source(source, rejected)
 
 
-def _empty(source: CorpusSource, rejected: Rejected) -> UserError:
+def empty_source(source: CorpusSource, rejected: Rejected) -> UserError:
+    """What is wrong with a source without a document: with its text_key, as far as what was rejected shows it."""
     where = f"corpus.sources {source.name}"
     if rejected.keys_seen and set(rejected.counts) <= {NOT_JSON, NO_TEXT}:
         names = sorted(rejected.keys_seen)

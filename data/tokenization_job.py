@@ -1,5 +1,6 @@
 """What `tokenize` hands to its worker process, and where both keep unfinished work."""
 
+import errno
 from math import ceil
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from data.corpora import SplitName, shards_of
 from data.parts import PART_BYTES, Part, deal, is_packed
 from nanotron_recipes.schema.data import Corpus, CorpusSource
 from nanotron_recipes.urls import is_url
+
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What a disk without room says; the worker process, which then can write nothing any more, ends with that status."""
 
 
 class Task(BaseModel):

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from data.tokenization_job import Job
+from data.tokenization_job import DISK_IS_FULL, Job
 from data.tokenization_progress import Rates, forget_incomplete, state_of
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.files import write_atomic
@@ -62,6 +62,8 @@ def run_job(job: Job, console: Console, starter: Sequence[str] = ()) -> None:
         process.wait()
     if job.user_error.is_file():
         raise UserError(job.user_error.read_text(encoding="utf-8"))
+    if process.returncode in DISK_IS_FULL:
+        raise UserError(f"{job.folder}: {os.strerror(process.returncode)}; make room there and call again")
     if process.returncode != 0:
         raise TokenizationFailed(f"tokenization failed with exit status {process.returncode}; see {log}\n{_tail(log)}")
 

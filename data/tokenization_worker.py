@@ -24,7 +24,7 @@ from data.corpora import documents
 from data.encoding import DocumentEncoder
 from data.order import derive_key
 from data.rejected import Rejected
-from data.tokenization_job import Job
+from data.tokenization_job import DISK_IS_FULL, Job
 from data.tokenization_progress import TaskProgress
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.files import write_atomic
@@ -100,7 +100,17 @@ def main(job_file: str, node: str = "0", nodes: str = "1") -> None:
     """Runs every task of the job that is not complete yet, or this node's share of them.
 
     To be called from `python -c`, because the processes of the pool must be able to import this module by its name.
+    Where the disk is full no file can say so: the exit status is the number of the error.
     """
+    try:
+        _run_all(job_file)
+    except OSError as error:
+        if error.errno in DISK_IS_FULL:
+            sys.exit(error.errno)
+        raise
+
+
+def _run_all(job_file: str) -> None:
     job = Job.model_validate_json(Path(job_file).read_text(encoding="utf-8"))
     threading.Thread(target=_die_with_parent, daemon=True).start()
     tasks = range(int(node), len(job.tasks), int(nodes))

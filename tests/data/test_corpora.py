@@ -127,6 +127,15 @@ def test_a_glob_that_is_none_is_refused_with_its_value(tmp_path: Path, glob: str
         list(documents(source, corpus, "train"))
 
 
+def test_a_name_that_is_no_utf8_is_refused_and_any_other_is_read(tmp_path: Path) -> None:
+    (tmp_path / "文 ä\n1.txt").write_text("some text")
+    source, corpus = corpus_of(reader="text", path=str(tmp_path))
+    assert texts(source, corpus) == ["some text"]
+    (tmp_path / "\udcff.txt").write_text("more")
+    with pytest.raises(UserError, match=r"\\udcff\.txt: expected names of files in UTF-8"):
+        texts(source, corpus)
+
+
 def test_links_to_nothing_are_named_and_loops_and_folders_are_no_files(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "texts" / "a.jsonl", 3)
     (tmp_path / "texts" / "folder.jsonl").mkdir()

@@ -98,7 +98,7 @@ def test_a_tokenizer_that_is_none_and_a_missing_one_are_mistakes(recipe: Recipe,
 
 def test_a_source_without_text_is_named(recipe: Recipe, tmp_path: Path) -> None:
     assert recipe.corpus is not None
-    (tmp_path / "a.jsonl").write_text("\n")
+    (tmp_path / "a.jsonl").write_text('{"content": "words"}\n')
     source = recipe.corpus.sources[0].model_copy(update={"path": str(tmp_path)})
-    with pytest.raises(UserError, match=r"corpus\.sources words: no document in there"):
+    with pytest.raises(UserError, match=r"corpus\.sources words: text_key: 'text': .* \(keys: content\)"):
         sample(source, recipe.corpus, 100)

@@ -1,5 +1,7 @@
 import errno
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -190,3 +192,25 @@ def test_a_broken_manifest_is_named_in_one_line(tmp_path: Path, text: str, messa
     with pytest.raises(UserError, match=message) as caught:
         read_manifest(tmp_path)
     assert "manifest.json" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "./00000.ds"}, "train.files.0.name: expected a file inside"),
+        ({"name": "a/"}, "train.files.0.name: expected a file inside"),
+        ({"name": "manifest.json"}, "manifest.json: expected files of different names"),
+        ({"name": "validation/00000.ds"}, "validation/00000.ds: expected files of different names"),
+        ({"name": "validation/00000.ds.index"}, "validation/00000.ds: expected files of different names"),
+        ({"tokens": 10**30, "size": 2 * 10**30}, "train.files.0.size: Input should be less than or equal to"),
+    ],
+)
+def test_files_of_a_manifest_have_names_and_sizes_that_files_can_have(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    content = write_source(tmp_path, [[[1, 2, 3]]]).model_dump(mode="json")
+    content["train"]["files"][0] |= change
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(UserError) as caught:
+        read_manifest(tmp_path)
+    assert message in str(caught.value)

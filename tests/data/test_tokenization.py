@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -223,6 +224,19 @@ def test_changed_settings_make_new_shards_of_that_source_alone(texts: Path, tmp_
     assert (before[1].train.documents, after[1].train.documents) == (100, 120) and before[0] == after[0]
     assert (tmp_path / "mine" / "words" / "manifest.json").stat().st_mtime_ns == words
     assert not list((tmp_path / "mine").glob(".tokenizing-*"))
+
+
+def test_a_full_disk_is_said_in_one_line_and_the_work_goes_on_when_there_is_room(
+    texts: Path, tmp_path: Path, mount: Callable[[str], Path]
+) -> None:
+    disk = mount("80k")
+    recipe = corpus_recipe(disk / "c", [{"name": "words", "reader": "jsonl", "path": str(texts)}])
+    with pytest.raises(UserError, match=rf"^{disk}/c[^ ]*: No space left on device; make room there and call again$"):
+        tokenize(recipe, "mine", workers=1)
+    subprocess.run(["mount", "-o", "remount,size=8m", disk], check=True)
+    elsewhere = corpus_recipe(tmp_path / "c", [{"name": "words", "reader": "jsonl", "path": str(texts)}])
+    (there,), (here,) = (tokenize(each, "mine", workers=1) for each in (recipe, elsewhere))
+    assert there.fingerprint == here.fingerprint
 
 
 def test_two_calls_at_once_are_refused(texts: Path, tmp_path: Path) -> None:
