@@ -103,17 +103,17 @@ def main(job_file: str, node: str = "0", nodes: str = "1") -> None:
     Where the disk is full no file can say so: the exit status is the number of the error.
     """
     try:
-        _run_all(job_file)
+        _run_share(job_file, int(node), int(nodes))
     except OSError as error:
         if error.errno in DISK_IS_FULL:
             sys.exit(error.errno)
         raise
 
 
-def _run_all(job_file: str) -> None:
+def _run_share(job_file: str, node: int, nodes: int) -> None:
     job = Job.model_validate_json(Path(job_file).read_text(encoding="utf-8"))
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    tasks = range(int(node), len(job.tasks), int(nodes))
+    tasks = range(node, len(job.tasks), nodes)
     workers = min(job.workers, len(tasks))
     if workers > 1:
         _run_in_pool(job_file, tasks, workers)
