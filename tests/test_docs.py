@@ -57,7 +57,13 @@ RUN_HERE = {
 TINY = "tests/launch/test_tiny.py::test_it_says_what_it_reached_and_where_everything_is"
 PRETRAIN = "tests/launch/test_pretrain.py::"
 EXPORT = "tests/launch/test_cli_export.py::test_import_then_export_gives_the_folder_back"
+SLURM = "tests/cluster/test_pretrain_on_slurm.py::"
 RUN_ELSEWHERE = {
+    "nanotron-recipes pretrain smollm3-3b --nodes 8 --dry-run": (
+        "tests/launch/test_submit.py::test_the_command_prints_the_script_alone_to_stdout"
+    ),
+    "torchrun --nnodes 2 --node-rank 0 --nproc-per-node 8 --master-addr host0 --master-port 29500 -m launch.train -- "
+    "tiny --run by-hand": f"{SLURM}test_hosts_without_slurm_train_one_run",
     "make pretrain": TINY,
     "make pretrain NODES=8": "tests/test_docs.py::test_eight_nodes_without_slurm_end_with_2_and_say_why",
     "make test": ".ci/run: make test",

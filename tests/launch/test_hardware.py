@@ -63,11 +63,14 @@ def test_peak_memory_grows_by_what_is_touched() -> None:
 
 def share(num_threads: int) -> float:
     """Of the CPUs, as ranks with so many threads each see it."""
+    before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     init_process_group(torch.device("cpu"))
-    found = share_of_cpus()
-    torch.distributed.destroy_process_group()
-    return found
+    try:
+        return share_of_cpus()
+    finally:
+        torch.distributed.destroy_process_group()
+        torch.set_num_threads(before)  # these processes run other tests too, which compare bits
 
 
 def test_more_ranks_than_cpus_do_not_raise_the_peak_of_a_machine(pool: RankPool) -> None:
