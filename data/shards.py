@@ -196,7 +196,10 @@ def _open_shard(folder: Path, file: ShardFile, dtype: np.dtype[Any]) -> _Shard:
 def _check_size(path: Path, expected: int) -> None:
     found = path.stat().st_size
     if found != expected:
-        raise UserError(f"{path}: {found} bytes found, {expected} expected by its manifest")
+        raise UserError(
+            f"{path}: {found} bytes found, {expected} expected by its manifest; bring the file back, or remove its "
+            "source's folder and run `nanotron-recipes tokenize RECIPE`"
+        )
 
 
 def _map(path: Path) -> mmap.mmap:

@@ -60,7 +60,10 @@ def tokenizer_vocab_size(tokenizer_dir: Path) -> int | None:
 
 
 def load_with_transformers(folder: Path, dtype: torch.dtype | str) -> Any:
-    """The causal language model in a folder, in evaluation mode, without a progress bar; "auto": in its own dtype."""
+    """The causal language model in a folder, in evaluation mode, without a progress bar; "auto": in its own dtype.
+
+    Raises UserError where transformers cannot read it.
+    """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -68,6 +71,10 @@ def load_with_transformers(folder: Path, dtype: torch.dtype | str) -> Any:
     logging.disable_progress_bar()
     try:
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True).eval()
+    except MemoryError:
+        raise
+    except Exception as error:  # of a damaged folder the libraries below raise whatever they like
+        raise UserError(f"{folder}: transformers cannot read the model: {str(error).splitlines()[0]}") from error
     finally:
         if had_bar:
             logging.enable_progress_bar()

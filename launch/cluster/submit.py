@@ -1,6 +1,7 @@
 """From a recipe to a job in Slurm's queue."""
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -69,14 +70,18 @@ def submit(request: Submission) -> Iterator[str]:
     require_sbatch()
     loaded, resources, environment = _planned(request)
     check_trainable(loaded.recipe, loaded.path.name)
-    folder = _run_folder(request, loaded)
+    folder, is_new = _run_folder(request, loaded)
     folder.logs.mkdir(exist_ok=True)
     place = take_snapshot(folder.path, loaded.name, dump_yaml(loaded.recipe))
     script = place / "job.sh"
     write_atomic(script, render_job(_job(request, folder, place, resources, environment)))
-    job = SubmittedJob("", request.nodes, request.stop_after)
-    write_atomic(place / SUBMISSION_FILE, json.dumps(asdict(job)) + "\n")
-    job = replace(job, slurm_job=submit_script(script))
+    try:
+        job = SubmittedJob(submit_script(script), request.nodes, request.stop_after)
+    except UserError:
+        shutil.rmtree(place)  # made above, for a job that there is not
+        for made in (folder.jobs, folder.logs, folder.path) if is_new else ():
+            made.rmdir()
+        raise
     write_atomic(place / SUBMISSION_FILE, json.dumps(asdict(job)) + "\n")
     point_latest(RUNS, folder)
     log = folder.logs / f"slurm-{job.slurm_job}.log"
@@ -125,8 +130,8 @@ def ranks_on_each_node(recipe: Recipe, nodes: int) -> int:
     return ranks // nodes
 
 
-def _run_folder(request: Submission, loaded: LoadedRecipe) -> RunFolder:
-    """The run's folder, made if it is new. A job of the run that is queued or runs is not given company."""
+def _run_folder(request: Submission, loaded: LoadedRecipe) -> tuple[RunFolder, bool]:
+    """The run's folder, and whether it was made here. A job of the run that is queued or runs is given no company."""
     if request.run is not None:
         checked_name(request.run)
     choice = choose_run(RUNS, loaded.name, loaded.recipe, request.run, lambda folder: _may_go_on(folder, loaded.recipe))
@@ -139,9 +144,10 @@ def _run_folder(request: Submission, loaded: LoadedRecipe) -> RunFolder:
             f"{folder.path}: job {busy} of this run is queued or runs; wait for it, scancel {busy}, or choose another "
             "--run"
         )
-    if not folder.path.is_dir():
+    is_new = not folder.path.is_dir()
+    if is_new:
         folder.create()
-    return folder
+    return folder, is_new
 
 
 def _may_go_on(folder: RunFolder, recipe: Recipe) -> bool:

@@ -12,7 +12,7 @@ from launch.evaluate.arithmetic_task import arithmetic_accuracy
 from launch.evaluate.finish import NUM_PROBLEMS, has_arithmetic
 from launch.evaluate.generation import Generator
 from launch.evaluate.source_loss import source_losses
-from nanotron_recipes.errors import nearest_name, user_error
+from nanotron_recipes.errors import UserError, nearest_name, user_error
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.schema.services import OFFLINE_TASKS, OfflineTask
 
@@ -62,6 +62,7 @@ def evaluate_export(export: Path, request: Request) -> Results:
     """Measure an exported folder. Raises UserError where the recipe's data is not at hand."""
     from model.hf_folder import load_with_transformers
 
+    check_device(request.device)
     losses: dict[str, float] = {}
     arithmetic: dict[str, int] = {}
     left_out: dict[str, str] = {}
@@ -86,6 +87,16 @@ def evaluate_export(export: Path, request: Request) -> Results:
             )
             arithmetic = {"correct": result.correct, "total": result.total}
     return Results(losses, arithmetic, left_out)
+
+
+def check_device(device: str) -> None:
+    """Raise UserError where PyTorch cannot compute on a device here."""
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {device}: {str(error).splitlines()[0]}") from None
 
 
 def tasks_named(text: str) -> tuple[OfflineTask, ...]:

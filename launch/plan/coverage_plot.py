@@ -27,6 +27,8 @@ def plot_coverage(lines: list[Coverage], out: Path) -> None:
     kind = out.suffix.removeprefix(".")
     if kind not in _FORMATS:
         raise UserError(f"--plot {out}: expected a name that ends in .{', .'.join(_FORMATS)}")
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"--plot {out}: expected a file in a folder that is there")
     totals: dict[str, int] = {}
     epochs: dict[str, float | None] = {}
     for line in lines:

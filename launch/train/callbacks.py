@@ -34,6 +34,7 @@ def make_callbacks(launch: Launch, stop: StopRequest, *, is_job: bool) -> list[C
                 records.on_event,
                 lambda: stop.is_set,
                 line.print,
+                longest_end_seconds=recipe.lighteval.longest_wait_seconds,
             )
         )
     if recipe.logging.wandb:

@@ -15,8 +15,6 @@ from launch.train.metrics import Event, StepRecord
 from launch.train.outage import reason
 from launch.train.streams import say
 
-LONGEST_END_SECONDS = 60.0
-"""How long a launch that has trained all its steps waits for the evaluation that is going on."""
 _END_SECONDS = 10.0
 _LONGEST_TOLD = 300
 _OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
@@ -47,6 +45,7 @@ class Evaluations:
         first_step: of this launch.
         record: takes the event of an evaluation that could not record one itself.
         is_asked_to_stop: then an evaluation at the end is not waited for.
+        longest_end_seconds: how long it is waited for otherwise.
     """
 
     def __init__(
@@ -58,7 +57,7 @@ class Evaluations:
         is_asked_to_stop: Callable[[], bool],
         tell: Callable[[str], None] = say,
         environment: Mapping[str, str] = os.environ,
-        longest_end_seconds: float = LONGEST_END_SECONDS,
+        longest_end_seconds: float = 60.0,
     ) -> None:
         self._evaluator = evaluator
         self._interval = interval or 1

@@ -158,6 +158,9 @@ class Lighteval(Section):
     batch_size: PositiveInt | None = None
     """Sequences that are evaluated at a time. Null: 8."""
 
+    longest_wait_seconds: PositiveInt = 60
+    """How long a launch that has trained all its steps waits for an evaluation that is going on."""
+
     tasks: LightevalTasks | None = None
     """Benchmarks."""
 

@@ -16,10 +16,11 @@ from launch.evaluate import job
 from launch.evaluate.benchmarks import Benchmarks, BenchmarksFailed, run_benchmarks
 from launch.evaluate.card_facts import facts_of_run
 from launch.evaluate.checkpoint import exported
-from launch.evaluate.offline import Request, evaluate_export
+from launch.evaluate.offline import Request, check_device, evaluate_export
 from launch.train.metrics import MetricsWriter, read_metrics
 from launch.train.run_folder import RunFolder
 from model.hf_folder import load_with_transformers
+from nanotron_recipes.errors import UserError
 from nanotron_recipes.loading import load_recipe
 
 
@@ -27,7 +28,8 @@ from nanotron_recipes.loading import load_recipe
 def trained(small_file: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A run that was evaluated while it was trained."""
     folder = tmp_path_factory.mktemp("evaluated")
-    settings = ["--set", "lighteval.eval_interval=10", "--set", "tokens.val_check_interval=8"]
+    changes = ["lighteval.eval_interval=10", "lighteval.longest_wait_seconds=250", "tokens.val_check_interval=8"]
+    settings = [word for change in changes for word in ("--set", change)]
     process = Process(pretrain_command(small_file, "--run", "a", *settings), folder, OMP_NUM_THREADS="1")
     code, out, err = process.end()
     assert code == 0, err
@@ -182,3 +184,13 @@ def test_benchmarks_are_run_by_lightevals_own_program_and_its_results_read(tmp_p
 def test_a_lighteval_that_fails_is_said(lines: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(BenchmarksFailed, match=message):
         run_benchmarks(Path("e"), Benchmarks("arc:easy|0"), tmp_path, 1, lighteval(tmp_path, lines))
+
+
+@pytest.mark.parametrize("config", ['{"model_type": "llama", "hidden_size": 8}', "{}"])
+def test_a_damaged_export_and_a_device_that_is_not_there_are_refused_in_one_line(config: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(config)
+    (tmp_path / "model.safetensors").write_bytes(b"12345678" * 4)
+    with pytest.raises(UserError, match="transformers cannot read the model"):
+        load_with_transformers(tmp_path, "auto")
+    with pytest.raises(UserError, match="--device nowhere: "):
+        check_device("nowhere")

@@ -110,6 +110,7 @@ def test_what_sbatch_says_is_passed_on(queue: Path, tmp_path: Path) -> None:
     write_program(tmp_path / "bin/sbatch", "echo 'sbatch: error: invalid partition specified: x' >&2; exit 1")
     with pytest.raises(UserError, match="invalid partition specified: x"):
         list(submit(request()))
+    assert list(Path("runs").iterdir()) == [], "nothing is left of a job that there is not"
 
 
 def test_a_dry_run_needs_no_slurm_no_data_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
