@@ -118,7 +118,8 @@ Submit = Callable[..., Submitted]
 def submit(cluster: SlurmCluster, shared: Path) -> Submit:
     def do(run: str, *arguments: str) -> Submitted:
         command = pretrain_command("small.yaml", "--run", run, "--nodes", "2", *arguments)
-        said = call(shared, command, **{"SLURM_CONF": cluster.environment["SLURM_CONF"]})
+        # With one thread, as the run that it is compared with: with more, bits depend on how busy the machine is.
+        said = call(shared, command, SLURM_CONF=cluster.environment["SLURM_CONF"], OMP_NUM_THREADS="1")
         job = int(said.split("submitted: job ")[1].split(",")[0])
         return Submitted(cluster, shared, run, job)
 
