@@ -26,6 +26,7 @@ pytestmark = pytest.mark.cluster
 REPOSITORY = Path(__file__).parents[2]
 TRAIN_STEPS = 160
 INTERVAL = 8
+STEP_SECONDS = 0.25
 Curve = dict[int, tuple[float | None, float | None, float]]
 
 
@@ -44,7 +45,15 @@ def shared(running_cluster: SlurmCluster) -> Path:
     tokenize(load_recipe(str(write_recipe(folder / "small.yaml", recipe))).recipe, "small")
     for package in ("nanotron_recipes", "parallel", "model", "data", "launch"):
         shutil.copytree(REPOSITORY / package, folder / "clone" / package, ignore=shutil.ignore_patterns("__pycache__"))
+    slow_down(folder / "clone" / "launch" / "train" / "engine.py")
     return folder
+
+
+def slow_down(engine: Path) -> None:
+    """Make a step take a moment, so that a run lasts longer than what is done to it, however fast the machine is."""
+    text, line = engine.read_text(), "        self.gradients.begin(count)\n"
+    assert line in text
+    engine.write_text(text.replace(line, f"{line}        __import__('time').sleep({STEP_SECONDS})\n"))
 
 
 @pytest.fixture(scope="session")
