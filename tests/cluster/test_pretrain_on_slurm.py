@@ -226,7 +226,7 @@ def test_a_lost_node_costs_at_most_a_save_interval_with_checkpoints_on_the_nodes
     lost one."""
     run = f"lost-{how}"
     own_disks = [f"checkpoints.checkpoints_path={cluster.scratch}/ckpt", "checkpoints.copies=2"]
-    own_disks += [f"data_staging.path={cluster.scratch}/shards"]
+    own_disks += [f"data_staging.path={cluster.scratch}/shards-{how}"]
     submitted = submit(run, *(word for change in own_disks for word in ("--set", change)))
     submitted.wait_for_step(40)
     lost = submitted.nodes_of_start(0)[1]
