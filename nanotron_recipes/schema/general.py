@@ -34,7 +34,7 @@ class General(Section):
 
     deterministic: bool = False
     """Take only kernels that add in a fixed order: on GPUs of one kind and at one topology every run then has the same
-    bits, at some cost in speed. On a CPU every run has them in any case."""
+    bits, at some cost in speed. On a CPU every run with one thread a rank has them in any case."""
 
     purpose: str = ""
     """One line that says what the recipe is for; `list` shows it."""
