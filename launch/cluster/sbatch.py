@@ -103,6 +103,8 @@ def render_job(job: Job) -> str:
         python=job.python,
         nodes_text=f"{fewest} to {job.nodes} nodes" if is_range else f"{job.nodes} node{'s' * (job.nodes > 1)}",
         nodes_option=f"{fewest}-{job.nodes}" if is_range else str(job.nodes),
+        nodes=job.nodes,
+        is_range=is_range,
         resources=job.resources.model_dump(),
         environment=job.environment,
         stop_after="" if job.stop_after is None else f" --stop-after {job.stop_after}",

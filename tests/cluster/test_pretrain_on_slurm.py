@@ -77,6 +77,13 @@ def losses(folder: Path, run: str) -> Curve:
     return curve(read_metrics(folder / "runs" / run / "metrics.jsonl").steps)
 
 
+def assert_same_training(found: Curve, undisturbed: Curve) -> None:
+    """Every step once, with its learning rate and its loss, beyond what another number of ranks rounds otherwise."""
+    assert found.keys() == undisturbed.keys()
+    for step, (loss, _, rate) in undisturbed.items():
+        assert found[step][0] == pytest.approx(loss, abs=1e-5) and found[step][2] == rate, step
+
+
 @dataclass
 class Submitted:
     """A run that was submitted."""
@@ -240,14 +247,31 @@ def test_a_lost_node_costs_at_most_a_save_interval_with_checkpoints_on_the_nodes
     starts = [event for event in read_metrics(submitted.path / "metrics.jsonl").events if event["event"] == "start"]
     assert starts[-1]["step"] > reached - INTERVAL
     found = losses(shared, run)
-    assert found.keys() == undisturbed.keys()
-    for step, (loss, _, rate) in undisturbed.items():
-        assert found[step][0] == pytest.approx(loss, abs=1e-5) and found[step][2] == rate, step
+    assert_same_training(found, undisturbed)
     if how == "cut_off":
         finished = json.dumps(sorted(found.items()))
         submitted.cluster.reconnect(lost)
         time.sleep(5)
         assert json.dumps(sorted(losses(shared, run).items())) == finished
+
+
+def test_with_no_node_to_take_the_place_of_a_lost_one_the_rest_train_on(
+    submit: Submit, cluster: SlurmCluster, shared: Path, undisturbed: Curve
+) -> None:
+    """Two nodes where the third is out of use; of the two one is lost, and the other has copies of its checkpoints."""
+    cluster.power_off("node3")
+    changes = ["slurm.min_nodes=1", f"checkpoints.checkpoints_path={cluster.scratch}/ckpt", "checkpoints.copies=2"]
+    submitted = submit("fewer", *(word for change in changes for word in ("--set", change)))
+    submitted.wait_for_step(40)
+    kept, lost = submitted.nodes_of_start(0)
+    reached = submitted.last_step()
+    cluster.power_off(lost)
+    cluster.release(submitted.job, seconds=300)
+    submitted.finish()
+    assert [attempt.begin.nodes for attempt in submitted.attempts()] == [[kept, lost], [kept]]
+    starts = [event for event in read_metrics(submitted.path / "metrics.jsonl").events if event["event"] == "start"]
+    assert starts[-1]["step"] > reached - INTERVAL
+    assert_same_training(losses(shared, "fewer"), undisturbed)
 
 
 def test_hosts_without_slurm_train_one_run(cluster: SlurmCluster, shared: Path, undisturbed: Curve) -> None:

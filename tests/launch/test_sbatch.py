@@ -118,7 +118,7 @@ def test_rank_and_name_of_a_node_are_expanded_on_the_node(tmp_path: Path) -> Non
         JOBS["1"],
         srun="""
             for node in 0 1; do
-                SLURM_NODEID=$node SLURMD_NODENAME=host$node "${@:5}"
+                SLURM_NODEID=$node SLURMD_NODENAME=host$node "${@:8}"
             done
         """,
     )
@@ -132,7 +132,7 @@ def test_a_prologue_is_run_as_it_is_written_on_each_node(tmp_path: Path) -> None
     seen = run_script(
         tmp_path,
         job(2, Slurm(gpus_per_node=0, prologue='echo "prologue of $SLURMD_NODENAME"')),
-        srun='SLURM_NODEID=1 SLURMD_NODENAME=host1 "${@:5}"',
+        srun='SLURM_NODEID=1 SLURMD_NODENAME=host1 "${@:8}"',
     )
     assert "prologue of host1" in seen
 

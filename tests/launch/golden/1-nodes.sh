@@ -43,7 +43,8 @@ END_OF_NODE_SCRIPT
 main_address=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 main_port=$((20000 + (SLURM_JOB_ID * 31 + restart) % 12000))
 
-srun --kill-on-bad-exit=1 --wait=60 --label --cpus-per-task="${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}" \
+srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 \
+    --kill-on-bad-exit=1 --wait=60 --label --cpus-per-task="${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}" \
     bash -c "$node_script" "$python" "$job" "$main_address" "$main_port" &
 srun_pid=$!
 [ -z "$asked" ] || pass_on "$asked"

@@ -3,7 +3,9 @@
 # The code and the recipe that run are those of the moment of submission, in runs/smollm3-3b-8/jobs/1.
 #SBATCH --job-name=smollm3-3b-8
 #SBATCH --nodes=2-8
-#SBATCH --ntasks-per-node=1
+# Slurm gives a range's fewest nodes where these have room for the job's tasks: it asks for one on each of the most.
+#SBATCH --ntasks=8
+#SBATCH --overcommit
 #SBATCH --cpus-per-task=4
 #SBATCH --exclusive
 #SBATCH --mem=0
@@ -54,7 +56,8 @@ END_OF_NODE_SCRIPT
 main_address=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 main_port=$((20000 + (SLURM_JOB_ID * 31 + restart) % 12000))
 
-srun --kill-on-bad-exit=1 --wait=60 --label --cpus-per-task="${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}" \
+srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 \
+    --kill-on-bad-exit=1 --wait=60 --label --cpus-per-task="${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}" \
     --container-mounts=/a:/b,/c:/d \
     '--comment='"'"'a'"'"'' \
     bash -c "$node_script" "$python" "$job" "$main_address" "$main_port" &
