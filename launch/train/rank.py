@@ -43,7 +43,7 @@ from nanotron_recipes.topology import resolve_topology
 from parallel.checkpoint_disks import find_disks
 from parallel.checkpoint_writer import SaveFailed
 from parallel.determinism import deterministic_kernels
-from parallel.process_groups import EngineContext, init_process_group, pick_device
+from parallel.process_groups import EngineContext, init_process_group, lost_connection, pick_device
 
 _LONGER_THAN_ENDING_SECONDS = 2.0
 
@@ -66,6 +66,12 @@ def train(arguments: Namespace, stop: StopRequest) -> int:
     except OSError as error:
         # Of this rank alone: the others are in a collective, and whoever started the ranks ends them.
         say(f"error: {describe(error)}", error=True)
+        return 1
+    except RuntimeError as error:
+        # Where another rank was killed, whoever started the ranks says which.
+        if lost_connection(error) is None:
+            raise
+        say(f"error: {_why_failed(error)}", error=True)
         return 1
 
 
@@ -244,15 +250,21 @@ def _run(loop: TrainingLoop, launch: Launch, callbacks: list[Callback], stop: St
     try:
         last = loop.run(stop)
     except BaseException as error:
-        said = describe(error) or type(error).__name__
         with suppress(OSError):
-            _tell(callbacks, end_event("failed", said))
+            _tell(callbacks, end_event("failed", _why_failed(error)))
         raise
     if last == launch.recipe.tokens.train_steps:
         _tell(callbacks, end_event("done", "every step is trained"))
     else:
         _tell(callbacks, end_event("stopped", _why_stopped(launch, last)))
     return last
+
+
+def _why_failed(error: BaseException) -> str:
+    lost = lost_connection(error)
+    if lost is not None:
+        return f"the connection to another rank was lost: {lost}"
+    return describe(error) or type(error).__name__
 
 
 def _tell(callbacks: list[Callback], event: Event) -> None:
@@ -313,7 +325,8 @@ def _say_end(callbacks: list[Callback], launch: Launch, last: int) -> None:
     if last == launch.recipe.tokens.train_steps:
         return
     for line in (callback for callback in callbacks if isinstance(callback, StepLine)):
-        line.print(f"stopped after step {last} ({_why_stopped(launch, last)}); saved in {launch.folder.checkpoints / str(last)}")
+        saved = launch.folder.checkpoints / str(last)
+        line.print(f"stopped after step {last} ({_why_stopped(launch, last)}); saved in {saved}")
 
 
 def _end_by_hand(launch: Launch) -> None:
