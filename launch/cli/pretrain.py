@@ -48,7 +48,8 @@ def pretrain(
         str | None, typer.Option(metavar="JOB", help="Start the job when this one has done what it should.")
     ] = None,
 ) -> None:
-    """Train a recipe: tokenize if needed, train, export, verify, generate. Called again, it goes on where it stopped.
+    """Train a recipe: tokenize if needed, train, export, verify, generate. Called again, it goes on where it stopped;
+    a run that was given a name goes on with --run.
 
     With --nodes it submits a Slurm job that does the same on a cluster, and goes back into the queue by itself.
 
