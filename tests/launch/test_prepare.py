@@ -102,6 +102,21 @@ def test_a_folder_in_the_place_of_the_export_is_said_before_the_run_begins(prepa
         prepare("mine", EXPORT)
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "tensorboard", "logs"])
+def test_what_lies_in_the_place_of_a_runs_records_is_said_before_it_goes_on(
+    name: str, prepare: Prepare, tmp_path: Path
+) -> None:
+    prepare("mine")
+    place = tmp_path / "runs" / "mine" / name
+    if name == "metrics.jsonl":
+        place.mkdir()
+    else:
+        place.touch()
+    with pytest.raises(UserError, match=f"mine/{name}: expected a .*; move it away"):
+        prepare("mine")
+    assert not (tmp_path / "runs" / "mine" / HOLDER_FILE).exists()
+
+
 def test_checkpoints_whose_recipe_is_gone_are_not_overwritten(prepare: Prepare, data: str) -> None:
     folder = prepare("mine").folder
     save(folder, 8, data)
