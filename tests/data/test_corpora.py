@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 import zstandard
 from datatrove.io import DataFolder
 from pydantic import ValidationError
@@ -15,7 +16,9 @@ from small_data import write_jsonl
 from data.corpora import documents, shards_of
 from data.python_text import module_files, prose_of
 from data.rejected import Rejected
+from data.text_files import files_of
 from nanotron_recipes.errors import UserError
+from nanotron_recipes.loading import dump_yaml, load_recipe
 from nanotron_recipes.schema.data import Corpus, CorpusSource
 
 
@@ -115,6 +118,24 @@ def test_a_missing_path_and_a_folder_without_files_are_named(tmp_path: Path) -> 
         source, corpus = corpus_of(reader="jsonl", path=None if path is None else str(path))
         with pytest.raises(UserError, match=message):
             list(documents(source, corpus, "train"))
+
+
+def test_a_path_is_relative_to_the_working_directory_wherever_the_recipe_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = [{"name": "mine", "reader": "text", "path": "texts"}]
+    stage = {"name": "one", "start_training_step": 1, "data": {"dataset": {"dataset_folder": ["mine"]}}}
+    tiny = yaml.safe_load(dump_yaml(load_recipe("tiny").recipe))
+    tiny |= {"corpus": {"sources": sources}, "data_stages": [stage]}
+    for folder, name in (("texts", "here"), ("recipes/texts", "beside the recipe")):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / f"{name}.txt").touch()
+    file = tmp_path / "recipes" / "my.yaml"
+    file.write_text(yaml.safe_dump(tiny))
+    monkeypatch.chdir(tmp_path)
+    corpus = load_recipe(str(file)).recipe.corpus
+    assert corpus is not None and corpus.path == "corpora/my"
+    assert [each.name for each in files_of(corpus.sources[0]).files] == ["here.txt"]
 
 
 @pytest.mark.parametrize("glob", ["/texts/*.jsonl", "**x", "a/***", "", "../*.jsonl"])
