@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from launch.train.run_header import RunHeader
-from launch.train.run_lock import RunIsTrained, RunLock, holder_of
+from launch.train.run_lock import MUTEX_FILE, RunIsTrained, RunLock, holder_of
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.files import write_atomic
 from nanotron_recipes.recipe import Recipe
@@ -108,6 +108,18 @@ class RunFolder:
             raise
         except OSError as error:
             raise UserError(f"{self.path}: cannot be made ({error.strerror})") from error
+
+    def remove_unbegun(self) -> None:
+        """Remove the folder that a launch has made and, refused, not begun a run in; anything else in it keeps it."""
+        try:
+            if not {entry.name for entry in self.path.iterdir()} <= {MUTEX_FILE, "checkpoints"}:
+                return
+            if self.checkpoints.parent == self.path and self.checkpoints.is_dir():
+                self.checkpoints.rmdir()
+            (self.path / MUTEX_FILE).unlink(missing_ok=True)
+            self.path.rmdir()
+        except OSError:  # not empty, or another's meanwhile
+            return
 
     def write_recipe(self, recipe_yaml: str, header: RunHeader) -> None:
         """Write (or replace) recipe.yaml."""
