@@ -1,7 +1,9 @@
 import errno
 import gzip
 import json
+import os
 import re
+import socket
 from pathlib import Path
 
 import pyarrow as pa
@@ -171,6 +173,23 @@ def test_links_to_nothing_are_named_and_loops_and_folders_are_no_files(tmp_path:
     source, corpus = corpus_of(reader="jsonl", path=str(loop))
     with pytest.raises(UserError, match="loop: no such file or folder"):
         texts(source, corpus)
+
+
+@pytest.mark.parametrize("reader", ["jsonl", "text"])
+def test_what_is_no_file_is_refused_and_not_waited_for(reader: str, tmp_path: Path) -> None:
+    suffix = "jsonl" if reader == "jsonl" else "txt"
+    (tmp_path / f"a.{suffix}").write_text('{"text": "x"}\n')
+    pipe = tmp_path / f"b.{suffix}"
+    os.mkfifo(pipe)
+    for path, expected in ((tmp_path, "a file"), (pipe, "a file or a folder")):
+        source = CorpusSource.model_validate({"name": "s", "reader": reader, "path": str(path)})
+        with pytest.raises(UserError, match=rf"corpus\.sources s: \S+/{pipe.name}: expected {expected}, found a FIFO"):
+            files_of(source)
+    pipe.unlink()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(pipe))
+        with pytest.raises(UserError, match="found a socket"):
+            files_of(CorpusSource.model_validate({"name": "s", "reader": reader, "path": str(tmp_path)}))
 
 
 def test_a_path_that_no_file_system_takes_is_refused(tmp_path: Path) -> None:
