@@ -35,7 +35,7 @@ def check_recipe_to_the_end(recipe: Recipe) -> None:
 
 def check_places(folder: RunFolder, recipe: Recipe) -> None:
     """Raise UserError where a run could not write its checkpoints, its records or, where it has to, its export."""
-    if os.path.lexists(folder.metrics_file) and not folder.metrics_file.is_file():
+    if folder.metrics_file.is_dir():
         raise UserError(f"{folder.metrics_file}: expected a file, for the records of the run; move it away")
     for path in (folder.tensorboard, folder.logs):
         if os.path.lexists(path) and not path.is_dir():
