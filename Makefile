@@ -21,7 +21,7 @@ PRETRAIN_OPTIONS = $(if $(NODES),--nodes $(call quoted,$(NODES))) $(if $(RUN),--
 MAKEFLAGS += --no-print-directory
 
 ifneq ($(VENV),)
-BIN := $(abspath $(VENV))/bin
+BIN := $(call quoted,$(VENV)/bin)
 PYTHON := env PYTHONPATH=$(call quoted,$(CURDIR)) $(BIN)/python
 CLI := $(PYTHON) -P -c 'from launch.cli.main import main; main()'
 READY :=

@@ -11,9 +11,10 @@ from itertools import islice
 from typing import Literal
 
 from data import arithmetic, python_text
-from data.parts import Part, shares_of, whole_files
+from data.parts import shares_of, whole_files
 from data.rejected import Rejected
 from data.text_files import GLOBS, files_of
+from data.text_part import Part
 from nanotron_recipes.schema.data import Corpus, CorpusSource
 
 SplitName = Literal["train", "validation"]

@@ -1,10 +1,11 @@
 """The folder of a corpus: which sources are complete in it, what of it is ours to replace, and what is not."""
 
 import fcntl
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from data.manifest import MANIFEST_NAME, Manifest, read_manifest
@@ -19,14 +20,32 @@ _FILES_NAMED = 3
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Makes the corpus' folder, and keeps other processes from tokenizing into it; UserError where one does."""
+    """Makes the corpus' folder, and keeps other processes from tokenizing into it; UserError where one does.
+
+    Where the block raises, the lock's file goes, and so do the folders that were made and are empty.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    file = folder / ".lock"
+    with file.open("w") as opened:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{folder}: another process is tokenizing into this folder; wait for it") from None
-        yield
+            raise _busy(folder) from None
+        if os.fstat(opened.fileno()).st_nlink == 0:  # another had it until this moment, failed, and removed it
+            raise _busy(folder)
+        try:
+            yield
+        except BaseException:
+            file.unlink(missing_ok=True)
+            with suppress(OSError):  # not empty
+                for path in made:
+                    path.rmdir()
+            raise
+
+
+def _busy(folder: Path) -> UserError:
+    return UserError(f"{folder}: another process is tokenizing into this folder; wait for it")
 
 
 def made_before(corpus: Corpus, source: CorpusSource) -> Manifest | None:

@@ -7,40 +7,15 @@ part has the lines that begin in it. A parquet file is cut between row groups. A
 from collections.abc import Sequence
 from itertools import pairwise
 from math import ceil
-from pathlib import Path
-
-from pydantic import BaseModel, ConfigDict
 
 from data.text_files import TextFiles
-from nanotron_recipes.urls import is_url
+from data.text_part import Part
 
 MOST_SHARDS = 256
 """More would only be more files to open."""
 PART_BYTES = 1 << 23
 """Files are cut into parts of about this size, or into as many as there may be shards: a few seconds of encoding, so
 that workers end together also where there is little text."""
-
-
-class Part(BaseModel):
-    """A stretch of a file: all of it, the lines that begin in a range of bytes, or a range of row groups."""
-
-    model_config = ConfigDict(frozen=True)
-
-    folder: str
-    """A path or a URL."""
-    file: str
-    """Relative to the folder."""
-    size: int
-    """Bytes of the file that it stands for, to share work by."""
-    first: int = 0
-    """First byte, or first row group."""
-    end: int | None = None
-    """The byte or row group after the last one; null: to the end."""
-
-    @property
-    def where(self) -> str:
-        """Name of the file as messages show it."""
-        return f"{self.folder}/{self.file}" if is_url(self.folder) else str(Path(self.folder, self.file))
 
 
 def is_packed(file: str) -> bool:

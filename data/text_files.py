@@ -108,6 +108,8 @@ def _local_files(path: Path, globs: tuple[str, ...], where: str) -> TextFiles:
     try:
         if path.is_file():
             return TextFiles(str(path.parent), [_local_file(path.parent, path.name)])
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{where}: {path}: expected a file or a folder, found {_kind(path)}")
         if not path.is_dir():
             raise TextIsGone(f"{where}: path: {path}: no such file or folder")
         kind = UserError  # from here on something is there, and what cannot be seen of it may have changed
@@ -117,12 +119,22 @@ def _local_files(path: Path, globs: tuple[str, ...], where: str) -> TextFiles:
         if broken is not None:
             kind = kind if found else TextIsGone
             raise kind(f"{where}: {broken}: a link to a file that is not there")
+        other = next((file for file in matches if not (file.is_file() or file.is_dir())), None)
+        if other is not None:
+            raise UserError(f"{where}: {other}: expected a file, found {_kind(other)}")
         odd = next((name for name in found if not _is_unicode(name)), None)
         if odd is not None:
             raise UserError(f"{where}: {path / odd}: expected names of files in UTF-8")
         return TextFiles(str(path), [_local_file(path, name) for name in found])
     except OSError as error:
         raise kind(f"{where}: path: {show_value(str(path))}: cannot be looked through: {error.strerror}") from None
+
+
+def _kind(path: Path) -> str:
+    """What something is that is there and is neither a file nor a folder; it is not opened, which may never end."""
+    if path.is_fifo():
+        return "a FIFO"
+    return "a socket" if path.is_socket() else "a device"
 
 
 def _is_unicode(name: str) -> bool:

@@ -7,7 +7,8 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from data.corpora import SplitName, shards_of
-from data.parts import PART_BYTES, Part, deal, is_packed
+from data.parts import PART_BYTES, deal, is_packed
+from data.text_part import Part
 from nanotron_recipes.schema.data import Corpus, CorpusSource
 from nanotron_recipes.urls import is_url
 

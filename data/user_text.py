@@ -21,9 +21,9 @@ from datatrove.data import Document
 from datatrove.pipeline.readers import JsonlReader
 from datatrove.pipeline.readers.base import BaseDiskReader
 
-from data.parts import Part
 from data.rejected import EMPTY, NO_TEXT, NOT_JSON, NOT_UTF8, Rejected
 from data.text_files import open_folder, remote_reason
+from data.text_part import Part
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.urls import is_url
 

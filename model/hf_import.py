@@ -13,7 +13,7 @@ from model.hf_config_types import REQUIRED, check_types
 from model.hf_files import SafetensorsReader, open_safetensors
 from model.hf_folder import tokenizer_vocab_size
 from model.hf_mapping import LLAMA, QWEN3, SMOLLM3, fuse_from_hf, hf_shapes, no_rope_layer_of, parameter_map
-from model.whole_folder import whole_folder
+from model.whole_folder import check_replaceable, whole_folder
 from nanotron_recipes.errors import UserError, shorten, user_error
 from nanotron_recipes.loading import dump_yaml, recipe_from_mapping
 from nanotron_recipes.recipe import Recipe
@@ -46,6 +46,7 @@ def import_hf(hf_dir: Path, out: Path) -> ImportReport:
     UserError, naming file and key, for whatever our model does not compute: another class, biases, scaled RoPE, sliding
     windows, layers without RoPE that are not every n-th, …
     """
+    check_replaceable(out)
     config = read_config(hf_dir)
     tokenizer_vocab_size(hf_dir)  # a tokenizer that cannot be read would be found only by whoever uses the recipe
     from parallel.checkpoint import save_tensors  # and torch, which takes seconds

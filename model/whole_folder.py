@@ -29,15 +29,15 @@ def whole_folder(out: Path, *, own_files: OwnFiles | None = None) -> Iterator[Pa
     """Yield a folder beside `out` to fill; when the block ends it is made durable and takes the name `out`.
 
     An `out` that is not empty is replaced in one step where `own_files` knows everything in it, otherwise refused
-    (UserError, naming what is foreign). Nothing at `out` changes when the block raises or the process dies. Of several
-    that write one `out` at the same time each puts a whole folder there, and the last one's stays. What killed ones
-    left beside it is removed.
+    (UserError, naming what is foreign). Nothing at `out` changes when the block raises or the process dies; the OSError
+    of a full disk names `out`. Of several that write one `out` at the same time each puts a whole folder there, and the
+    last one's stays. What killed ones left beside it is removed.
     """
     out = Path(os.path.abspath(out))
     check_replaceable(out, own_files)
     out.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(out)
-    with _locked_folder(out) as beside:
+    with _full_disk_named(out), _locked_folder(out) as beside:
         yield beside
         for path in sorted(beside.rglob("*")):
             sync(path)
@@ -47,10 +47,24 @@ def whole_folder(out: Path, *, own_files: OwnFiles | None = None) -> Iterator[Pa
 
 
 def check_replaceable(out: Path, own_files: OwnFiles | None = None) -> None:
-    """Raise UserError where `whole_folder` would refuse `out` for what is there."""
+    """Raise UserError where `whole_folder` would refuse `out` for what is there, or for where it is to be made."""
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise UserError(f"{out}: is not a folder; expected a new or empty one")
     _refuse_foreign(out, out, own_files)
+    above = next(path for path in Path(os.path.abspath(out)).parents if os.path.lexists(path))
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"{out}: cannot be made: {above} is not a folder that can be written to")
+
+
+@contextmanager
+def _full_disk_named(out: Path) -> Iterator[None]:
+    """What a failed write raises has no name of a file, or one that nobody knows."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(error.errno, error.strerror, str(out)) from error
 
 
 @contextmanager

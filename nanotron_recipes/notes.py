@@ -10,7 +10,7 @@ from nanotron_recipes.errors import show_value
 from nanotron_recipes.fields import keys_without_effect
 from nanotron_recipes.paths import REMOTE_IN_NANOTRON, paths_of
 from nanotron_recipes.recipe import Recipe
-from nanotron_recipes.schedule import decay_length, decay_start
+from nanotron_recipes.schedule import decay_length, decay_start, learning_rate_phases
 from nanotron_recipes.skipped import SkippedBatches
 from nanotron_recipes.unsupported import unsupported_features
 from nanotron_recipes.urls import is_url
@@ -68,6 +68,15 @@ def _schedule(recipe: Recipe) -> Iterator[str]:
     # A start given as the number of the first decayed step, as in the published files, ends one step later.
     elif decays and start + length > steps + 1:
         yield f"{key}.lr_decay_steps: the decay ends at step {start + length}, beyond the run of {steps} steps"
+    end = learning_rate_phases(recipe)[-1]
+    if end.rate == 0 and end.first < steps:
+        first = end.first + 1  # it trains with the rate after `end.first` steps
+        which = f"step {first} trains" if first == steps else f"steps {first} to {steps} train"
+        yield (
+            f"{key}.lr_decay_steps: the decay ends with step {first - 1}: {which} at learning rate 0 and change "
+            "nothing; a longer run wants a later or longer decay (lr_decay_starting_step, lr_decay_steps), or a "
+            "min_decay_lr above 0"
+        )
     skipped = SkippedBatches.of(recipe)
     for index, stage in enumerate(recipe.data_stages):
         first = skipped.step_of(stage.start_training_step)

@@ -1,6 +1,7 @@
 """Process groups: nanotron's grid of ranks (pipeline x data x tensor) on gloo as well as on nccl."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,6 +20,9 @@ from nanotron.parallel import ParallelContext  # noqa: E402
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 """How long a collective waits for a missing rank; nanotron's own default."""
 
+_GLOO_ERROR = re.compile(r"\[\S*gloo/transport/\S*\] (.+?)(?:\. |$)", re.MULTILINE)
+"""Of gloo's transport: the line of its code, what happened, and advice for its developers."""
+
 
 def pick_device(local_rank: int) -> torch.device:
     """The device of a rank: its GPU where CUDA is there, else the CPU."""
@@ -36,6 +40,14 @@ def init_process_group(device: torch.device, timeout: timedelta = COLLECTIVE_TIM
     if device.type == "cuda":
         torch.cuda.set_device(device)
     torch_dist.init_process_group(backend=backend, timeout=timeout)
+
+
+def lost_connection(error: BaseException) -> str | None:
+    """What an exception says of a connection to another rank that broke; None where it is about something else."""
+    if isinstance(error, torch_dist.DistNetworkError):
+        return str(error).partition("\n")[0]
+    match = _GLOO_ERROR.match(str(error)) if isinstance(error, RuntimeError) else None
+    return match[1] if match else None
 
 
 class EngineContext(ParallelContext):

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,26 @@ def test_imports_go_downwards_only() -> None:
     lint = Path(sys.executable).with_name("lint-imports")
     result = subprocess.run([lint, "--no-cache"], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def imported_by(tree: ast.AST, modules: set[str]) -> Iterator[str]:
+    """Yield the modules that a file imports, also inside functions, but not for a type checker alone."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.ImportFrom):
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            yield from (names | {str(node.module)}) & modules
+        yield from imported_by(node, modules)
+
+
+def test_no_two_files_need_each_other() -> None:
+    files = {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in own_files(*TOP_LEVEL)}
+    needs = {module: set(imported_by(ast.parse(file.read_text()), set(files))) for module, file in files.items()}
+    assert "data.parts" in needs["data.corpora"] and "data.user_text" in needs["data.corpora"], "one in a function"
+    TopologicalSorter(needs).prepare()  # raises CycleError, which names the circle
+    with pytest.raises(CycleError):
+        TopologicalSorter({**needs, "data.text_part": {"data.parts"}}).prepare()
 
 
 def test_package_init_files_are_empty() -> None:

@@ -44,11 +44,13 @@ def evaluate(
 
     `nanotron-recipes evaluate my-model --benchmarks "arc:easy|0,hellaswag|0" --device cuda`
     """
-    from launch.evaluate.benchmarks import Benchmarks, BenchmarksFailed
+    from launch.evaluate.benchmarks import Benchmarks, BenchmarksFailed, require_lighteval
     from launch.evaluate.offline import Request, tasks_named
 
     request = Request(None, tasks_named(tasks), batch_size, device)
     asked = None if benchmarks is None else Benchmarks(benchmarks, max_samples)
+    if asked is not None:
+        require_lighteval()
     subject = _choose(checkpoint)
     try:
         results = _measure(subject, replace(request, recipe=subject.recipe), asked)

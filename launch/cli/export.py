@@ -33,8 +33,13 @@ def export(
 
     `nanotron-recipes export runs/tiny-1/checkpoints/800 my-model-800`
     """
+    from model.hf_export import check_export_target
+
+    chosen = choose_checkpoint(checkpoint, Path("runs"))
+    _refuse_among_checkpoints(out, chosen)
+    check_export_target(out)
     with ExitStack() as stack:
-        _export(_whole(choose_checkpoint(checkpoint, Path("runs")), stack), out, verify)
+        _export(_whole(chosen, stack), out, verify)
 
 
 def _whole(chosen: ChosenCheckpoint, stack: ExitStack) -> ChosenCheckpoint:
@@ -67,7 +72,6 @@ def _export(chosen: ChosenCheckpoint, out: Path, verify: bool) -> None:
     from model.hf_export import export_checkpoint
     from nanotron_recipes.numbers import counted
 
-    _refuse_among_checkpoints(out, chosen)
     tokenizer = tokenizer_at_hand(chosen.recipe)
     if tokenizer is None:
         print("note: the recipe's tokenizer is not a folder here; the export holds none", file=sys.stderr)

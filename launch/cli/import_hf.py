@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +25,15 @@ def import_folder(
     """
     from model.hf_import import import_hf
 
-    report = import_hf(hf_dir, out)
+    try:
+        report = import_hf(hf_dir, out)
+    except RuntimeError as failure:
+        from parallel.checkpoint_writer import SaveFailed  # and torch, which mistakes need not wait for
+
+        if not isinstance(failure, SaveFailed):
+            raise
+        print(f"error: {out}: {failure}", file=sys.stderr)
+        raise typer.Exit(1) from None
     print(f"{report.hf_class} of {report.num_parameters:,} parameters, {report.dtype}: {out}")
     settings = [f"checkpoints.resume_checkpoint_path={out}", "checkpoints.load_lr_scheduler=false"]
     settings.append("checkpoints.load_optimizer=false")

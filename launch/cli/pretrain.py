@@ -48,7 +48,8 @@ def pretrain(
         str | None, typer.Option(metavar="JOB", help="Start the job when this one has done what it should.")
     ] = None,
 ) -> None:
-    """Train a recipe: tokenize if needed, train, export, verify, generate. Called again, it goes on where it stopped.
+    """Train a recipe: tokenize if needed, train, export, verify, generate. Called again, it goes on where it stopped;
+    a run that was given a name goes on with --run.
 
     With --nodes it submits a Slurm job that does the same on a cluster, and goes back into the queue by itself.
 
@@ -86,7 +87,7 @@ def pretrain(
         raise UserError(f"{option}: is about a Slurm job; expected --nodes N or --launcher slurm with it")
     check_trainable(loaded.recipe, loaded.path.name)
     played = _played_nodes(nodes, node_names)
-    num_ranks = _num_ranks(loaded, gpus_per_node, max(1, len(played)))
+    num_ranks = _num_ranks(loaded, gpus_per_node, played)
     for note in loaded.notes:
         console.print(f"note: {note}", markup=False, highlight=False)
     if not ensure_tokens(loaded, console):
@@ -122,12 +123,12 @@ def _played_nodes(nodes: int | None, names: str | None) -> list[str]:
     return found
 
 
-def _num_ranks(loaded: LoadedRecipe, asked: int | None, nodes: int) -> int:
+def _num_ranks(loaded: LoadedRecipe, asked: int | None, played: list[str]) -> int:
     """Ranks to start here, after checking that the recipe can be trained on so many."""
     from launch.cluster.threads import gpus_here
     from nanotron_recipes.topology import local_world_size, resolve_topology
 
-    recipe = loaded.recipe
+    recipe, nodes = loaded.recipe, max(1, len(played))
     num_ranks = local_world_size(recipe, (gpus_here() if asked is None else asked) or None, nodes)
     if asked and asked * nodes > num_ranks:
         parallelism = recipe.parallelism
@@ -135,6 +136,8 @@ def _num_ranks(loaded: LoadedRecipe, asked: int | None, nodes: int) -> int:
             f"--gpus-per-node {asked}: expected dp × pp × tp ranks, and with parallelism.dp {parallelism.dp}, "
             f"pp {parallelism.pp} and tp {parallelism.tp} that is {num_ranks}"
         )
+    if num_ranks % nodes:
+        raise UserError(f"{num_ranks} ranks: expected a multiple of the {nodes} nodes {', '.join(played)}")
     check_local_ranks(num_ranks)
     resolve_topology(recipe, num_ranks)
     return num_ranks

@@ -13,7 +13,7 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,9 +75,20 @@ def _judge(error: "ChildFailedError", log_dir: Path) -> tuple[int, str]:
         return USER_ERROR, _tell_mistake(error.failures.values(), log_dir)
     if codes == {-signal.SIGTERM}:
         return TERMINATED, "its ranks were ended by SIGTERM"
-    message = _describe(*error.get_first_failure(), log_dir)
+    message = _describe(*first_failure(error.failures), log_dir)
     say(message, error=True)
     return 1, message.partition(". The end of ")[0]
+
+
+def first_failure(failures: "Mapping[int, ProcessFailure]") -> tuple[int, "ProcessFailure"]:
+    """Of failures by rank, where it began: one that was killed rather than one that lost its peers, and then the
+    earliest."""
+    return min(failures.items(), key=lambda item: (not _is_killed(item[1]), item[1].timestamp))
+
+
+def _is_killed(failure: "ProcessFailure") -> bool:
+    """By something else than the launcher or torchrun, which end ranks with SIGTERM."""
+    return failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM
 
 
 def _write_report(report: Path, code: int, message: str, failures: "list[ProcessFailure]") -> None:
@@ -86,7 +97,7 @@ def _write_report(report: Path, code: int, message: str, failures: "list[Process
         "code": code,
         "message": message,
         "failed_at": min((failure.timestamp for failure in failures), default=None),
-        "is_by_signal": any(failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM for failure in failures),
+        "is_by_signal": any(map(_is_killed, failures)),
     }
     with suppress(OSError):
         write_atomic(report, json.dumps(content))
@@ -98,9 +109,9 @@ def _describe(rank: int, failure: "ProcessFailure", log_dir: Path) -> str:
     )
     message = f"Training failed: rank {rank} (process {failure.pid}) {how}."
     log = _log_of(failure.local_rank, log_dir)
-    if log is None:
+    lines = log.read_text(errors="replace").rstrip().splitlines()[-_SHOWN_LINES:] if log is not None else []
+    if not lines:
         return message
-    lines = log.read_text(errors="replace").splitlines()[-_SHOWN_LINES:]
     return "\n".join([f"{message} The end of {log}:", *lines])
 
 

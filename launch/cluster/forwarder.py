@@ -85,7 +85,7 @@ class Forwarder:
                 process.kill()
 
     def _kill(self) -> None:
-        say("Ended at once, as asked: what was not saved is lost.", error=True)
+        say("Ended at once, as asked; the run goes on from its newest checkpoint.", error=True)
         for rank in self._ranks():
             _send(rank, signal.SIGKILL)
 

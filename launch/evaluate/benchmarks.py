@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nanotron_recipes.errors import UserError
+
 LIGHTEVAL = Path(".venv-eval/bin/lighteval")
 """Relative to the clone, where jobs run."""
 
@@ -25,6 +27,12 @@ class Benchmarks:
 
     tasks: str
     max_samples: int | None = None
+
+
+def require_lighteval(lighteval: Path = LIGHTEVAL) -> None:
+    """Raise UserError where it is not installed."""
+    if not lighteval.is_file():
+        raise UserError(f"--benchmarks: {lighteval} is missing; expected lighteval there: make eval-env")
 
 
 def run_benchmarks(

@@ -3,8 +3,9 @@
 import statistics
 import time
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from launch.cluster.attempts import Attempt, read_attempts
 from launch.status.checkpoint import CheckpointStatus, newest_checkpoint
 from launch.status.nodes import NodeStatus, nodes_of
 from launch.status.rank_report import read_reports
-from launch.status.records import read_records
+from launch.status.records import Records, read_records
 from launch.status.runs import FoundRun
 from launch.status.speed import RECENT_STEPS, Drop, SlowRanks, find_drop, recent_speed, seconds_left, slow_ranks
 from launch.train.metrics import Event, StepRecord
@@ -22,6 +23,8 @@ from nanotron_recipes.sequences import stage_sequence_length
 
 QUIET_STEPS, QUIET_SECONDS = 10, 120.0
 """A run that trains and has recorded nothing for so many of its steps, and for so long, is called quiet."""
+
+NO_WORD = "no word of its end: it was killed, or lost with its machine"
 
 State = Literal["training", "queued", "stopped", "failed", "complete"]
 
@@ -33,8 +36,9 @@ class RestartStatus:
     start: str
     """The Slurm job and its restart (`41.2`); of a start without Slurm its number, in the order of the records."""
     time: str
-    """UTC; empty without Slurm."""
+    """UTC."""
     nodes: list[str]
+    """Empty without Slurm."""
     after_step: int
     verdict: str
     reason: str
@@ -46,11 +50,15 @@ class RunStatus:
 
     run: str
     path: str
+    recipe: str
+    """The file: its own, or, before it has begun, that of its newest submission."""
     state: State
     message: str
     """Why it failed, or who trains it."""
     job: str
     """The newest Slurm job that was submitted for it."""
+    job_nodes: int
+    """How many nodes that was submitted for; 0 without Slurm."""
     step: int
     train_steps: int
     tokens: int
@@ -99,9 +107,11 @@ def gather(found: FoundRun) -> RunStatus:
     return RunStatus(
         run=folder.name,
         path=str(folder.path),
+        recipe=str(found.recipe_file),
         state=state,
         message=message,
         job=found.jobs[-1].slurm_job if found.jobs else "",
+        job_nodes=found.jobs[-1].nodes if found.jobs else 0,
         step=last.step if last else 0,
         train_steps=recipe.tokens.train_steps,
         tokens=last.tokens if last else 0,
@@ -119,7 +129,7 @@ def gather(found: FoundRun) -> RunStatus:
         slow_ranks=slow_ranks(reports) if state == "training" else [],
         nodes=nodes_of(reports),
         checkpoint=newest_checkpoint(folder, events),
-        restarts=_restarts(attempts, events),
+        restarts=_restarts(attempts, records, is_training=state == "training"),
         validation=_newest(events, "validation").get("validation_loss", {}),
         evaluation=_newest(events, "evaluation"),
     )
@@ -179,22 +189,42 @@ def _quiet(metrics_file: Path, step_seconds: float | None) -> float | None:
     return age if age > max(QUIET_SECONDS, QUIET_STEPS * (step_seconds or 0.0)) else None
 
 
-def _restarts(attempts: Sequence[Attempt], events: Sequence[Event]) -> list[RestartStatus]:
-    if attempts:
-        return [
-            RestartStatus(
-                f"{attempt.begin.job}.{attempt.begin.restart}",
-                attempt.begin.time,
-                attempt.begin.nodes,
-                attempt.begin.step,
-                attempt.end.verdict if attempt.end else "",
-                attempt.end.reason if attempt.end else "",
-            )
-            for attempt in attempts
-        ]
-    return [
-        RestartStatus(str(number), "", [], start["step"] - 1, "", "") for number, start in enumerate(_starts(events), 1)
+def _restarts(attempts: Sequence[Attempt], records: Records, *, is_training: bool) -> list[RestartStatus]:
+    """All starts by their time: of Slurm jobs, and without Slurm."""
+    of_jobs = [
+        RestartStatus(
+            f"{attempt.begin.job}.{attempt.begin.restart}",
+            attempt.begin.time,
+            attempt.begin.nodes,
+            attempt.begin.step,
+            attempt.end.verdict if attempt.end else "",
+            attempt.end.reason if attempt.end else "",
+        )
+        for attempt in attempts
     ]
+    return sorted([*of_jobs, *_starts_by_hand(records, is_training=is_training)], key=lambda start: start.time)
+
+
+def _starts_by_hand(records: Records, *, is_training: bool) -> Iterator[RestartStatus]:
+    """The starts without Slurm. Of each that has no end, and is not what trains, it is said that nobody knows it."""
+    told = [event for event in records.metrics.events if event["event"] in ("start", "end")]
+    number = 0
+    for event, after in zip_longest(told, told[1:]):
+        is_start = event["event"] == "start" and isinstance(event.get("step"), int)
+        if not is_start or _text(event, "launch").startswith("slurm-"):
+            continue
+        number += 1
+        if after is not None and after["event"] == "end":
+            verdict, reason = _text(after, "verdict"), _text(after, "reason")
+        else:
+            is_lost = records.is_whole and not (is_training and after is None)
+            verdict, reason = ("lost", NO_WORD) if is_lost else ("", "")
+        yield RestartStatus(str(number), _text(event, "time"), [], event["step"] - 1, verdict, reason)
+
+
+def _text(event: Event, key: str) -> str:
+    found = event.get(key)
+    return found if isinstance(found, str) else ""
 
 
 def _starts(events: Sequence[Event]) -> list[Event]:

@@ -18,6 +18,7 @@ class FoundRun:
 
     folder: RunFolder
     recipe: Recipe
+    recipe_file: Path
     jobs: list[SubmittedJob]
     """Its submissions to Slurm, the oldest first."""
 
@@ -48,9 +49,10 @@ def read_run(path: Path) -> FoundRun:
     own = path / "recipe.yaml"
     if not own.is_file() and not numbers:
         raise UserError(f"{path}: no recipe.yaml here; expected the folder of a run")
-    recipe = load_recipe(str(own if own.is_file() else job_recipe(numbers[-1]))).recipe
+    recipe_file = own if own.is_file() else job_recipe(numbers[-1])
+    recipe = load_recipe(str(recipe_file)).recipe
     jobs = [job for folder in numbers if (job := SubmittedJob.read(folder)) is not None]
-    return FoundRun(RunFolder.of(path.parent, path.name, recipe), recipe, jobs)
+    return FoundRun(RunFolder.of(path.parent, path.name, recipe), recipe, recipe_file, jobs)
 
 
 def _is_run(path: Path) -> bool:

@@ -164,10 +164,11 @@ def next_command(status: RunStatus) -> str:
             return f"look at the data_wait_seconds of {path / 'metrics.jsonl'}, then at the nodes named above"
         return f"{tool('tensorboard')} --logdir {shlex.quote(str(path / 'tensorboard'))}"
     if status.state == "queued":
-        job = status.job or status.restarts[-1].start.partition(".")[0]
+        of_jobs = [start.start.partition(".")[0] for start in status.restarts if "." in start.start]
+        job = status.job or of_jobs[-1]
         return f"squeue --job {job}"
-    recipe = path / "recipe.yaml"
-    goes_on = command("nanotron-recipes", "pretrain", recipe, "--run", status.run)
+    cluster = ["--nodes", str(status.job_nodes)] if status.job_nodes else []
+    goes_on = command("nanotron-recipes", "pretrain", status.recipe, "--run", status.run, *cluster)
     return f"read {path / 'logs'}, then {goes_on}" if status.state == "failed" else goes_on
 
 

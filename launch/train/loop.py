@@ -4,13 +4,14 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch.distributed as torch_dist
 
 from data.batch import StepBatch
 from data.loader import Prefetcher, RankBatches
 from data.plan import DataPlan
+from launch.cluster.attempts import now
 from launch.train.buffers import allocator
 from launch.train.engine import StepResult, TrainingEngine
 from launch.train.guards import RunFailed, SkippedSteps, SpikeDetector
@@ -260,12 +261,14 @@ class TrainingLoop:
             call(callback)
 
 
-def start_event(engine: TrainingEngine, launch: Launch) -> Event:
-    """The record of a (re)start: where and how the following steps are trained."""
+def start_event(engine: TrainingEngine, launch: Launch, launch_id: str) -> Event:
+    """The record of a (re)start: when, where and how the following steps are trained."""
     topology, context = engine.topology, engine.context
     return {
         "event": "start",
         "step": launch.first_step,
+        "time": now(),
+        "launch": launch_id,
         "topology": {
             "dp": topology.dp,
             "pp": topology.pp,
@@ -283,6 +286,11 @@ def start_event(engine: TrainingEngine, launch: Launch) -> Event:
         "peak_flops": launch.peak_flops,
         "mfu_formula": MFU_FORMULA,
     }
+
+
+def end_event(verdict: Literal["done", "stopped", "failed"], reason: str) -> Event:
+    """The record of a launch's end, as far as its first rank lives to see it, and why."""
+    return {"event": "end", "time": now(), "verdict": verdict, "reason": reason}
 
 
 def _is_due(step: int, interval: int) -> bool:

@@ -1,5 +1,6 @@
 """What would only fail hours later is tried before a run begins. Imports no torch."""
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from uuid import uuid4
@@ -33,7 +34,12 @@ def check_recipe_to_the_end(recipe: Recipe) -> None:
 
 
 def check_places(folder: RunFolder, recipe: Recipe) -> None:
-    """Raise UserError where a run could not write its checkpoints or, where it has to, its export."""
+    """Raise UserError where a run could not write its checkpoints, its records or, where it has to, its export."""
+    if folder.metrics_file.is_dir():
+        raise UserError(f"{folder.metrics_file}: expected a file, for the records of the run; move it away")
+    for path in (folder.tensorboard, folder.logs):
+        if os.path.lexists(path) and not path.is_dir():
+            raise UserError(f"{path}: expected a folder; move it away")
     if NODE not in str(folder.checkpoints):  # each node tries its own
         _check_writable(folder.checkpoints)
     if recipe.checkpoints.export_at_end:

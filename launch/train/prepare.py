@@ -1,5 +1,6 @@
 """Before anything is started: the data is there, the run is chosen, its past fits, its folder is ours."""
 
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -95,6 +96,7 @@ def prepare_run(request: RunRequest) -> PreparedRun:
     notes += repetition_notes(plan)
     check_recipe_to_the_end(recipe)
     launch_id = request.launch_id or new_launch_id()
+    before = set(request.runs_dir.iterdir()) if request.runs_dir.is_dir() else None
     choice, lock = take_run(
         request.runs_dir,
         request.loaded.name,
@@ -129,8 +131,18 @@ def prepare_run(request: RunRequest) -> PreparedRun:
             step = newest_step(folder, recipe, checksums=True)
     except BaseException:
         lock.release()
+        _leave_as_it_was(folder, before)
         raise
     return PreparedRun(folder, recipe, choice.state, step, launch_id, lock, changes, tuple(notes))
+
+
+def _leave_as_it_was(folder: RunFolder, before: set[Path] | None) -> None:
+    """Remove what a launch that is refused has made; `before`: what there was among the runs, None without a folder."""
+    if folder.path not in (before or ()):
+        folder.remove_unbegun()
+    if before is None:
+        with suppress(OSError):  # other runs are there meanwhile
+            folder.path.parent.rmdir()
 
 
 def _text_notes(recipe: Recipe) -> list[str]:

@@ -19,8 +19,8 @@ from launch.train.checkpoint_owner import held_checkpoints
 from launch.train.engine import TrainingEngine
 from launch.train.guards import RunFailed
 from launch.train.hardware import peak_of_world
-from launch.train.loop import Launch, TrainingLoop, start_event
-from launch.train.metrics import Callback, RecordsLost
+from launch.train.loop import Launch, TrainingLoop, end_event, start_event
+from launch.train.metrics import Callback, Event, RecordsLost
 from launch.train.outage import reason
 from launch.train.prepare import RunRequest, prepare_run, reason_not_to_train
 from launch.train.rank_reporter import RankPlace, RankReporter
@@ -43,7 +43,7 @@ from nanotron_recipes.topology import resolve_topology
 from parallel.checkpoint_disks import find_disks
 from parallel.checkpoint_writer import SaveFailed
 from parallel.determinism import deterministic_kernels
-from parallel.process_groups import EngineContext, init_process_group, pick_device
+from parallel.process_groups import EngineContext, init_process_group, lost_connection, pick_device
 
 _LONGER_THAN_ENDING_SECONDS = 2.0
 
@@ -66,6 +66,12 @@ def train(arguments: Namespace, stop: StopRequest) -> int:
     except OSError as error:
         # Of this rank alone: the others are in a collective, and whoever started the ranks ends them.
         say(f"error: {describe(error)}", error=True)
+        return 1
+    except RuntimeError as error:
+        # Where another rank was killed, whoever started the ranks says which.
+        if lost_connection(error) is None:
+            raise
+        say(f"error: {_why_failed(error)}", error=True)
         return 1
 
 
@@ -227,10 +233,9 @@ def _train_run(
             callbacks = make_callbacks(launch, stop, is_job=arguments.job_launch is not None)
         for callback in callbacks:
             stack.enter_context(_closing(callback))
-        for callback in callbacks:
-            callback.on_event(start_event(engine, launch))
+        _tell(callbacks, start_event(engine, launch, launch_id))
         _say_start(callbacks, engine, launch, start)
-        last = TrainingLoop(launch, engine, callbacks, tracer, reporter).run(stop)
+        last = _run(TrainingLoop(launch, engine, callbacks, tracer, reporter), launch, callbacks, stop)
     if last == recipe.tokens.train_steps and recipe.checkpoints.export_at_end:
         gather_on_first_node(folder, last, disks)
     _say_end(callbacks, launch, last)
@@ -238,6 +243,37 @@ def _train_run(
     if context.rank == 0 and last == recipe.tokens.train_steps and by_hand:
         _end_by_hand(launch)
     context.destroy()
+
+
+def _run(loop: TrainingLoop, launch: Launch, callbacks: list[Callback], stop: StopRequest) -> int:
+    """Train; the last step taken. How it ended is recorded, unless this process is killed."""
+    try:
+        last = loop.run(stop)
+    except BaseException as error:
+        with suppress(OSError):
+            _tell(callbacks, end_event("failed", _why_failed(error)))
+        raise
+    if last == launch.recipe.tokens.train_steps:
+        _tell(callbacks, end_event("done", "every step is trained"))
+    else:
+        _tell(callbacks, end_event("stopped", _why_stopped(launch, last)))
+    return last
+
+
+def _why_failed(error: BaseException) -> str:
+    lost = lost_connection(error)
+    if lost is not None:
+        return f"the connection to another rank was lost: {lost}"
+    return describe(error) or type(error).__name__
+
+
+def _tell(callbacks: list[Callback], event: Event) -> None:
+    for callback in callbacks:
+        callback.on_event(event)
+
+
+def _why_stopped(launch: Launch, last: int) -> str:
+    return "--stop-after" if last == launch.stop_after else "asked to stop"
 
 
 def _node_name(arguments: Namespace) -> str:
@@ -288,9 +324,9 @@ def _about_disks(launch: Launch) -> list[str]:
 def _say_end(callbacks: list[Callback], launch: Launch, last: int) -> None:
     if last == launch.recipe.tokens.train_steps:
         return
-    reason = "--stop-after" if last == launch.stop_after else "asked to stop"
     for line in (callback for callback in callbacks if isinstance(callback, StepLine)):
-        line.print(f"stopped after step {last} ({reason}); saved in {launch.folder.checkpoints / str(last)}")
+        saved = launch.folder.checkpoints / str(last)
+        line.print(f"stopped after step {last} ({_why_stopped(launch, last)}); saved in {saved}")
 
 
 def _end_by_hand(launch: Launch) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from launch.train.run_header import RunHeader
-from launch.train.run_lock import RunIsTrained, RunLock, holder_of
+from launch.train.run_lock import MUTEX_FILE, RunIsTrained, RunLock, holder_of
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.files import write_atomic
 from nanotron_recipes.recipe import Recipe
@@ -108,6 +108,18 @@ class RunFolder:
             raise
         except OSError as error:
             raise UserError(f"{self.path}: cannot be made ({error.strerror})") from error
+
+    def remove_unbegun(self) -> None:
+        """Remove the folder that a launch has made and, refused, not begun a run in; anything else in it keeps it."""
+        try:
+            if not {entry.name for entry in self.path.iterdir()} <= {MUTEX_FILE, "checkpoints"}:
+                return
+            if self.checkpoints.parent == self.path and self.checkpoints.is_dir():
+                self.checkpoints.rmdir()
+            (self.path / MUTEX_FILE).unlink(missing_ok=True)
+            self.path.rmdir()
+        except OSError:  # not empty, or another's meanwhile
+            return
 
     def write_recipe(self, recipe_yaml: str, header: RunHeader) -> None:
         """Write (or replace) recipe.yaml."""
@@ -226,8 +238,9 @@ def choose_run(
 ) -> RunChoice:
     """Choose the run of a launch, touching nothing.
 
-    With `run_name`: that run. Without: the newest unfinished run of this recipe that nobody trains and that
-    `is_compatible`, else a new `<recipe name>-<number>`. Raises UserError when `run_name` cannot be a run's name.
+    With `run_name`: that run. Without: the newest unfinished run of this recipe that was named like this,
+    `<recipe name>-<number>`, that nobody trains and that `is_compatible`, else a new one. A run that a person named is
+    gone on with by its name alone. Raises UserError when `run_name` cannot be a run's name.
     """
     if run_name is not None:
         return _judge(RunFolder.of(runs_dir, run_name, recipe), recipe)
@@ -284,7 +297,8 @@ def _judge(folder: RunFolder, recipe: Recipe) -> RunChoice:
 def _unfinished_runs(runs_dir: Path, recipe_name: str, recipe: Recipe) -> list[RunFolder]:
     if not runs_dir.is_dir():
         return []
-    entries = [entry for entry in runs_dir.iterdir() if not entry.is_symlink() and _NAME.fullmatch(entry.name)]
+    _, pattern = _numbered(recipe_name)
+    entries = [entry for entry in runs_dir.iterdir() if not entry.is_symlink() and pattern.fullmatch(entry.name)]
     folders = [RunFolder.of(runs_dir, entry.name, recipe) for entry in entries]
     return [folder for folder in folders if _is_unfinished(folder, recipe_name)]
 
@@ -321,9 +335,14 @@ def _last_touched(folder: RunFolder) -> float:
 
 def _next_name(runs_dir: Path, recipe_name: str, recipe: Recipe) -> str:
     """The first `<recipe name>-<number>` above all that are taken. A folder without a recipe was never begun."""
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", recipe_name).lstrip("._-") or "run"
-    pattern = re.compile(rf"{re.escape(stem)}-([0-9]{{1,9}})")
+    stem, pattern = _numbered(recipe_name)
     places = [place for place in (runs_dir, *_seen(recipe.checkpoints.checkpoints_path or "")) if place.is_dir()]
     matches = [match for place in places for entry in place.iterdir() if (match := pattern.fullmatch(entry.name))]
     taken = [int(match[1]) for match in matches if RunFolder.of(runs_dir, match[0], recipe).is_taken()]
     return f"{stem}-{max(taken, default=0) + 1}"
+
+
+def _numbered(recipe_name: str) -> tuple[str, re.Pattern[str]]:
+    """How runs are called that nobody gave a name: what stands before the number, and the whole."""
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", recipe_name).lstrip("._-") or "run"
+    return stem, re.compile(rf"{re.escape(stem)}-([0-9]{{1,9}})")

@@ -79,7 +79,7 @@ def silence(stream: TextIO) -> None:
     os.close(null)
 
 
-def describe(error: Exception) -> str:
+def describe(error: BaseException) -> str:
     """What an exception says, in one line; an error of the system says `file: reason`."""
     text = str(error)
     if isinstance(error, OSError) and error.strerror:

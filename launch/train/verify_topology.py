@@ -13,7 +13,8 @@ from data.batch import StepBatch
 from data.plan import DataPlan
 from model.arithmetic import num_parameters
 from nanotron_recipes.errors import UserError
-from nanotron_recipes.loading import LoadedRecipe, dump_yaml
+from nanotron_recipes.loading import LoadedRecipe, dump_yaml, recipe_from_mapping
+from nanotron_recipes.overrides import apply_overrides
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.topology import Topology, global_batch_size, local_world_size, resolve_topology
 from nanotron_recipes.unsupported import unsupported_features
@@ -134,9 +135,14 @@ def choose_grids(recipe: Recipe, asked: Sequence[str]) -> list[Grid]:
 
 
 def check_comparable(recipe: Recipe, grids: Sequence[Grid], num_steps: int) -> None:
-    """Raise UserError for more steps than the recipe has, or what does not fit into this machine's free memory."""
+    """Raise UserError for more steps than the recipe has, a topology that it does not allow, or one that does not fit
+    into this machine's free memory."""
     if num_steps > recipe.tokens.train_steps:
         raise UserError(f"--steps {num_steps}: expected at most tokens.train_steps {recipe.tokens.train_steps}")
+    mapping = parse_yaml(dump_yaml(recipe), "recipe")
+    for grid in grids:
+        changed, _ = apply_overrides(mapping, grid.overrides(global_batch_size(recipe)))
+        resolve_topology(recipe_from_mapping(changed, source=str(grid)).recipe)
     free = psutil.virtual_memory().available
     for grid in grids:
         needed = _bytes_of_state(recipe, grid)

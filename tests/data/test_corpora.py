@@ -1,12 +1,15 @@
 import errno
 import gzip
 import json
+import os
 import re
+import socket
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 import zstandard
 from datatrove.io import DataFolder
 from pydantic import ValidationError
@@ -15,7 +18,9 @@ from small_data import write_jsonl
 from data.corpora import documents, shards_of
 from data.python_text import module_files, prose_of
 from data.rejected import Rejected
+from data.text_files import files_of
 from nanotron_recipes.errors import UserError
+from nanotron_recipes.loading import dump_yaml, load_recipe
 from nanotron_recipes.schema.data import Corpus, CorpusSource
 
 
@@ -117,6 +122,24 @@ def test_a_missing_path_and_a_folder_without_files_are_named(tmp_path: Path) -> 
             list(documents(source, corpus, "train"))
 
 
+def test_a_path_is_relative_to_the_working_directory_wherever_the_recipe_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = [{"name": "mine", "reader": "text", "path": "texts"}]
+    stage = {"name": "one", "start_training_step": 1, "data": {"dataset": {"dataset_folder": ["mine"]}}}
+    tiny = yaml.safe_load(dump_yaml(load_recipe("tiny").recipe))
+    tiny |= {"corpus": {"sources": sources}, "data_stages": [stage]}
+    for folder, name in (("texts", "here"), ("recipes/texts", "beside the recipe")):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / f"{name}.txt").touch()
+    file = tmp_path / "recipes" / "my.yaml"
+    file.write_text(yaml.safe_dump(tiny))
+    monkeypatch.chdir(tmp_path)
+    corpus = load_recipe(str(file)).recipe.corpus
+    assert corpus is not None and corpus.path == "corpora/my"
+    assert [each.name for each in files_of(corpus.sources[0]).files] == ["here.txt"]
+
+
 @pytest.mark.parametrize("glob", ["/texts/*.jsonl", "**x", "a/***", "", "../*.jsonl"])
 def test_a_glob_that_is_none_is_refused_with_its_value(tmp_path: Path, glob: str) -> None:
     write_jsonl(tmp_path / "a.jsonl", 1)
@@ -150,6 +173,23 @@ def test_links_to_nothing_are_named_and_loops_and_folders_are_no_files(tmp_path:
     source, corpus = corpus_of(reader="jsonl", path=str(loop))
     with pytest.raises(UserError, match="loop: no such file or folder"):
         texts(source, corpus)
+
+
+@pytest.mark.parametrize("reader", ["jsonl", "text"])
+def test_what_is_no_file_is_refused_and_not_waited_for(reader: str, tmp_path: Path) -> None:
+    suffix = "jsonl" if reader == "jsonl" else "txt"
+    (tmp_path / f"a.{suffix}").write_text('{"text": "x"}\n')
+    pipe = tmp_path / f"b.{suffix}"
+    os.mkfifo(pipe)
+    for path, expected in ((tmp_path, "a file"), (pipe, "a file or a folder")):
+        source = CorpusSource.model_validate({"name": "s", "reader": reader, "path": str(path)})
+        with pytest.raises(UserError, match=rf"corpus\.sources s: \S+/{pipe.name}: expected {expected}, found a FIFO"):
+            files_of(source)
+    pipe.unlink()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(pipe))
+        with pytest.raises(UserError, match="found a socket"):
+            files_of(CorpusSource.model_validate({"name": "s", "reader": reader, "path": str(tmp_path)}))
 
 
 def test_a_path_that_no_file_system_takes_is_refused(tmp_path: Path) -> None:

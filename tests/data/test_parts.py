@@ -14,8 +14,9 @@ from small_data import corpus_recipe, write_jsonl
 
 from data import parts as parts_module
 from data.corpora import documents, shards_of
-from data.parts import Part, deal
+from data.parts import deal
 from data.rejected import Rejected
+from data.text_part import Part
 from data.tokenization import tokenize
 from data.tokenization_job import packed_notes, tasks_of
 from data.user_text import read_texts

@@ -274,7 +274,15 @@ def test_a_corpus_without_text_is_refused_before_any_work(
     source = {"name": "words", "reader": "jsonl", "path": str(tmp_path / "a.jsonl"), **changes}
     with pytest.raises(UserError, match=message):
         tokenize(corpus_recipe(tmp_path / "mine", [source]), "mine")
-    assert not (tmp_path / "mine" / "tokenizer").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl"], "nothing is left of it"
+
+
+def test_a_failure_leaves_what_was_there_and_no_lock(texts: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    source = {"name": "words", "reader": "jsonl", "path": str(texts), "text_key": "txt"}
+    with pytest.raises(UserError, match="text_key"):
+        tokenize(corpus_recipe(tmp_path / "mine", [source]), "mine")
+    assert list((tmp_path / "mine").iterdir()) == []
 
 
 def test_another_vocabulary_than_the_tokenizers_is_refused(texts: Path, tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from data.parts import Part
 from data.rejected import Rejected
+from data.text_part import Part
 from data.tokenization_job import Job, Task
 from data.tokenization_progress import Rates, State, TaskProgress, forget_incomplete, state_of
 from nanotron_recipes.schema.data import Corpus

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from math import log
 from pathlib import Path
 
 import pytest
+import typer
 
 from data.manifest import Manifest, ShardFile, Split, write_manifest
 from launch.cli.checkpoint_argument import choose_checkpoint
@@ -13,6 +15,7 @@ from launch.cli.checkpoints import checkpoints
 from launch.cli.export import export
 from launch.cli.import_hf import import_folder
 from launch.cli.next_line import tool
+from launch.cli.usage import system_mistake
 from launch.evaluate.card_facts import facts_of_run
 from launch.evaluate.verification import LOGIT_TOLERANCE, verification_tokens, verify_checkpoint
 from launch.train.run_folder import RunFolder, point_latest
@@ -257,3 +260,37 @@ def test_a_step_that_was_renamed_is_not_exported_under_its_new_name(small_file: 
     (tmp_path / "runs" / "mine" / "metrics.jsonl").touch()
     with pytest.raises(UserError, match="checkpoints/30: the state after step 10, called 30"):
         export(str(folder), tmp_path / "out")
+
+
+def test_a_full_disk_is_named(
+    hf_dir: Path,
+    tmp_path: Path,
+    mount: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    import_folder(hf_dir, Path("imported"))
+    disk = mount("128k")
+    with pytest.raises(OSError) as raised:
+        export("imported", disk / "out")
+    assert str(system_mistake(raised.value)) == f"{disk / 'out'}: No space left on device"
+    with pytest.raises(typer.Exit) as ended:
+        import_folder(hf_dir, disk / "out")
+    assert ended.value.exit_code == 1 and list(disk.iterdir()) == []
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {disk / 'out'}: 0.3 MB are needed in ")
+
+
+def test_where_nothing_can_be_written_is_said_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = begun_run(Path("runs"), "tiny-1", (3,))
+    (tmp_path / "file").touch()
+    for write in (lambda: export("tiny-1", Path("file/out")), lambda: import_folder(Path("none"), Path("file/out"))):
+        with pytest.raises(UserError, match=r"file/out: cannot be made: \S+/file is not a folder that can be written"):
+            write()
+    Path("kept").mkdir()
+    Path("kept", "mine").touch()
+    with pytest.raises(UserError, match="kept: is not empty"):  # though the checkpoint is damaged as well
+        export(str(run.checkpoints / "3"), Path("kept"))

@@ -30,6 +30,15 @@ def test_a_name_with_a_quote_ends_with_2_and_one_line() -> None:
     assert done.returncode == 2 and done.stderr.startswith("error: it's mine.yaml: no such recipe or file")
 
 
+def test_an_environment_may_lie_under_any_name(tmp_path: Path) -> None:
+    environment = tmp_path / "it's my env"
+    environment.symlink_to(sys.prefix)
+    assert words("lint", f"VENV={environment}")[0] == f"{environment}/bin/ruff"
+    command = ["make", "-s", "pretrain", f"VENV={environment}", "RECIPE=none"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: none: no such recipe or file")
+
+
 def test_the_pythons_of_the_makefile_are_those_that_setup_cfg_promises() -> None:
     tried = re.findall(r"python(3\.\d+)", (ROOT / "Makefile").read_text())
     promised = re.findall(r"Python :: (3\.\d+)", (ROOT / "setup.cfg").read_text())

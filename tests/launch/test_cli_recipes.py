@@ -65,6 +65,17 @@ def test_show_prints_a_recipe_that_reads_back_and_the_facts_beside_it(tmp_path: 
         assert fact in result.stderr
 
 
+def test_show_says_which_ranks_a_job_on_some_nodes_has(called: Called) -> None:
+    shown = called("show", "smollm3-3b", "--nodes", "48", "--gpus-per-node", "8")
+    assert (
+        shown[0] == 0 and "ranks on 48 nodes: 384 = dp 192 × pp 1 × tp 2; micro-batches of each replica: " in shown[2]
+    )
+    assert shown[1] == called("show", "smollm3-3b")[1], "the recipe is the same"
+    assert "ranks on one node: 4 = dp 2 × pp 1 × tp 2" in called("show", "smollm3-3b", "--gpus-per-node", "4")[2]
+    code, _, err = called("show", "smollm3-3b", "--nodes", "5")
+    assert code == 2 and err.startswith("error: --nodes 5: tokens.global_batch_size: ")
+
+
 def test_validate_looks_at_all_and_exits_with_2_where_one_is_wrong(tmp_path: Path) -> None:
     bad = tmp_path / "bad.yaml"
     bad.write_text("general: {}\n")
@@ -107,7 +118,7 @@ def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(arguments: list[str], m
         ("validate", "validate: missing argument 'RECIPE…'; see `nanotron-recipes validate --help`"),
         ("export tiny-1", "export: missing argument 'OUT'; see `nanotron-recipes export --help`"),
         ("show tiny --sett a=b", "show: --sett: no such option; did you mean --set?"),
-        ("show tiny --zzz", "show: --zzz: no such option; expected one of --set, --help"),
+        ("show tiny --zzz", "show: --zzz: no such option; expected one of --set, --nodes, --gpus-per-node, --help"),
         ("--bogus", "--bogus: no such option; expected one of --version, --help"),
         ("checkpoints lst x", "'lst' is not one of 'list', 'verify', 'prune'; did you mean list?"),
         (

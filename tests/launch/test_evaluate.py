@@ -81,8 +81,10 @@ def test_the_command_prints_and_records_what_it_measures(
     assert out.splitlines()[-1] == "next: nanotron-recipes status runs/a"
     code, _, err = called("evaluate", "a", "--tasks", "los")
     assert code == 2 and "did you mean loss?" in err
+    before = trained.metrics_file.read_bytes()
     code, _, err = called("evaluate", "a", "--benchmarks", "arc:easy|0", "--tasks", "loss")
-    assert code == 1 and err.splitlines()[-1] == "error: .venv-eval/bin/lighteval is missing: make eval-env"
+    expected = "error: --benchmarks: .venv-eval/bin/lighteval is missing; expected lighteval there: make eval-env\n"
+    assert (code, err) == (2, expected) and trained.metrics_file.read_bytes() == before
 
 
 def test_an_export_of_nobody_is_measured_and_not_recorded(

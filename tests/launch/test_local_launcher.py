@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
+from launch.cluster.agent import first_failure
 from launch.cluster.local import launch_local, rank_environment
 from launch.cluster.slurm import require_sbatch
 from nanotron_recipes.errors import UserError
@@ -153,7 +156,15 @@ def test_the_log_of_a_rank_that_failed_is_shown(launcher: Launcher) -> None:
 
 def test_a_killed_rank_ends_the_launch_with_1(launcher: Launcher) -> None:
     code, _, err = launcher(1, "import signal; os.kill(os.getpid(), signal.SIGKILL)").end()
-    assert code == 1 and "rank 0" in err and "ended by SIGKILL" in err
+    assert code == 1 and re.fullmatch(r"Training failed: rank 0 \(process \d+\) was ended by SIGKILL\.\n", err)
+
+
+def test_a_failure_began_where_a_rank_was_killed_not_where_others_lost_it() -> None:
+    failures = {
+        rank: ProcessFailure(local_rank=rank, pid=rank, exitcode=exitcode, error_file="")
+        for rank, exitcode in ((0, 1), (1, -signal.SIGKILL), (2, -signal.SIGTERM))
+    }
+    assert first_failure(failures)[0] == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -189,7 +200,7 @@ def test_a_second_ctrl_c_ends_ranks_that_do_not(launcher: Launcher) -> None:
     time.sleep(1.3)
     launch.process.send_signal(signal.SIGINT)
     code, _, err = launch.end()
-    assert code == 1 and "Ended at once" in err
+    assert code == 1 and "Ended at once, as asked; the run goes on from its newest checkpoint.\n" in err
 
 
 SAVE_WHEN_ORPHANED = (

@@ -79,3 +79,4 @@ def test_nodes_that_cannot_be_played_are_refused(
 ) -> None:
     code, _, err = start_process(pretrain_command(small_file, "--launcher", "local", *arguments), tmp_path).end()
     assert (code, err.strip()) == (2, f"error: {message}")
+    assert not (tmp_path / "runs").exists()

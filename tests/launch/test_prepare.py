@@ -69,9 +69,26 @@ def test_what_would_fail_hours_later_is_said_before_the_run_begins(
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=expected):
         prepare("mine", *overrides)
-    assert not (tmp_path / "runs" / "mine" / "recipe.yaml").exists()
-    assert not (tmp_path / "runs" / "mine" / HOLDER_FILE).exists()
+    assert not (tmp_path / "runs").exists(), "nothing is left of a run that never began"
     assert prepare("mine").state == "new"
+    with pytest.raises(UserError, match=expected):
+        prepare("mine", *overrides)
+    assert (tmp_path / "runs" / "mine" / "recipe.yaml").is_file()
+
+
+def test_what_a_launch_that_is_refused_has_not_made_stays(prepare: Prepare, tmp_path: Path) -> None:
+    elsewhere = "checkpoints.checkpoints_path=/proc"
+    mine = tmp_path / "runs" / "mine"
+    mine.mkdir(parents=True)
+    for name in (None, "notes.txt"):
+        if name is not None:
+            (mine / name).touch()
+        with pytest.raises(UserError, match="cannot be written here"):
+            prepare("mine", elsewhere)
+        with pytest.raises(UserError, match="cannot be written here"):
+            prepare("other", elsewhere)
+        assert [path.name for path in (tmp_path / "runs").iterdir()] == ["mine"]
+        assert name is None or (mine / name).is_file()
 
 
 def test_a_tokenizer_that_cannot_be_exported_is_said_before_the_run_begins(
@@ -100,6 +117,21 @@ def test_a_folder_in_the_place_of_the_export_is_said_before_the_run_begins(prepa
     (foreign / "notes").touch()
     with pytest.raises(UserError, match="export: is not empty and was not written by this command"):
         prepare("mine", EXPORT)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "tensorboard", "logs"])
+def test_what_lies_in_the_place_of_a_runs_records_is_said_before_it_goes_on(
+    name: str, prepare: Prepare, tmp_path: Path
+) -> None:
+    prepare("mine")
+    place = tmp_path / "runs" / "mine" / name
+    if name == "metrics.jsonl":
+        place.mkdir()
+    else:
+        place.touch()
+    with pytest.raises(UserError, match=f"mine/{name}: expected a .*; move it away"):
+        prepare("mine")
+    assert not (tmp_path / "runs" / "mine" / HOLDER_FILE).exists()
 
 
 def test_checkpoints_whose_recipe_is_gone_are_not_overwritten(prepare: Prepare, data: str) -> None:

@@ -50,6 +50,8 @@ def test_a_run_records_every_step_every_validation_and_its_start(undisturbed: Me
     for source in ("words", "numbers"):
         assert validations[-1]["validation_loss"][source] < validations[0]["validation_loss"][source] - 1
     (begun,) = [event for event in undisturbed.events if event["event"] == "start"]
+    (ended,) = [event for event in undisturbed.events if event["event"] == "end"]
+    assert (ended["verdict"], ended["reason"]) == ("done", "every step is trained") and begun["time"] < ended["time"]
     assert begun["topology"]["dp"] == 2 and begun["topology"]["global_batch_size"] == 24
 
 

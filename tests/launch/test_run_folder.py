@@ -80,13 +80,14 @@ def test_a_complete_run_is_followed_by_the_next_number(tmp_path: Path) -> None:
     assert choose(tmp_path) == ("tiny-4", "new")
 
 
-def test_the_newest_unfinished_run_of_the_recipe_goes_on(tmp_path: Path) -> None:
+def test_the_newest_unfinished_run_of_the_recipe_that_nobody_named_goes_on(tmp_path: Path) -> None:
     begin(tmp_path, "tiny-1", age=50)
-    begin(tmp_path, "mine", age=10)
     begin(tmp_path, "tiny-2", age=30)
+    begin(tmp_path, "mine", age=10)
     begin(tmp_path, "other-1", recipe_name="other")
     begin(tmp_path, "tiny-3", completed=100)
-    assert choose(tmp_path) == ("mine", "resumed")
+    assert choose(tmp_path) == ("tiny-2", "resumed")
+    assert choose(tmp_path, "mine") == ("mine", "resumed")
 
 
 def test_an_unfinished_run_that_is_trained_or_does_not_fit_is_no_candidate(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def test_a_run_that_ends_without_its_records_fails_and_has_its_checkpoint(
     command = pretrain_command(small_file, "--run", "full", "--stop-after", "2", "--gpus-per-node", "1")
     code, out, err = start_process(command, tmp_path).end()
     assert code == 1
-    lost = f"error: runs/full/metrics.jsonl: 5 records lost: {FULL}"
+    lost = f"error: runs/full/metrics.jsonl: 6 records lost: {FULL}"
     first, second = err.splitlines()
     assert first == lost and re.fullmatch(r"Training failed: rank 0 \(process \d+\) failed with exit code 1\.", second)
     assert out.count(f"runs/full/metrics.jsonl: {FULL}") == 1 and "written again" not in out

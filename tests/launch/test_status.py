@@ -35,8 +35,8 @@ def record(step: int, speed: float = 1000.0, stage: str = "stable") -> dict[str,
     return values | {"memory_peak_bytes": 10**8, "mfu": 0.1, "stage": stage}
 
 
-def start(step: int, **topology: int) -> dict[str, Any]:
-    return {"event": "start", "step": step, "topology": topology}
+def start(step: int, *, launch: str = "launch", time: str = "", **topology: int) -> dict[str, Any]:
+    return {"event": "start", "step": step, "launch": launch, "time": time, "topology": topology}
 
 
 def make_run(runs: Path, name: str, records: list[dict[str, Any]]) -> RunFolder:
@@ -117,7 +117,8 @@ def test_time_left_counts_the_tokens_of_longer_sequences() -> None:
 
 
 def test_attempts_of_jobs_say_how_often_and_why_it_was_started_again(tmp_path: Path) -> None:
-    folder = make_run(tmp_path, "a", [start(1, dp=1), *(record(step) for step in range(1, 31))])
+    begun = start(1, launch="slurm-41.0", dp=1)
+    folder = make_run(tmp_path, "a", [begun, *(record(step) for step in range(1, 31))])
     place = folder.jobs / "1"
     place.mkdir(parents=True)
     (place / "job.json").write_text(json.dumps({"slurm_job": "41", "nodes": 2, "stop_after": None}))
@@ -133,6 +134,37 @@ def test_attempts_of_jobs_say_how_often_and_why_it_was_started_again(tmp_path: P
     write_end(folder.path, "41", 1, End("give up", "it would fail again: loss", 20, "2026", True, 0, []))
     status = status_of(folder)
     assert status.state == "failed" and "give up" in shown(status) and len(status.restarts) == 2
+    assert next_command(status).endswith(f"{folder.recipe_file} --run a --nodes 2")
+
+
+def test_starts_without_slurm_are_told_with_their_time_and_end(tmp_path: Path) -> None:
+    times = [f"2026-01-0{day}T00:00:00+00:00" for day in (1, 2, 3)]
+    ended = {"event": "end", "time": times[2], "verdict": "stopped", "reason": "--stop-after"}
+    before = [start(1, time=times[0]), record(1), record(2), start(2, time=times[1]), record(2), ended]
+    folder = make_run(tmp_path, "a", [*before, start(3, time=times[2]), record(3)])
+    starts = status_of(folder).restarts
+    assert [(each.start, each.time, each.after_step) for each in starts] == [
+        ("1", times[0], 0),
+        ("2", times[1], 1),
+        ("3", times[2], 2),
+    ]
+    assert [each.verdict for each in starts] == ["lost", "stopped", "lost"] and starts[1].reason == "--stop-after"
+    with RunLock.acquire(folder.path, "launch"):
+        assert status_of(folder).restarts[-1].verdict == "", "what trains has not ended"
+    assert "--stop-after" in shown(status_of(folder)) and times[1] in shown(status_of(folder))
+
+
+def test_a_run_that_never_began_goes_on_with_the_recipe_of_its_submission(tmp_path: Path) -> None:
+    place = tmp_path / "a" / "jobs" / "1"
+    place.mkdir(parents=True)
+    (place / "tiny.yaml").write_text(dump_yaml(RECIPE))
+    (place / "job.json").write_text(json.dumps({"slurm_job": "41", "nodes": 2, "stop_after": None}))
+    status = gather(read_run(tmp_path / "a"))
+    assert status.state == "queued" and next_command(status) == "squeue --job 41"
+    write_begin(tmp_path / "a", Begin("41", 0, ["n1", "n2"], "2026-01-01T00:00:00+00:00", 0))
+    write_end(tmp_path / "a", "41", 0, End("give up", "no text", 0, "2026", True, 0, []))
+    status = gather(read_run(tmp_path / "a"))
+    assert status.state == "failed" and next_command(status).endswith(f"{place / 'tiny.yaml'} --run a --nodes 2")
 
 
 def test_nodes_gpus_and_a_quiet_run_are_told(tmp_path: Path) -> None:

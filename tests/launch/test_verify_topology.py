@@ -67,7 +67,7 @@ def test_a_disagreement_ends_with_1_and_is_named(
         (["--topology", "tp=0"], "--topology tp=0: expected"),
         (["--topology", "tp=2,tp=2"], "each once"),
         (["--topology", "dp=1"], "is compared with itself"),
-        (["--topology", "tp=3"], "parallelism.tp: 3: does not divide"),
+        (["--topology", "tp=3"], "error: dp 1 · pp 1 · tp 3: parallelism.tp: 3: does not divide"),
         (["--topology", "dp=5"], "expected a multiple of dp 5"),
         (["--set", "general.cpu_ranks_per_node=1"], "name a topology: --topology tp=2"),
         (["--set", "parallelism.context_parallel_size=2"], "context parallelism is not available yet"),

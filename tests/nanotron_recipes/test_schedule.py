@@ -159,3 +159,20 @@ def test_stages_beyond_the_run_are_empty_and_noted() -> None:
 def test_a_decay_cut_off_by_the_end_is_noted() -> None:
     assert any("decay ends at step 1100" in note for note in load_recipe("tiny", ["tokens.train_steps=1000"]).notes)
     assert any("lasts the whole run" in note for note in load_recipe("tiny", ["tokens.train_steps=40"]).notes)
+
+
+def test_steps_that_change_nothing_are_noted() -> None:
+    """A run that is complete and is asked for more steps has had its decay."""
+    scheduler = "optimizer.learning_rate_scheduler"
+    for asked, said in (
+        (["tokens.train_steps=1101"], "step 1101 trains at learning rate 0"),
+        (["tokens.train_steps=1200"], "steps 1101 to 1200 train at learning rate 0"),
+        (["tokens.train_steps=1200", f"{scheduler}.min_decay_lr=1e-5"], ""),
+        (["tokens.train_steps=1200", f"{scheduler}.lr_decay_steps=null"], ""),
+        ([], ""),
+    ):
+        loaded = load_recipe("tiny", asked)
+        notes = [note for note in loaded.notes if "at learning rate 0" in note]
+        assert [said in note for note in notes] == ([True] if said else [])
+        zeros = [s for s in range(2, loaded.recipe.tokens.train_steps + 1) if learning_rate_at(loaded.recipe, s) == 0]
+        assert zeros == (list(range(1101, loaded.recipe.tokens.train_steps + 1)) if said else [])
