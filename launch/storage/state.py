@@ -5,7 +5,7 @@ The store alone says what is uploaded; this is what training, `status` and a per
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,17 @@ def write_state(run: Path, state: NodeState) -> None:
 def read_state(run: Path, node: str) -> NodeState | None:
     """None where there is none, or none that can be read."""
     return _read(state_file(run, node))
+
+
+def note_pushed(run: Path, made: Uploaded) -> None:
+    """Nobody has given up any more what a person has brought to the store. Raises OSError."""
+    for file in sorted((run / UPLOADS).glob("*.json")):
+        state = _read(file)
+        if state is None or not any((one.step, one.identity) == (made.step, made.identity) for one in state.given_up):
+            continue
+        left = tuple(one for one in state.given_up if (one.step, one.identity) != (made.step, made.identity))
+        uploaded = tuple(sorted((*state.uploaded, made), key=lambda one: one.step))
+        write_state(run, replace(state, given_up=left, uploaded=uploaded))
 
 
 def joint_state(run: Path) -> JointState | None:

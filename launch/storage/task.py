@@ -1,6 +1,7 @@
 """Bringing one checkpoint, as far as it lies on this node's disk, to the store."""
 
 import json
+import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -84,7 +85,8 @@ class UploadTask:
         self._send_all(mine)
         if mine:
             names = json.dumps([entry.name for entry in mine]).encode()
-            self.store.write(self._name(f"{_SENT}/{self.node or 'pushed'}.json"), names)
+            sender = self.node or f"pushed-from-{socket.gethostname()}"
+            self.store.write(self._name(f"{_SENT}/{sender}.json"), names)
         return self.finish()
 
     def finish(self) -> bool:

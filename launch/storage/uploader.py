@@ -60,8 +60,6 @@ class Uploader:
         place = RunStore(upload, folder.name).place
         before = read_state(folder.path, node)
         known = before.uploaded if before is not None and before.place == place else ()
-        # What is here is looked for again: a day has passed, or somebody has tidied up the store.
-        known = tuple(one for one in known if one.step not in folder.steps())
         self._given_up = given_up_of([before] if before else [])
         self._state = NodeState(node, launch_id, place, time.time(), known, tuple(self._given_up.values()))
         self._said: NodeState | None = None
@@ -73,7 +71,9 @@ class Uploader:
         self._trouble = ""
         self._sent_bytes = self._sending_bytes = 0
         rate = upload.max_megabytes_per_second
-        self._throttle = None if rate is None else Throttle(rate * 1e6)
+        throttle = None if rate is None else Throttle(rate * 1e6)
+        sending = Sending(Watch(self._advance, self._note, self._stop), self._well, throttle)
+        self._store = RunStore(upload, folder.name, patience=ENDLESS, sending=sending)
         self._sending: Checkpoint | None = None
         self._began = 0.0
         self._thread: threading.Thread | None = None
@@ -142,18 +142,14 @@ class Uploader:
 
     def _send(self, one: LocalCheckpoint) -> None:
         key = one.step, one.identity
-        watch = Watch(self._advance, self._note, self._stop)
-        store = RunStore(
-            self._upload, self._folder.name, patience=ENDLESS, sending=Sending(watch, self._well, self._throttle)
-        )
-        task = UploadTask(store, one, self._state.node, self._nodes, self._upload.workers)
+        task = UploadTask(self._store, one, self._state.node, self._nodes, self._upload.workers)
         is_again, was_there = key in self._waits_for_others, False
         began = time.monotonic()
         with self._lock:
             self._sent_bytes, self._sending_bytes, self._began = 0, task.num_bytes(), began
         try:
             if not self._is_owned:
-                own(store, self._folder)
+                own(self._store, self._folder)
                 self._is_owned = True
             was_there = not is_again and task.is_whole()
             is_whole = was_there or (task.finish() if is_again else task.send())

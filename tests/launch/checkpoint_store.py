@@ -105,6 +105,9 @@ def checkpoint_store() -> Iterator[CheckpointStore]:
     server.start()
     try:
         store = CheckpointStore(server.get_host_and_port()[1], Faults())
+        connection = HTTPConnection("127.0.0.1", store.port)
+        connection.request("POST", "/moto-api/reset")  # servers of one process share what they hold
+        assert connection.getresponse().status == 200
         store.client.create_bucket(Bucket=BUCKET)
         with _proxy(store) as store.url:
             yield store
