@@ -1,14 +1,18 @@
 """Runs whose checkpoints go to a real S3 store: undisturbed, through everything that a store does, and back."""
 
+import json
+import os
+import re
 import shutil
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from checkpoint_store import BUCKET, CheckpointStore, checkpoint_store, credentials, uploading
-from small_pretraining import StartProcess, curve, pretrain_command
+from small_pretraining import Process, StartProcess, curve, pretrain_command
 
-from launch.cluster.snapshot import take_snapshot
 from launch.train.metrics import read_metrics
 from parallel.checkpoint_files import verify_checkpoint_files
 
@@ -148,8 +152,8 @@ def test_an_outage_of_the_store_stops_no_step_and_what_was_given_up_is_named(
 def test_uploads_that_fall_behind_are_said_with_both_numbers_and_a_launch_does_not_wait_for_ever(
     small_file: Path, start_process: StartProcess, store: CheckpointStore, tmp_path: Path
 ) -> None:
-    store.faults.seconds_per_put = 0.5
-    more = uploading(store, longest_wait_seconds=1, workers=1)
+    store.faults.seconds_per_put = 1.0
+    more = uploading(store, longest_wait_seconds=9, workers=1)
     command = pretrain_command(small_file, "--run", "slow", "--set", "checkpoints.checkpoint_interval=5", *more)
     code, out, err = start_process(command, tmp_path).end()
     assert (code, err) == (0, "")
@@ -211,18 +215,28 @@ def test_no_secret_is_in_anything_that_a_run_leaves_or_says(
     command = pretrain_command(small_file, "--run", "secret", "--stop-after", "9", *uploading(store))
     code, out, err = start_process(command, tmp_path, **planted).end()
     assert code == 0, err
-    words = ["--nodes", "2", "--gpus-per-node", "1", "--launcher", "slurm", "--dry-run", *uploading(store)]
-    code, script, said = start_process(pretrain_command(small_file, *words), tmp_path, **planted).end()
-    assert code == 0 and script.startswith("#!"), said
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, text in (("sbatch", "echo 41"), ("squeue", "exit 0")):
+        (programs / name).write_text(f"#!/bin/bash\n{text}\n")
+        (programs / name).chmod(0o755)
+    words = ["--run", "job", "--nodes", "2", "--gpus-per-node", "0", "--launcher", "slurm", *uploading(store)]
+    planted["PATH"] = f"{programs}:{os.environ['PATH']}"
+    code, submitted, said = start_process(pretrain_command(small_file, *words), tmp_path, **planted).end()
+    assert code == 0 and (tmp_path / "runs" / "job" / "jobs" / "1" / "job.sh").is_file(), said
+    del planted["PATH"]
     broken = uploading(store, upload_s3_path="s3://nobodys/x")
-    code, _, refused = start_process(pretrain_command(small_file, *broken), tmp_path, **planted).end()
+    code, _, refused = start_process(pretrain_command(small_file, "--run", "broken", *broken), tmp_path, **planted).end()
     assert code == 2
-    snapshot = tmp_path / "snapshot"
-    take_snapshot(snapshot)
     files = [path for path in tmp_path.rglob("*") if path.is_file() and not path.is_symlink()]
     assert any(path.name == "metrics.jsonl" for path in files) and any(path.suffix == ".log" for path in files)
     left = {str(path): path.read_bytes() for path in files}
-    left |= {"stdout": out.encode(), "stderr": err.encode(), "script": script.encode(), "refused": refused.encode()}
+    left |= {
+        "stdout": out.encode(),
+        "stderr": err.encode(),
+        "submitted": submitted.encode(),
+        "refused": refused.encode(),
+    }
     left |= {"notes": said.encode(), **store.objects("team/secret/")}
     found = [
         (where, name) for where, content in left.items() for name, value in planted.items() if value.encode() in content
