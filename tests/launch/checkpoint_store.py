@@ -97,8 +97,8 @@ class CheckpointStore:
 
 
 @contextmanager
-def checkpoint_store() -> Iterator[CheckpointStore]:
-    """One that is empty but for its bucket."""
+def checkpoint_store(address: str = "127.0.0.1") -> Iterator[CheckpointStore]:
+    """One that is empty but for its bucket; its proxy listens on an address of this machine."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -109,14 +109,14 @@ def checkpoint_store() -> Iterator[CheckpointStore]:
         connection.request("POST", "/moto-api/reset")  # servers of one process share what they hold
         assert connection.getresponse().status == 200
         store.client.create_bucket(Bucket=BUCKET)
-        with _proxy(store) as store.url:
+        with _proxy(store, address) as store.url:
             yield store
     finally:
         server.stop()
 
 
 @contextmanager
-def _proxy(store: CheckpointStore) -> Iterator[str]:
+def _proxy(store: CheckpointStore, address: str) -> Iterator[str]:
     lock = threading.Lock()
     faults = store.faults
 
@@ -178,12 +178,12 @@ def _proxy(store: CheckpointStore) -> Iterator[str]:
         def log_message(self, format: str, *args: Any) -> None:
             """Says nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer((address, 0), Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+        yield f"http://{address}:{server.server_address[1]}"
     finally:
         server.shutdown()
         server.server_close()

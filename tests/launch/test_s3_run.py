@@ -226,7 +226,9 @@ def test_no_secret_is_in_anything_that_a_run_leaves_or_says(
     assert code == 0 and (tmp_path / "runs" / "job" / "jobs" / "1" / "job.sh").is_file(), said
     del planted["PATH"]
     broken = uploading(store, upload_s3_path="s3://nobodys/x")
-    code, _, refused = start_process(pretrain_command(small_file, "--run", "broken", *broken), tmp_path, **planted).end()
+    code, _, refused = start_process(
+        pretrain_command(small_file, "--run", "broken", *broken), tmp_path, **planted
+    ).end()
     assert code == 2
     files = [path for path in tmp_path.rglob("*") if path.is_file() and not path.is_symlink()]
     assert any(path.name == "metrics.jsonl" for path in files) and any(path.suffix == ".log" for path in files)
