@@ -33,10 +33,11 @@ def checkpoints(
 
     `list` reads every file and shows what is kept, why, and where each copy is. `verify` names every file that is not
     as it was written, and exits with 1 if there is one; what others have put there, and parts on disks of other nodes,
-    are notes. `prune` deletes what `checkpoints.keep_last` and `keep_every` allow, and nothing that the store lacks where there is one.
+    are notes. `prune` deletes what `checkpoints.keep_last` and `keep_every` allow, and where there is an `s3_upload`
+    nothing that is not in the store.
 
-    `push` uploads what is here and not in the store (`s3_upload`), given up or not; `pull` fetches the newest step from
-    there. Both verify every file, and both go on where they were interrupted.
+    `push` uploads what is here and not in the store, given up or not; `pull` fetches the newest step from there. Both
+    verify every file, and both go on where they were interrupted.
 
     Examples:
 
