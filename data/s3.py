@@ -24,7 +24,7 @@ class Patience:
 
     def wait(self, failures: int, watch: Watch) -> None:
         """Waits after so many failures in a row, up to half as long by chance. Raises Stopped."""
-        seconds = min(self.longest_seconds, self.first_seconds * 2 ** (failures - 1))
+        seconds = min(self.longest_seconds, self.first_seconds * 2 ** min(failures - 1, 30))
         if watch.stop.wait(seconds * random.uniform(0.5, 1)):
             raise Stopped
 

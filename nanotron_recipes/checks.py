@@ -60,6 +60,7 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _recomputation(recipe)
     yield from _stages(recipe)
     yield from _skipped_ranges(recipe)
+    yield from _upload(recipe)
     yield from _staging(recipe)
     yield from _weight_decay(recipe)
     yield from _tokenizer(recipe)
@@ -172,6 +173,20 @@ def _blocks(recipe: Recipe) -> Iterator[Problem]:
         if length % block:
             key = "tokens" if stage.sequence_length is None else f"data_stages.{index}"
             yield Problem(f"{key}.sequence_length", length, f"expected a multiple of tokens.block_length {block}")
+
+
+def _upload(recipe: Recipe) -> Iterator[Problem]:
+    upload = recipe.s3_upload
+    if upload is None:
+        return
+    url, server = upload.upload_s3_path, upload.endpoint_url
+    if url is not None and s3_place(url) is None and "${" not in url:
+        yield Problem("s3_upload.upload_s3_path", url, "expected s3://bucket/prefix")
+    if server is not None and re.match(r"\w+://[^/]*@", server):
+        expected = "expected no user in it: credentials are those of AWS's own configuration"
+        yield Problem("s3_upload.endpoint_url", "(hidden)", expected)
+    elif server is not None and not re.fullmatch(r"https?://[^/\s]+(/\S*)?", server) and "${" not in server:
+        yield Problem("s3_upload.endpoint_url", server, "expected http:// or https:// and a server")
 
 
 def _staging(recipe: Recipe) -> Iterator[Problem]:

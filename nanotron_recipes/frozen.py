@@ -34,6 +34,7 @@ _FREE = (
     # Where, how fast, how observed.
     "parallelism",
     "checkpoints",
+    "s3_upload",
     "guards",
     "lighteval",
     "logging",

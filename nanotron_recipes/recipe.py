@@ -72,8 +72,8 @@ class Recipe(Section):
     """Values for ${NAME} anywhere in the recipe, such as the roots of data; a name that is not here is taken from the
     environment."""
 
-    s3_upload: Annotated[S3Upload | None, NoEffect("checkpoints are not uploaded so far")] = None
-    """Upload of checkpoints."""
+    s3_upload: S3Upload | None = None
+    """Upload of checkpoints. Null: none."""
 
     lighteval: Lighteval | None = None
     """Evaluation of checkpoints while the run goes on. Null: none."""

@@ -42,7 +42,7 @@ def _holds_checkpoint(folder: Path) -> bool:
 
 _OWN_FILE = re.compile(
     r"__\d+_\d+\.distcp|\.metadata(\.tmp)?|manifest\.json|state\.json|recipe\.yaml"
-    r"|\..+\.incoming|\..+\.[0-9a-f]{32}\.tmp"
+    r"|\..+\.incoming|\..+\.part|\..+\.[0-9a-f]{32}\.tmp"
 )
 """What saves and transfers call their files, while they are written and afterwards; a manifest may list more."""
 

@@ -93,6 +93,11 @@ class CheckpointSaver:
             self._thread = None
         return time.perf_counter() - began
 
+    @property
+    def is_saving(self) -> bool:
+        """Whether a save is going on in the background."""
+        return self._thread is not None and self._thread.is_alive()
+
     def finished(self) -> list[SaveOutcome]:
         """The outcomes since the last call, in order."""
         found = []

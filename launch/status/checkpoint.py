@@ -1,9 +1,10 @@
 """A run's newest checkpoint, as its folder and its records tell; no checksum is computed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from launch.storage.state import joint_state
 from launch.train.metrics import Event
 from launch.train.run_folder import RunFolder
 from launch.train.seen_checkpoint import manifest_of_step, problems_of_step
@@ -25,6 +26,8 @@ class CheckpointStatus:
     """Disks that each part lies on, at least; None where it is not seen from here."""
     nodes: list[str]
     """Whose disks that are; empty: one that all share."""
+    in_store: bool | None
+    """Whether it is whole in the store, by what the uploaders last said; None where nothing is uploaded."""
     problem: str
     """What is wrong with it, without a look at checksums; empty where nothing is."""
 
@@ -34,12 +37,15 @@ def newest_checkpoint(folder: RunFolder, events: Sequence[Event]) -> CheckpointS
     saved = [event for event in events if event["event"] == "checkpoint" and not event.get("error")]
     recorded = max((event["step"] for event in saved if isinstance(event.get("step"), int)), default=None)
     steps = folder.steps()
+    joint = joint_state(folder.path)
+    in_store = None if joint is None else (recorded or 0) in joint.uploaded
     if steps and (recorded is None or steps[-1] >= recorded or len(folder.checkpoint_folders()) == 1):
-        return _seen(folder, steps[-1])
+        return replace(_seen(folder, steps[-1]), in_store=None if joint is None else steps[-1] in joint.uploaded)
     if recorded is None:
         return None
     size = next(event.get("num_bytes", 0) for event in reversed(saved) if event["step"] == recorded)
-    return CheckpointStatus(recorded, None, size, [], None, [], "its files are not seen from here")
+    unseen = "" if in_store else "its files are not seen from here"
+    return CheckpointStatus(recorded, None, size, [], None, [], in_store, unseen)
 
 
 def _seen(folder: RunFolder, step: int) -> CheckpointStatus:
@@ -47,7 +53,7 @@ def _seen(folder: RunFolder, step: int) -> CheckpointStatus:
     try:
         manifest = manifest_of_step(folder, step)
     except UserError as error:
-        return CheckpointStatus(step, None, 0, [str(place) for place in places], None, [], str(error))
+        return CheckpointStatus(step, None, 0, [str(place) for place in places], None, [], None, str(error))
     problems = [str(problem) for problem in problems_of_step(folder, step, checksums=False) if problem.spoils]
     return CheckpointStatus(
         step,
@@ -56,6 +62,7 @@ def _seen(folder: RunFolder, step: int) -> CheckpointStatus:
         [str(place) for place in places],
         _copies(manifest),
         sorted({node for entry in manifest.files for node in entry.nodes}),
+        None,
         problems[0] if problems else "",
     )
 

@@ -16,6 +16,7 @@ from launch.status.rank_report import read_reports
 from launch.status.records import Records, read_records
 from launch.status.runs import FoundRun
 from launch.status.speed import RECENT_STEPS, Drop, SlowRanks, find_drop, recent_speed, seconds_left, slow_ranks
+from launch.status.uploads import UploadStatus, upload_status
 from launch.train.metrics import Event, StepRecord
 from launch.train.run_lock import holder_of
 from nanotron_recipes.recipe import Recipe
@@ -83,6 +84,8 @@ class RunStatus:
     slow_ranks: list[SlowRanks]
     nodes: list[NodeStatus]
     checkpoint: CheckpointStatus | None
+    uploads: UploadStatus | None
+    """None where nothing was ever uploaded."""
     restarts: list[RestartStatus]
     validation: dict[str, float]
     """Nats per token by source."""
@@ -129,6 +132,7 @@ def gather(found: FoundRun) -> RunStatus:
         slow_ranks=slow_ranks(reports) if state == "training" else [],
         nodes=nodes_of(reports),
         checkpoint=newest_checkpoint(folder, events),
+        uploads=upload_status(folder.path),
         restarts=_restarts(attempts, records, is_training=state == "training"),
         validation=_newest(events, "validation").get("validation_loss", {}),
         evaluation=_newest(events, "evaluation"),

@@ -14,6 +14,7 @@ from launch.cli.next_line import command, tool
 from launch.status.evaluation import evaluation_text, figure
 from launch.status.gather import RunStatus
 from launch.status.nodes import SILENT_SECONDS, NodeStatus
+from launch.status.uploads import uploads_text
 from launch.train.step_line import format_bytes, format_seconds
 
 _SHOWN_RESTARTS = 8
@@ -59,6 +60,9 @@ def _facts(status: RunStatus) -> Iterator[tuple[str, str, str]]:
         end = datetime.fromtimestamp(datetime.now().timestamp() + status.eta_seconds)
         yield "left", f"{format_seconds(status.eta_seconds)}, until {end:%Y-%m-%d %H:%M}", ""
     yield "checkpoint", *_checkpoint(status)
+    if status.uploads is not None:
+        text, is_bad = uploads_text(status.uploads, is_training=status.state == "training")
+        yield "uploads", text, bad if is_bad else ""
     if status.validation:
         losses = "  ".join(f"{name} {figure(loss)}" for name, loss in status.validation.items())
         yield "validation", f"{losses} (nats/token)", ""
@@ -87,7 +91,8 @@ def _checkpoint(status: RunStatus) -> tuple[str, str]:
         where = f"{found.copies} cop{'y' if found.copies == 1 else 'ies'} of each part, on {', '.join(found.nodes)}"
     else:
         where = f"{found.copies} copy" if found.copies else ""
-    parts = [f"step {found.step}{when}", format_bytes(found.num_bytes), *([where + place] if where else [])]
+    stored = [] if found.in_store is None else ["in the store" if found.in_store else "not in the store yet"]
+    parts = [f"step {found.step}{when}", format_bytes(found.num_bytes), *([where + place] if where else []), *stored]
     text = " · ".join(parts)
     return (f"{text} · {found.problem}", "bold red") if found.problem else (text, "")
 

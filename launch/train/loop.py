@@ -12,6 +12,7 @@ from data.batch import StepBatch
 from data.loader import Prefetcher, RankBatches
 from data.plan import DataPlan
 from launch.cluster.attempts import now
+from launch.storage.uploads import Uploads
 from launch.train.buffers import allocator
 from launch.train.engine import StepResult, TrainingEngine
 from launch.train.guards import RunFailed, SkippedSteps, SpikeDetector
@@ -48,6 +49,7 @@ class Launch:
         disks: which ranks share a disk.
         refused: steps whose checkpoints this launch did not take -> what is wrong with them.
         spikes: of the checkpoint that training goes on from, what `SpikeDetector.state` gave; empty at a beginning.
+        uploads: of this rank's disk; None where nothing is uploaded, and on ranks that are not the first of a disk.
     """
 
     folder: RunFolder
@@ -60,6 +62,7 @@ class Launch:
     disks: Disks
     refused: Mapping[int, str] = field(default_factory=dict)
     spikes: Mapping[str, Any] = field(default_factory=dict)
+    uploads: Uploads | None = None
 
 
 class TrainingLoop:
@@ -82,7 +85,9 @@ class TrainingLoop:
         self._replicas = (
             ReplicaCheck(engine.built.buckets, engine.context) if launch.recipe.general.replica_check_interval else None
         )
-        self._saver = RunSaver(launch.folder, engine, launch.files, frozenset(launch.refused), launch.disks)
+        self._saver = RunSaver(
+            launch.folder, engine, launch.files, frozenset(launch.refused), launch.disks, uploads=launch.uploads
+        )
 
     def _begin(self, launch: Launch) -> None:
         """Take over everything that follows from where training goes on."""
@@ -106,6 +111,21 @@ class TrainingLoop:
         except RunFailed:
             self._report(self._saver.finish())  # the newest good state, from before the failure
             raise
+
+    def end_uploads(
+        self, uploads: Uploads, seconds: float, stop: StopRequest, tell: Callable[[str], None]
+    ) -> list[int]:
+        """Wait for what is not uploaded yet, `seconds` at most, record it, and end the uploader; no collective.
+
+        Returns:
+            The steps that are not uploaded.
+        """
+        was_set = stop.is_set  # then only a moment is waited for, and nobody can ask again
+        uploads.wait(seconds, lambda: stop.is_set and not was_set, tell)
+        uploads.end()
+        self._report(self._saver.reports())
+        self._saver.prune_at_end()
+        return uploads.left()
 
     def _run(self, stop: StopRequest) -> int:
         if self._launch.first_step == 1:

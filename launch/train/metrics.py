@@ -15,7 +15,19 @@ from launch.train.outage import Outage, reason
 from launch.train.streams import say
 from parallel.checkpoint_files import is_count
 
-EventName = Literal["start", "validation", "evaluation", "checkpoint", "skipped", "spike", "rewind", "end"]
+EventName = Literal[
+    "start",
+    "validation",
+    "evaluation",
+    "checkpoint",
+    "upload",
+    "slow_upload",
+    "upload_problem",
+    "skipped",
+    "spike",
+    "rewind",
+    "end",
+]
 Event = dict[str, Any]
 """A record other than a step's: `event` (an EventName), mostly `step`, and what belongs to that event."""
 

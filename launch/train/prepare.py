@@ -8,6 +8,7 @@ from typing import Literal
 from data.plan import DataPlan
 from data.repetition import repetition_notes
 from data.tokenization import look_at_text
+from launch.storage.look import look_into_store
 from launch.train.branch import Branch, check_branch
 from launch.train.checkpoint_owner import refuse_what_others_have
 from launch.train.preflight import check_places, check_recipe_to_the_end
@@ -111,9 +112,13 @@ def prepare_run(request: RunRequest) -> PreparedRun:
             refuse_what_others_have(folder, launch_id)
         recipe = _with_skipped_ranges(folder, recipe)
         changes: tuple[str, ...] = ()
-        begins = choice.state == "new" or (folder.completed_step() is None and not folder.steps())
+        stored = 0
+        if choice.state != "complete":
+            stored, said = look_into_store(folder, recipe, is_new=choice.state == "new")
+            notes += said
+        begins = choice.state == "new" or (folder.completed_step() is None and not folder.steps() and not stored)
         if not begins:
-            _refuse_changes_of_the_past(folder, recipe, plan.fingerprint_through)
+            _refuse_changes_of_the_past(folder, recipe, plan.fingerprint_through, stored)
         if choice.state != "complete":
             _refuse_steps_of_nobody(folder)
             branch = check_branch(recipe, plan) if begins else Branch()
@@ -122,11 +127,11 @@ def prepare_run(request: RunRequest) -> PreparedRun:
             changes = (
                 _begin(folder, replace(request.loaded, recipe=recipe), plan.fingerprint, branch.parent)
                 if begins
-                else _write_changes(folder, recipe, plan.fingerprint)
+                else _write_changes(folder, recipe, plan.fingerprint, stored)
             )
             folder.reopen()
             point_latest(request.runs_dir, folder)
-        step = newest_step(folder, recipe)
+        step = newest_step(folder, recipe, stored=stored)
         if step >= recipe.tokens.train_steps:  # nobody will read it before it is exported
             step = newest_step(folder, recipe, checksums=True)
     except BaseException:
@@ -159,8 +164,14 @@ def _text_notes(recipe: Recipe) -> list[str]:
     return []
 
 
-def newest_step(folder: RunFolder, recipe: Recipe, *, checksums: bool = False) -> int:
-    """The step that the run goes on from: of its newest sound checkpoint, else of the one it branched off, else 0."""
+def newest_step(folder: RunFolder, recipe: Recipe, *, checksums: bool = False, stored: int = 0) -> int:
+    """The step that the run goes on from: of its newest sound checkpoint, else of the one it branched off, else 0.
+
+    Args:
+        stored: the step that the store has and this run's disks, as far as they are sound, have not; else 0.
+    """
+    if stored:
+        return stored
     parent = parent_checkpoint(recipe) if not folder.steps() and recipe.checkpoints.load_lr_scheduler else None
     return parent[1].step if parent is not None else newest_sound_step(folder, checksums=checksums)
 
@@ -247,9 +258,9 @@ def _left_behind(folder: RunFolder, old: Recipe, recipe: Recipe) -> str:
     return f"{change}: its checkpoints are in {before.checkpoints}; expected them in {folder.checkpoints}"
 
 
-def _objections(folder: RunFolder, recipe: Recipe) -> list[str]:
+def _objections(folder: RunFolder, recipe: Recipe, stored: int = 0) -> list[str]:
     """Why the run in `folder` cannot go on with this recipe: what would change steps already taken."""
-    old, step = load_recipe(str(folder.recipe_file)).recipe, newest_step(folder, recipe)
+    old, step = load_recipe(str(folder.recipe_file)).recipe, newest_step(folder, recipe, stored=stored)
     changes = changes_of_the_past(old, recipe, step)
     if recipe.tokens.train_steps < step and not any(change.key == "tokens.train_steps" for change in changes):
         changes.append(Change("tokens.train_steps", old.tokens.train_steps, recipe.tokens.train_steps))
@@ -266,14 +277,15 @@ def _other_data(old: str, new: str) -> str:
     return f"data fingerprint: {old[:12]} → {new[:12]}"
 
 
-def _refuse_changes_of_the_past(folder: RunFolder, recipe: Recipe, data: DataThrough) -> None:
-    objections = _objections(folder, recipe)
+def _refuse_changes_of_the_past(folder: RunFolder, recipe: Recipe, data: DataThrough, stored: int) -> None:
+    objections = _objections(folder, recipe, stored)
     if objections:
+        step = newest_step(folder, recipe, stored=stored)
         raise UserError(
-            f"{folder.path}: going on after step {newest_step(folder, recipe)} would change steps already taken: "
+            f"{folder.path}: going on after step {step} would change steps already taken: "
             f"{'; '.join(objections)}; take the change back, or start another run with --run"
         )
-    if folder.steps():
+    if folder.steps() and not stored:  # what comes from the store is looked at by the ranks
         require_data(folder, newest_sound_step(folder), data)
         _refuse_checkpoint_of_another_run(folder, newest_sound_step(folder))
 
@@ -292,9 +304,9 @@ def _refuse_checkpoint_of_another_run(folder: RunFolder, step: int) -> None:
         )
 
 
-def _write_changes(folder: RunFolder, recipe: Recipe, data: str) -> tuple[str, ...]:
+def _write_changes(folder: RunFolder, recipe: Recipe, data: str, stored: int) -> tuple[str, ...]:
     """Make `recipe` the run's recipe; what differs in the run's future, a line each, which the recipe keeps."""
-    step, old = newest_step(folder, recipe), load_recipe(str(folder.recipe_file)).recipe
+    step, old = newest_step(folder, recipe, stored=stored), load_recipe(str(folder.recipe_file)).recipe
     changes = tuple(f"after step {step}: {change}" for change in later_changes(old, recipe, step))
     header = folder.header()
     header = replace(header, data=data, changes=(*header.changes, *changes), run=header.run or new_run_id())

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 import torch.distributed as torch_dist
 
+from launch.storage.resume import StoreUnreachable
+from launch.storage.uploads import Uploads, start_uploads
 from launch.train.callbacks import make_callbacks
 from launch.train.checkpoint_owner import held_checkpoints
 from launch.train.engine import TrainingEngine
@@ -46,6 +48,8 @@ from parallel.determinism import deterministic_kernels
 from parallel.process_groups import EngineContext, init_process_group, lost_connection, pick_device
 
 _LONGER_THAN_ENDING_SECONDS = 2.0
+_AFTER_STOP_SECONDS = 10.0
+"""How long a launch that was asked to stop waits for uploads: whoever asks may not wait for long."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,8 @@ def _train(arguments: Namespace, stop: StopRequest) -> int:
     except SaveFailed as failure:
         _tell_somebody(folder, recipe, None, str(failure))
         return _end(f"{folder.path}: {failure}", 1)
+    except StoreUnreachable as failure:
+        return _end(f"{folder.path}: {failure}", 1)
     except RecordsLost as lost:
         return _end(str(lost), 1)
     return 0
@@ -152,6 +158,9 @@ def _refuse(mistake: str, stop: StopRequest) -> int:
 
 
 def _end(message: str, code: int) -> int:
+    if not torch_dist.is_initialized():  # at the very end, where each rank is alone
+        say(f"error: {message}", error=True)
+        return code
     if torch_dist.get_rank() == 0:
         say(f"error: {message}", error=True)
     torch_dist.destroy_process_group()
@@ -202,6 +211,9 @@ def _train_run(
     disks = find_disks(folder.checkpoints, node, is_shared=is_shared)
     with ExitStack() as stack:
         stack.enter_context(held_checkpoints(folder, disks, launch_id))
+        uploads = start_uploads(folder, recipe, disks, node, launch_id)
+        if uploads is not None:
+            stack.callback(uploads.end)
         start = find_start(folder, recipe, plan.fingerprint_through, disks, node)
         refuse_foreign_steps(folder, start, recipe.tokens.train_steps)
         first_step = start.first_step
@@ -221,6 +233,7 @@ def _train_run(
             disks=disks,
             refused=start.refused,
             spikes=state.get("spikes", {}) if first_step > 1 else {},
+            uploads=uploads,
         )
         tracer = None
         if recipe.profiler is not None and recipe.profiler.profiler_export_path is not None:
@@ -235,14 +248,37 @@ def _train_run(
             stack.enter_context(_closing(callback))
         _tell(callbacks, start_event(engine, launch, launch_id))
         _say_start(callbacks, engine, launch, start)
-        last = _run(TrainingLoop(launch, engine, callbacks, tracer, reporter), launch, callbacks, stop)
-    if last == recipe.tokens.train_steps and recipe.checkpoints.export_at_end:
-        gather_on_first_node(folder, last, disks)
+        loop = TrainingLoop(launch, engine, callbacks, tracer, reporter)
+        last = _run(loop, launch, callbacks, stop)
+        if last == recipe.tokens.train_steps and recipe.checkpoints.export_at_end:
+            gather_on_first_node(folder, last, disks)
+        context.destroy()  # what follows is done by some ranks alone
+        if uploads is not None:
+            _end_uploads(loop, uploads, launch, stop, callbacks)
     _say_end(callbacks, launch, last)
     by_hand = not arguments.launch_id and not arguments.job_launch
     if context.rank == 0 and last == recipe.tokens.train_steps and by_hand:
         _end_by_hand(launch)
-    context.destroy()
+
+
+def _end_uploads(
+    loop: TrainingLoop, uploads: Uploads, launch: Launch, stop: StopRequest, callbacks: list[Callback]
+) -> None:
+    """A run that has trained all its steps waits for its uploads; one that was asked to stop, for a moment only."""
+    assert launch.recipe.s3_upload is not None
+    seconds = float(launch.recipe.s3_upload.longest_wait_seconds)
+    printers = [callback for callback in callbacks if isinstance(callback, StepLine)]
+
+    def tell(line: str) -> None:
+        for printer in printers:
+            printer.print(line)
+
+    if stop.is_set:
+        seconds = min(seconds, _AFTER_STOP_SECONDS)
+    left = loop.end_uploads(uploads, seconds, stop, tell)
+    if left:
+        steps = ", ".join(map(str, left))
+        tell(f"not in the store: steps {steps}; next: nanotron-recipes checkpoints push {launch.folder.path}")
 
 
 def _run(loop: TrainingLoop, launch: Launch, callbacks: list[Callback], stop: StopRequest) -> int:

@@ -25,6 +25,7 @@ from parallel.checkpoint_files import (
 )
 
 if TYPE_CHECKING:
+    from launch.storage.resume import StoredSteps
     from parallel.buckets import Bucket
     from parallel.checkpoint_disks import Disks
     from parallel.checkpoint_search import SoundCheckpoint
@@ -50,6 +51,8 @@ class Start:
         load_optimizer: whether AdamW's moments and counter are read as well.
         refused: steps of this run whose checkpoints are damaged -> what is wrong with them.
         scratch: where to put what is fetched from other nodes, when the checkpoint is another run's.
+        is_pulled: whether it came from the store just now.
+        trouble: why the store could not be asked for a newer one; empty where it was, or nothing is uploaded.
     """
 
     checkpoint: "SoundCheckpoint | None"
@@ -59,11 +62,15 @@ class Start:
     load_optimizer: bool
     refused: dict[int, str]
     scratch: Path | None = None
+    is_pulled: bool = False
+    trouble: str = ""
 
     def lines(self) -> list[str]:
         """What a person should know about it."""
         said = [f"checkpoint of step {step} refused: {reason}" for step, reason in self.refused.items()]
-        return [*said, *([f"weights from {self.folder}"] if self.scratch is not None else [])]
+        said += [f"weights from {self.folder}"] if self.scratch is not None else []
+        said += [f"{self.folder}: fetched from the store, and verified"] if self.is_pulled else []
+        return [*said, *([f"whether the store has a newer one is not known: {self.trouble}"] if self.trouble else [])]
 
 
 def newest_sound_step(folder: RunFolder, *, checksums: bool = False) -> int:
@@ -85,6 +92,8 @@ def newest_sound_step(folder: RunFolder, *, checksums: bool = False) -> int:
 def find_start(folder: RunFolder, recipe: Recipe, data: DataThrough, disks: "Disks", node: str) -> Start:
     """Where this launch goes on; every rank calls this, each reads its share of the files, and all agree.
 
+    The newest step that is good on the disks is taken, or is whole in the store, from where it is brought here.
+
     Args:
         folder: as this rank's node sees it.
         disks: which ranks share the disk of its checkpoints.
@@ -92,16 +101,20 @@ def find_start(folder: RunFolder, recipe: Recipe, data: DataThrough, disks: "Dis
 
     Raises:
         UserError: no checkpoint can be used, or it is of a run that has read other data than `data` says.
+        StoreUnreachable: only the store can have one, and it does not answer.
     """
+    from launch.storage.resume import StoreUnreachable, stored_steps
     from parallel.checkpoint_disks import disk_per_node
-    from parallel.checkpoint_search import first_sound_checkpoint, search_checkpoint, steps_on_all_disks
+    from parallel.checkpoint_search import search_checkpoint
 
-    newest_first = reversed(steps_on_all_disks(folder.steps()))
-    step, sound, refused = first_sound_checkpoint(folder.checkpoints, newest_first, disks)
+    stored = stored_steps(folder, recipe)
+    step, sound, refused, pulled = _newest_sound(folder, stored, data, disks)
     own = folder.checkpoints / str(step)
     if sound is not None:
         _require_data(own, sound.manifest, data)
-        return Start(sound, own, disks, step + 1, True, refused)
+        return Start(sound, own, disks, step + 1, True, refused, None, pulled, stored.trouble)
+    if stored.trouble and stored.is_needed:
+        raise StoreUnreachable(f"no checkpoint is on the disks, and the store does not answer: {stored.trouble}")
     if refused:
         oldest, reason = list(refused.items())[-1]
         raise UserError(_none_is_sound(folder, oldest, reason))
@@ -116,6 +129,33 @@ def find_start(folder: RunFolder, recipe: Recipe, data: DataThrough, disks: "Dis
     step = parent.manifest.step if wanted.load_lr_scheduler else 0
     scratch = folder.checkpoints / f"{parent.manifest.step}{PARTIAL_SUFFIX}"
     return Start(parent, Path(path), disks, step + 1, wanted.load_optimizer, refused, scratch)
+
+
+def _newest_sound(
+    folder: RunFolder, stored: "StoredSteps", data: DataThrough, disks: "Disks"
+) -> tuple[int, "SoundCheckpoint | None", dict[int, str], bool]:
+    """The newest step on the disks or in the store that can be used (0 and None without one), why each one before it
+    was refused, and whether it came from the store; every rank calls this."""
+    from launch.storage.resume import bring_step
+    from parallel.checkpoint_search import search_checkpoint, steps_on_all_disks
+
+    here, refused = steps_on_all_disks(folder.steps()), dict[int, str]()
+    for step in sorted({*here, *stored.steps}, reverse=True):
+        place, reasons = folder.checkpoints / str(step), []
+        if step in here:
+            sound, reason = search_checkpoint(place, disks, step=step)
+            if sound is not None:
+                return step, sound, refused, False
+            reasons.append(reason)
+        if step in stored.steps:
+            reason = bring_step(stored, step, folder, data, disks)
+            if not reason:
+                sound, reason = search_checkpoint(place, disks, step=step)
+                if sound is not None:
+                    return step, sound, refused, True
+            reasons.append(reason)
+        refused[step] = "; ".join(reasons)
+    return 0, None, refused, False
 
 
 def refuse_foreign_steps(folder: RunFolder, start: Start, last: int) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from launch.train.run_folder import RunFolder
@@ -10,12 +11,36 @@ from nanotron_recipes.schema.checkpoints import Checkpoints
 from parallel.checkpoint_files import REPLACED_SUFFIX, discard
 
 
-def reasons_to_keep(good_steps: Sequence[int], policy: Checkpoints) -> dict[int, str]:
+@dataclass(frozen=True)
+class Uploading:
+    """What a policy means where checkpoints are uploaded, and which of them nothing has to wait for any more.
+
+    Attributes:
+        keeps_one: `s3_upload.remove_after_upload`.
+        done: steps that are verified in the store, or were given up.
+    """
+
+    keeps_one: bool
+    done: Collection[int]
+
+    def policy(self, policy: Checkpoints) -> Checkpoints:
+        """That of a local disk: what keep_every keeps, the store has."""
+        return policy.model_copy(update={"keep_every": None, "keep_last": 1 if self.keeps_one else policy.keep_last})
+
+
+def reasons_to_keep(
+    good_steps: Sequence[int], policy: Checkpoints, uploading: Uploading | None = None
+) -> dict[int, str]:
     """For each step that is kept, why; a step without a reason may be deleted.
 
     Args:
         good_steps: the steps whose checkpoints verify, ascending. Damaged ones are never counted in.
+        uploading: None where nothing is uploaded.
     """
+    if uploading is not None:
+        reasons = reasons_to_keep(good_steps, uploading.policy(policy))
+        waiting = [step for step in good_steps if step not in uploading.done and step not in reasons]
+        return reasons | dict.fromkeys(waiting, "not verified in the store")
     if policy.keep_last is None:
         return dict.fromkeys(good_steps, "all are kept (checkpoints.keep_last is null)")
     reasons = dict.fromkeys(good_steps[-policy.keep_last :], f"one of the last {policy.keep_last}")
@@ -26,12 +51,15 @@ def reasons_to_keep(good_steps: Sequence[int], policy: Checkpoints) -> dict[int,
     return reasons
 
 
-def prunable_steps(steps: Sequence[int], damaged: Collection[int], policy: Checkpoints) -> list[int]:
+def prunable_steps(
+    steps: Sequence[int], damaged: Collection[int], policy: Checkpoints, uploading: Uploading | None = None
+) -> list[int]:
     """What the policy allows to delete; nothing while no checkpoint is good, or while all are kept."""
     good = [step for step in steps if step not in damaged]
-    if policy.keep_last is None or not good:
+    on_disk = policy if uploading is None else uploading.policy(policy)
+    if on_disk.keep_last is None or not good:
         return []
-    kept = reasons_to_keep(good, policy)
+    kept = reasons_to_keep(good, policy, uploading)
     return [step for step in steps if step not in kept]
 
 

@@ -64,6 +64,8 @@ class StepLine:
             self.print(f"step {event['step']}: validation loss (nats/token)  {losses}")
         elif event["event"] == "checkpoint":
             self._show_save(event)
+        elif event["event"] in ("upload", "slow_upload", "upload_problem"):
+            self._show_upload(event)
         elif event["event"] == "skipped":
             sources = ", ".join(event["sources"])
             self.print(f"step {event['step']}: skipped, loss or gradient norm is not finite (sources: {sources})")
@@ -80,6 +82,22 @@ class StepLine:
             self.print(f"step {step}: training waited {waited:.1f} s: the save before was still being written")
         if event["error"] is not None:
             self.print(f"step {step}: not saved: {event['error']}; training goes on, the next save is tried when due")
+
+    def _show_upload(self, event: Event) -> None:
+        """As with saves: only what somebody should look at."""
+        waiting = ", ".join(map(str, event.get("waiting", []))) or "none"
+        if event["event"] == "slow_upload":
+            took, between = (f"{event[key]:,.1f} s" for key in ("upload_seconds", "save_seconds"))
+            self.print(
+                f"step {event['step']}: its upload took {took}, and a checkpoint is saved every {between}: "
+                "uploads fall behind; save less often, or allow more (s3_upload.workers, max_megabytes_per_second)"
+            )
+        elif event["event"] == "upload" and event["error"] is not None:
+            self.print(f"step {event['step']}: not uploaded, {event['error']}")
+        elif event["event"] == "upload_problem" and event["reason"] is not None:
+            self.print(f"uploads: {event['reason']}; training goes on, steps that wait: {waiting}")
+        elif event["event"] == "upload_problem":
+            self.print(f"uploads: the store answers again, steps that wait: {waiting}")
 
     def _show_rewind(self, event: Event) -> None:
         for step, reason in event["refused"].items():

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from nanotron_recipes.schema.section import NonNegativeInt, PositiveFloat, PositiveInt, Section, null_means
+from nanotron_recipes.schema.section import (
+    NoEffect,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    null_means,
+)
 
 
 class Checkpoints(Section):
@@ -42,10 +49,12 @@ class Checkpoints(Section):
     """Go on at the step after resume_checkpoint_path, in schedule and data, instead of starting at step 1."""
 
     keep_last: PositiveInt | None = None
-    """Keep the last so many checkpoints and delete older ones. Null: keep all."""
+    """Keep the last so many checkpoints and delete older ones. Null: keep all. With `s3_upload`: of those on local
+    disks, where what is not verified in the store yet stays too."""
 
     keep_every: PositiveInt | None = None
-    """Never delete a checkpoint whose step is a multiple of this."""
+    """Never delete a checkpoint whose step is a multiple of this. With `s3_upload`: it is kept in the store, where
+    nothing is deleted, and not on local disks."""
 
     copies: PositiveInt = 1
     """Disks that each part of a checkpoint is written to, where nodes have disks of their own: with 2, losing one node
@@ -53,19 +62,38 @@ class Checkpoints(Section):
 
 
 class S3Upload(Section):
-    """Upload of checkpoints to S3."""
+    """Upload of checkpoints to a store, of whatever maker. Credentials and region are those of AWS's own configuration
+    (environment, ~/.aws, a role of the machine): none stands in a recipe."""
 
     upload_s3_path: str | None = None
-    """s3://bucket/prefix to upload to."""
+    """s3://bucket/prefix under which the run's steps are put, in a folder of the run's name. Null: nothing is uploaded.
+    With it, keep_last counts what lies on local disks; in the store nothing is ever deleted."""
+
+    endpoint_url: str | None = None
+    """Server of upload_s3_path, such as https://s3.example.com. Null: what AWS's own configuration says
+    (AWS_ENDPOINT_URL_S3, ~/.aws/config)."""
 
     remove_after_upload: bool = False
-    """Delete the local checkpoint when the upload is verified."""
+    """Delete a local checkpoint as soon as it is verified in the store and a newer one is there: keep_last 1."""
 
-    s5cmd_numworkers: NonNegativeInt | None = None
+    max_backlog: PositiveInt = 3
+    """Steps that may wait to be uploaded beside the one that is being sent. Beyond it the oldest waiting one is given
+    up, and said so."""
+
+    workers: PositiveInt = 8
+    """Files that a node sends, or fetches, at the same time; each takes 32 MB of memory."""
+
+    max_megabytes_per_second: PositiveFloat | None = None
+    """Most that a node sends, in 10^6 bytes a second, counted over the whole upload. Null: as fast as it goes."""
+
+    longest_wait_seconds: NonNegativeInt = 600
+    """How long a launch that has trained all its steps waits for what is not uploaded yet."""
+
+    s5cmd_numworkers: Annotated[NonNegativeInt | None, NoEffect("boto3 uploads; s3_upload.workers is like it")] = None
     """Workers of s5cmd."""
 
-    s5cmd_concurrency: NonNegativeInt | None = None
+    s5cmd_concurrency: Annotated[NonNegativeInt | None, NoEffect("boto3 uploads; s3_upload.workers is like it")] = None
     """Parallel parts per file of s5cmd."""
 
-    s5cmd_path: str | None = None
+    s5cmd_path: Annotated[str | None, NoEffect("boto3 uploads")] = None
     """Where s5cmd is."""

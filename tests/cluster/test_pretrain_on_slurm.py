@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkpoint_store import checkpoint_store, credentials, uploading
 from slurm_cluster import SlurmCluster
 from small_pretraining import curve, pretrain_command, small_recipe, write_recipe, write_text
 
@@ -272,6 +273,30 @@ def test_with_no_node_to_take_the_place_of_a_lost_one_the_rest_train_on(
     starts = [event for event in read_metrics(submitted.path / "metrics.jsonl").events if event["event"] == "start"]
     assert starts[-1]["step"] > reached - INTERVAL
     assert_same_training(losses(shared, "fewer"), undisturbed)
+
+
+def test_a_lost_node_whose_parts_only_the_store_has_is_replaced(
+    submit: Submit, cluster: SlurmCluster, shared: Path, undisturbed: Curve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each part of a checkpoint is on one node's disk, and in S3."""
+    credentials(monkeypatch)
+    disks = [f"checkpoints.checkpoints_path={cluster.scratch}/ckpt", f"data_staging.path={cluster.scratch}/shards-s3"]
+    with checkpoint_store(cluster.own_address) as store:
+        submitted = submit("stored", *(word for change in disks for word in ("--set", change)), *uploading(store))
+        submitted.wait_for_step(40)
+        submitted.wait(lambda: max(store.whole_steps("stored", shared), default=0) >= 32, "upload", 120)
+        lost = submitted.nodes_of_start(0)[1]
+        uploaded, reached = store.whole_steps("stored", shared)[-1], submitted.last_step()
+        submitted.cluster.power_off(lost)
+        submitted.cluster.release(submitted.job, seconds=300)
+        submitted.finish()
+        second = submitted.attempts()[1]
+        assert lost not in second.begin.nodes and len(second.begin.nodes) == 2
+        starts = [event for event in read_metrics(submitted.path / "metrics.jsonl").events if event["event"] == "start"]
+        assert uploaded < starts[-1]["step"] <= reached + 1
+        assert "fetched from the store, and verified" in submitted.log()
+        assert store.whole_steps("stored", shared)[-1] == TRAIN_STEPS
+    assert_same_training(losses(shared, "stored"), undisturbed)
 
 
 def test_hosts_without_slurm_train_one_run(cluster: SlurmCluster, shared: Path, undisturbed: Curve) -> None:

@@ -71,6 +71,37 @@ def test_a_full_disk_is_said_costs_nothing_and_saving_goes_on_when_there_is_room
     assert verify_checkpoint_files(small_disk / "1") == verify_checkpoint_files(small_disk / "4") == []
 
 
+def save_every_two_hours_on_rank(mapping: dict[str, Any], disk: Path) -> list[list[float]]:
+    """A step takes half an hour by a clock that is set, and none by this machine's."""
+    engine = start_engine(mapping)
+    now = 0.0
+    saver = RunSaver(RunFolder(disk.parent, disk), engine, {}, frozenset(), one_disk(), clock=lambda: now)
+    saves: list[list[float]] = []
+    for step in range(1, 11):
+        now += 1799.0 if step == 4 else 1800.0
+        batch = synthetic_batch(engine.recipe, engine.topology, step, engine.context.dp_rank)
+        result = engine.train_step(batch, 1e-3, lambda: False, saver.is_due_by_clock())
+        if result.save_requested:
+            saver.save(step, {"data": ""})
+            saver.finish()
+            # The newest name is that of a checkpoint that is whole.
+            newest = max(int(path.name) for path in disk.iterdir())
+            assert newest == step and verify_checkpoint_files(disk / str(newest), step=step) == []
+            saves.append([step, now])
+    engine.context.destroy()
+    return saves
+
+
+def test_every_two_hours_is_by_the_clock_on_the_wall_on_all_ranks_alike(
+    pool: RankPool, small_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    small_recipe["parallelism"]["dp"] = 2
+    small_recipe["checkpoints"]["checkpoint_interval_minutes"] = 120
+    (tmp_path / "steps").mkdir()
+    first, second = pool.run(2, save_every_two_hours_on_rank, small_recipe, tmp_path / "steps")
+    assert first == second == [[5, 8999.0], [9, 16199.0]], "a second before two hours no save is due"
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, small_file: Path, start_process: StartProcess) -> Path:
     """A run that nothing disturbs, and that keeps some of its checkpoints."""

@@ -70,9 +70,10 @@ def test_every_key_is_used_or_noted(name: str) -> None:
 
 def test_the_keys_without_effect_are_the_expected_ones() -> None:
     noted = {note.split(": no effect: ")[0] for note in load("stage1").notes}
-    assert {"general.run", "s3_upload", "metrics_logging", "tokenizer.tokenizer_max_length"} <= noted
+    assert {"general.run", "s3_upload.s5cmd_path", "metrics_logging", "tokenizer.tokenizer_max_length"} <= noted
     assert {"lighteval.wandb_project", "lighteval.output_dir", "lighteval.eval_interval_file"} <= noted
     assert not {"lighteval", "lighteval.eval_interval", "lighteval.batch_size", "lighteval.slurm"} & noted
+    assert not {"s3_upload", "s3_upload.upload_s3_path", "s3_upload.remove_after_upload"} & noted
     assert not any(key.startswith("optimizer") for key in noted)
 
 

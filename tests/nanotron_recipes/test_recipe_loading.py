@@ -239,7 +239,7 @@ def test_a_home_folder_is_expanded_in_every_path_and_nowhere_else(monkeypatch: p
 
 
 def test_every_key_that_names_a_path_is_known_as_one() -> None:
-    """`glob` is no path, and lighteval, s3_upload and benchmark_csv_path have no effect."""
+    """`glob` is no path, upload_s3_path none of this machine, and lighteval and benchmark_csv_path have no effect."""
     named = {
         path.replace("[]", "")
         for path, key in all_keys()

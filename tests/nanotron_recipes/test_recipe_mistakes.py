@@ -121,6 +121,12 @@ def test_a_minimal_file_is_a_recipe(tmp_path: Path) -> None:
         ("data_stages.0.data.dataset.dataset_read_path=[/a, /b, s3://x/y]", "expected a path of this machine, not a U"),
         ("data_staging.endpoint_url=localhost:9000", "'localhost:9000': expected http:// or https:// and a server"),
         ("data_staging.workers=0", "data_staging.workers: 0"),
+        ("s3_upload.upload_s3_path=/nvme/x", "s3_upload.upload_s3_path: '/nvme/x': expected s3://bucket/prefix"),
+        ("s3_upload.upload_s3_path=s3://bucket", "'s3://bucket': expected s3://bucket/prefix"),
+        ("s3_upload.endpoint_url=localhost:9000", "'localhost:9000': expected http:// or https:// and a server"),
+        ("s3_upload.endpoint_url='https://me:secret@host'", "'(hidden)': expected no user in it"),
+        ("s3_upload.max_backlog=0", "s3_upload.max_backlog: 0"),
+        ("s3_upload.max_backlogs=2", "did you mean max_backlog?"),
         (
             "checkpoints.checkpoints_path=~nobody-of-that-name/x",
             "this home folder is not known; ./~nobody-of-that-name/x",

@@ -1,0 +1,278 @@
+"""The uploader of a node: `python -m launch.storage.uploader RECIPE --node NAME …`, started by the first rank of each
+disk and outside every collective: nothing in the training ever waits for it.
+
+It looks at the disk by itself, sends the oldest checkpoint that waits, gives up what waits too long, and says how far
+it is in `uploads/<node>.json`. It ends when the process that started it does, at once; the next one goes on where it
+was. It deletes nothing.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from data.transfer import Stopped, Watch
+from launch.storage.backlog import Backlog
+from launch.storage.remote import own
+from launch.storage.state import (
+    Checkpoint,
+    GivenUp,
+    NodeState,
+    Uploaded,
+    given_up_of,
+    joint_state,
+    read_state,
+    write_state,
+)
+from launch.storage.store import ENDLESS, DamagedFile, RunStore, Sending
+from launch.storage.task import LocalCheckpoint, UploadTask
+from launch.storage.throttle import Throttle
+from launch.train.arguments import Parser
+from launch.train.run_folder import RunFolder
+from launch.train.streams import describe, say
+from nanotron_recipes.errors import UserError
+from nanotron_recipes.loading import load_recipe
+from nanotron_recipes.recipe import Recipe
+
+LOOK_SECONDS = 0.5
+HEARTBEAT_SECONDS = 10.0
+OTHERS_SECONDS = 2.0
+"""Between two looks at what other nodes have sent."""
+_REMEMBERED = 50
+_NICENESS = 10
+_END_SECONDS = 2.0
+"""For a request that is going on when the process is to end."""
+
+
+class Uploader:
+    """Uploads what appears in a folder of checkpoints until it is told to stop."""
+
+    def __init__(self, folder: RunFolder, recipe: Recipe, node: str, nodes: tuple[str, ...], launch_id: str) -> None:
+        upload = recipe.s3_upload
+        assert upload is not None
+        self._folder, self._upload = folder, upload
+        self._nodes = nodes
+        place = RunStore(upload, folder.name).place
+        before = read_state(folder.path, node)
+        known = before.uploaded if before is not None and before.place == place else ()
+        self._given_up = given_up_of([before] if before else [])
+        self._state = NodeState(node, launch_id, place, time.time(), known, tuple(self._given_up.values()))
+        self._said: NodeState | None = None
+        self._lock = threading.RLock()
+        """Around what the thread that sends and the one that looks both change."""
+        self._here: dict[Checkpoint, LocalCheckpoint] = {}
+        self._stop = threading.Event()
+        """Ends everything."""
+        self._trouble = ""
+        self._sent_bytes = self._sending_bytes = 0
+        rate = upload.max_megabytes_per_second
+        throttle = None if rate is None else Throttle(rate * 1e6)
+        sending = Sending(Watch(self._advance, self._note, self._stop), self._well, throttle)
+        self._store = RunStore(upload, folder.name, patience=ENDLESS, sending=sending)
+        self._sending: Checkpoint | None = None
+        self._began = 0.0
+        self._thread: threading.Thread | None = None
+        self._waits_for_others: dict[Checkpoint, float] = {}
+        """Sent from here -> when to look again."""
+        self._seconds: dict[Checkpoint, float] = {}
+        self._bytes: dict[Checkpoint, int] = {}
+        self._is_owned = False
+        self._look_at_others = self._written = 0.0
+
+    def run(self) -> None:
+        """Return when `stop` is called."""
+        while not self._stop.is_set():
+            try:
+                self.look()
+            except (OSError, UserError) as error:  # of the run's folder: it will be there again
+                self._note(describe(error))
+            self._stop.wait(LOOK_SECONDS)
+        if self._thread is not None:
+            self._thread.join()
+        self._write(is_due=True)
+
+    def stop(self) -> None:
+        """Have `run` end; what was sent stays."""
+        self._stop.set()
+
+    def look(self) -> None:
+        """See what is here, give up what is too much, and have the next one sent."""
+        here = self._here = self._checkpoints()
+        backlog = Backlog(self._upload.max_backlog, here.keys(), self._done(), self._given_up)
+        if len(self._nodes) > 1:
+            self._give_up_what_others_did(here)
+        for one in backlog.excess(self._sending):
+            self._give_up(one)
+        waiting = backlog.waiting()
+        if self._thread is None or not self._thread.is_alive():
+            self._begin_next([here[key] for key in waiting])
+        backlog.done = self._done()
+        with self._lock:
+            self._state = replace(self._state, waiting=tuple(sorted({step for step, _ in backlog.waiting()})))
+        self._write(is_due=False)
+
+    def _checkpoints(self) -> dict[Checkpoint, LocalCheckpoint]:
+        found = {}
+        for step in self._folder.steps():
+            try:
+                one = LocalCheckpoint.read(step, self._folder.step_folders(step))
+            except (OSError, UserError):  # damaged, or deleted meanwhile
+                continue
+            if one.manifest.step == step:
+                found[step, one.identity] = one
+        return found
+
+    def _done(self) -> set[Checkpoint]:
+        return {(one.step, one.identity) for one in self._state.uploaded}
+
+    def _begin_next(self, waiting: Sequence[LocalCheckpoint]) -> None:
+        now = time.monotonic()
+        ready = [one for one in waiting if self._waits_for_others.get((one.step, one.identity), 0.0) <= now]
+        if not ready:
+            return
+        one = ready[0]
+        self._sending = one.step, one.identity
+        self._thread = threading.Thread(target=self._send, args=(one,), name="send", daemon=True)
+        self._thread.start()
+
+    def _send(self, one: LocalCheckpoint) -> None:
+        key = one.step, one.identity
+        task = UploadTask(self._store, one, self._state.node, self._nodes, self._upload.workers)
+        is_again, was_there = key in self._waits_for_others, False
+        began = time.monotonic()
+        with self._lock:
+            self._sent_bytes, self._sending_bytes, self._began = 0, task.num_bytes(), began
+        try:
+            if not self._is_owned:
+                own(self._store, self._folder)
+                self._is_owned = True
+            was_there = not is_again and task.is_whole()
+            is_whole = was_there or (task.finish() if is_again else task.send())
+        except Stopped:
+            return
+        except DamagedFile as error:
+            if not self._is_gone(one):
+                self._give_up(GivenUp(*key, describe(error)))
+            return
+        except Exception as error:  # whatever it is, this goes on and says so
+            if not self._is_gone(one):
+                self._note(f"{type(error).__name__}: {describe(error)}")
+                self._stop.wait(OTHERS_SECONDS)
+            return
+        finally:
+            self._seconds[key] = self._seconds.get(key, 0.0) + time.monotonic() - began
+            self._bytes[key] = self._bytes.get(key, 0) + self._sent_bytes
+            self._sending = None
+        if is_whole:
+            self._uploaded(one, was_there)
+        else:
+            self._waits_for_others[key] = time.monotonic() + OTHERS_SECONDS
+
+    def _uploaded(self, one: LocalCheckpoint, was_there: bool) -> None:
+        key = one.step, one.identity
+        seconds, number = self._seconds.pop(key), self._bytes.pop(key)
+        made = Uploaded(one.step, one.identity, seconds, number, time.time(), was_there)
+        with self._lock:
+            found = sorted((*self._state.uploaded, made), key=lambda other: other.step)
+            newest = {other.step for other in found[-_REMEMBERED:]}
+            kept = [other for other in found if other.step in newest or (other.step, other.identity) in self._here]
+            self._state = replace(self._state, uploaded=tuple(kept))
+        self._waits_for_others.pop(key, None)
+        say(f"step {one.step}: {'was' if was_there else 'is'} in the store, read back ({number / 1e6:,.1f} MB sent)")
+
+    def _give_up(self, one: GivenUp) -> None:
+        with self._lock:
+            self._given_up[one.step, one.identity] = one
+            ascending = sorted(self._given_up.values(), key=lambda given: given.step)
+            self._state = replace(self._state, given_up=tuple(ascending[-_REMEMBERED:]))
+        say(f"step {one.step}: given up: {one.reason}")
+
+    def _give_up_what_others_did(self, here: dict[Checkpoint, LocalCheckpoint]) -> None:
+        """Without the parts of another node the rest is of no use."""
+        if time.monotonic() < self._look_at_others:
+            return
+        self._look_at_others = time.monotonic() + OTHERS_SECONDS
+        joint = joint_state(self._folder.path)
+        for key, one in given_up_of(joint.nodes if joint else ()).items():
+            if key in here and key not in self._given_up:
+                self._give_up(one)
+
+    def _is_gone(self, one: LocalCheckpoint) -> bool:
+        """Whether the checkpoint was deleted, or replaced, while it was sent."""
+        try:
+            return LocalCheckpoint.read(one.step, one.folders).identity != one.identity
+        except (OSError, UserError):
+            return True
+
+    def _advance(self, count: int) -> None:
+        with self._lock:
+            self._sent_bytes += count
+
+    def _note(self, reason: str) -> None:
+        if not self._trouble:
+            say(f"problem: {reason}")
+        self._trouble = reason
+
+    def _well(self) -> None:
+        if self._trouble:
+            say("well again")
+        self._trouble = ""
+
+    def _write(self, *, is_due: bool) -> None:
+        """Say how far it is, where that is another thing than before."""
+        with self._lock:
+            state, sending, sent = self._state, self._sending, self._sent_bytes
+            seconds = max(time.monotonic() - self._began, 1e-9)
+        state = replace(
+            state,
+            sending=None if sending is None else sending[0],
+            sent_bytes=sent if sending else 0,
+            sending_bytes=self._sending_bytes if sending else 0,
+            bytes_per_second=sent / seconds if sending else 0.0,
+            problem=self._trouble,
+        )
+        lasting = replace(state, sent_bytes=0, bytes_per_second=0.0, time=0.0)
+        if is_due or lasting != self._said or time.monotonic() - self._written > HEARTBEAT_SECONDS:
+            write_state(self._folder.path, replace(state, time=time.time()))
+            self._said, self._written = lasting, time.monotonic()
+
+
+def main(words: Sequence[str]) -> int:
+    """Upload until stdin, which is the process that started this one, ends or says something."""
+    arguments = _parse(words)
+    os.nice(_NICENESS)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # a signal to all of a job; the ranks know what to do with it
+    recipe = load_recipe(str(arguments.recipe)).recipe
+    run = arguments.recipe.parent
+    folder = RunFolder.of(run.parent, run.name, recipe, arguments.node)
+    nodes = tuple(arguments.nodes.split(","))
+    uploader = Uploader(folder, recipe, arguments.node, nodes, arguments.launch_id)
+    threading.Thread(target=_wait_for_end, args=(uploader,), daemon=True).start()
+    uploader.run()
+    return 0
+
+
+def _wait_for_end(uploader: Uploader) -> None:
+    sys.stdin.buffer.read()
+    uploader.stop()
+    time.sleep(_END_SECONDS)
+    os._exit(0)  # a request that hangs: what it sent is as if it had not been
+
+
+def _parse(words: Sequence[str]) -> Namespace:
+    parser = Parser(prog="launch.storage.uploader", description="Upload the checkpoints of a node.")
+    parser.add_argument("recipe", type=Path, help="runs/<name>/recipe.yaml")
+    parser.add_argument("--node", required=True)
+    parser.add_argument("--nodes", required=True, help="names of the nodes with disks, separated by commas")
+    parser.add_argument("--launch-id", required=True)
+    return parser.parse_args(words)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,187 @@
+"""The uploader of a disk, as the launch sees it: started, looked at, started again where it died, ended.
+
+Imports no torch.
+"""
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from launch.storage.remote import local_identity
+from launch.storage.state import GivenUp, NodeState, Uploaded, log_file, read_state
+from launch.train.metrics import Event
+from launch.train.retention import Uploading
+from launch.train.run_folder import RunFolder
+from nanotron_recipes.recipe import Recipe
+
+if TYPE_CHECKING:
+    from parallel.checkpoint_disks import Disks
+
+_LOOK_SECONDS = 0.5
+_AGAIN_SECONDS = 30.0
+_TELL_SECONDS = 30.0
+_ENDS_SECONDS = 5.0
+
+
+class Uploads:
+    """The uploader of this rank's disk; made by the first rank of each."""
+
+    def __init__(self, folder: RunFolder, recipe: Recipe, node: str, nodes: tuple[str, ...], launch_id: str) -> None:
+        """
+        Args:
+            folder: as this node sees it.
+            node: the name of this disk's node.
+            nodes: those of all disks.
+        """
+        assert recipe.s3_upload is not None
+        self._folder, self._upload, self._node = folder, recipe.s3_upload, node
+        self._launch_id = launch_id
+        words = [str(folder.recipe_file), "--node", node, "--nodes", ",".join(nodes), "--launch-id", launch_id]
+        self._command = [sys.executable, "-P", "-m", "launch.storage.uploader", *words]
+        self._began = time.time()
+        self._state: NodeState | None = None
+        self._look_at = self._start_at = 0.0
+        self._told: set[Uploaded | GivenUp] = set()
+        self._told_problem, self._is_slow = "", False
+        self._lock = threading.Lock()
+        """The thread that saves looks too."""
+        self._process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes] | None:
+        self._start_at = time.monotonic() + _AGAIN_SECONDS
+        log = log_file(self._folder.path, self._node)
+        try:
+            log.parent.mkdir(exist_ok=True)
+            with log.open("ab") as out:
+                return subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT)
+        except OSError:
+            return None
+
+    def look(self) -> NodeState | None:
+        """How far it is, by its own word of half a second ago; None while it has not said anything."""
+        now = time.monotonic()
+        with self._lock:
+            if now >= self._look_at:
+                self._look_at = now + _LOOK_SECONDS
+                state = read_state(self._folder.path, self._node)
+                self._state = state if state is not None and state.launch_id == self._launch_id else None
+                is_running = self._process is not None and self._process.poll() is None
+                if not is_running and now >= self._start_at:
+                    self._process = self._start()
+            return self._state
+
+    def uploading(self) -> Uploading:
+        """For the policy of what is kept on this disk."""
+        state = self.look()
+        done = [] if state is None else state.done
+        here = {step: local_identity(self._folder.step_folders(step)) for step in {step for step, _ in done}}
+        steps = {step for step, identity in done if identity == here[step]}
+        return Uploading(self._upload.remove_after_upload, steps)
+
+    def events(self, save_seconds: float | None) -> list[Event]:
+        """What has happened since the last call: `upload` (a step is in the store, or was given up), `slow_upload`,
+        `upload_problem` (also when it is over: `reason` is null then).
+
+        Args:
+            save_seconds: between the newest two saves; None: there were none.
+        """
+        state = self.look()
+        if state is None:
+            return []
+        found: list[Event] = []
+        waiting = list(state.waiting)
+        for one in state.uploaded:
+            if one.was_there or one.time < self._began or one in self._told:
+                continue
+            self._told.add(one)
+            found.append(_event(one.step, one.seconds, one.num_bytes, waiting, None))
+            is_slow = save_seconds is not None and one.seconds > save_seconds
+            if is_slow and not self._is_slow:
+                found.append(
+                    {
+                        "event": "slow_upload",
+                        "step": one.step,
+                        "upload_seconds": one.seconds,
+                        "save_seconds": save_seconds,
+                    }
+                )
+            self._is_slow = is_slow
+        for given in state.given_up:
+            if given not in self._told:
+                self._told.add(given)
+                found.append(_event(given.step, None, 0, waiting, f"given up: {given.reason}"))
+        if bool(state.problem) != bool(self._told_problem):
+            found.append({"event": "upload_problem", "reason": state.problem or None, "waiting": waiting})
+        self._told_problem = state.problem
+        return found
+
+    def wait(self, seconds: float, is_asked_to_stop: Callable[[], bool], tell: Callable[[str], None]) -> None:
+        """Return when everything is in the store, after so many seconds, or when asked to stop."""
+        deadline, told = time.monotonic() + seconds, time.monotonic() - _TELL_SECONDS + 2
+        newest = self._folder.steps()[-1:]
+        while time.monotonic() < deadline and not is_asked_to_stop():
+            state = self.look()
+            if state is not None and not state.waiting and state.time >= self._began and self._knows(state, newest):
+                return
+            if state is not None and time.monotonic() - told >= _TELL_SECONDS:
+                told = time.monotonic()
+                tell(progress_line(state))
+            time.sleep(0.1)
+
+    def end(self) -> None:
+        """End the process; what is sent half is sent again by the next one."""
+        if self._process is None:
+            return
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        try:
+            self._process.wait(_ENDS_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process, self._start_at, self._look_at = None, float("inf"), 0.0
+
+    def left(self) -> list[int]:
+        """The steps on this disk that are neither in the store nor given up, as far as that is known."""
+        state = self.look()
+        known = {step for step, _ in state.done} if state is not None else set()
+        return [step for step in self._folder.steps() if step not in known]
+
+    def _knows(self, state: NodeState, steps: list[int]) -> bool:
+        known = {step for step, _ in state.done}
+        return all(step in known for step in steps)
+
+
+def progress_line(state: NodeState) -> str:
+    """What an uploader does, in one line."""
+    waiting = f"{len(state.waiting)} step{'s' * (len(state.waiting) != 1)} to upload"
+    if state.problem:
+        return f"{waiting}; {state.problem}"
+    if state.sending is None:
+        return waiting
+    left = (state.sending_bytes - state.sent_bytes) / max(state.bytes_per_second, 1.0)
+    sent = f"step {state.sending}: {state.sent_bytes / 1e9:.2f} of {state.sending_bytes / 1e9:.2f} GB sent"
+    return f"{waiting}; {sent}, about {left:,.0f} s left of it" if state.bytes_per_second else f"{waiting}; {sent}"
+
+
+def start_uploads(folder: RunFolder, recipe: Recipe, disks: "Disks", node: str, launch_id: str) -> Uploads | None:
+    """On the first rank of each disk, where the recipe uploads; else None. The checkpoints are held by this launch."""
+    upload = recipe.s3_upload
+    if upload is None or upload.upload_s3_path is None or not disks.is_leader:
+        return None
+    names = disks.names if len(disks.names) > 1 else (node,)
+    return Uploads(folder, recipe, names[disks.here], names, launch_id)
+
+
+def _event(step: int, seconds: float | None, num_bytes: int, waiting: list[int], error: str | None) -> Event:
+    return {
+        "event": "upload",
+        "step": step,
+        "seconds": seconds,
+        "num_bytes": num_bytes,
+        "waiting": waiting,
+        "error": error,
+    }
