@@ -1,6 +1,8 @@
 """Doing something on all ranks so that none waits for one that has given up."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import TypeVar
 
 import torch.distributed as torch_dist
@@ -8,6 +10,9 @@ import torch.distributed as torch_dist
 T = TypeVar("T")
 Group = torch_dist.ProcessGroup | None
 """None is the world, or this process alone where there is no world."""
+
+_FILES_TIMEOUT = timedelta(hours=2)
+"""How long a rank waits for files that another one sends to others first."""
 
 
 class FailedTogether(RuntimeError):
@@ -39,6 +44,22 @@ def gather(value: T, group: Group = None) -> list[T]:
     values = [value] * torch_dist.get_world_size(group)
     torch_dist.all_gather_object(values, value, group=group)
     return values
+
+
+@contextmanager
+def files_group() -> Iterator[Group]:
+    """A group of all ranks for sending files: over gloo, as these lie in host memory, and with hours of patience.
+
+    Every rank calls this. None without a world.
+    """
+    if not torch_dist.is_initialized():
+        yield None
+        return
+    group = torch_dist.new_group(backend="gloo", timeout=_FILES_TIMEOUT)
+    try:
+        yield group
+    finally:
+        torch_dist.destroy_process_group(group)
 
 
 def rank_and_size(group: Group = None) -> tuple[int, int]:

@@ -67,10 +67,7 @@ def bring_step(stored: StoredSteps, step: int, folder: RunFolder, data: Callable
     Returns:
         Why that could not be done; empty where it was.
     """
-    import torch.distributed as torch_dist
-
-    from launch.train.resume import FETCH_TIMEOUT
-    from parallel.together import FailedTogether, gather, together
+    from parallel.together import FailedTogether, files_group, gather, together
 
     assert stored.store is not None
     store = stored.store
@@ -82,15 +79,12 @@ def bring_step(stored: StoredSteps, step: int, folder: RunFolder, data: Callable
         return reason
     checkpoint = found
     share = disks.here, len(disks.names)
-    group = torch_dist.new_group(backend="gloo", timeout=FETCH_TIMEOUT) if torch_dist.is_initialized() else None
+    pull = Pull(store, checkpoint, folder.checkpoints / str(step), share)
     try:
-        pull = Pull(store, checkpoint, folder.checkpoints / str(step), share)
-        together(lambda: pull.run() if disks.is_leader else 0, group)
+        with files_group() as group:
+            together(lambda: pull.run() if disks.is_leader else 0, group)
     except FailedTogether as failure:
         return f"it could not be fetched from {store.url(checkpoint.folder)}: {failure}"
-    finally:
-        if group is not None:
-            torch_dist.destroy_process_group(group)
     return ""
 
 

@@ -8,6 +8,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +22,24 @@ from launch.train.checkpoint_owner import held_checkpoints
 from launch.train.engine import TrainingEngine
 from launch.train.guards import RunFailed
 from launch.train.hardware import peak_of_world
-from launch.train.loop import Launch, TrainingLoop, end_event, start_event
-from launch.train.metrics import Callback, Event, RecordsLost
+from launch.train.loop import Launch, TrainingLoop, start_event
+from launch.train.metrics import Callback, RecordsLost
+from launch.train.narration import run_recorded, say_beside_steps, say_end, say_start, tell, why_failed
 from launch.train.outage import reason
 from launch.train.prepare import RunRequest, prepare_run, reason_not_to_train
 from launch.train.rank_reporter import RankPlace, RankReporter
-from launch.train.resume import Start, find_start, gather_on_first_node, load_start, refuse_foreign_steps
+from launch.train.resume import find_start, gather_on_first_node, load_start, refuse_foreign_steps
 from launch.train.run_folder import RunFolder
 from launch.train.run_lock import RunLock
 from launch.train.same_data import open_same_data
 from launch.train.signals import StopRequest
-from launch.train.step_line import StepLine
 from launch.train.streams import describe, say, tolerate_lost_output
 from launch.train.tracing import StepTracer
 from launch.train.webhook import Webhook
 from model.build import initialize_weights
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.loading import load_recipe
-from nanotron_recipes.numbers import counted
 from nanotron_recipes.recipe import Recipe
-from nanotron_recipes.sequences import sequence_length_at
 from nanotron_recipes.topology import resolve_topology
 from parallel.checkpoint_disks import find_disks
 from parallel.checkpoint_writer import SaveFailed
@@ -75,7 +74,7 @@ def train(arguments: Namespace, stop: StopRequest) -> int:
         # Where another rank was killed, whoever started the ranks says which.
         if lost_connection(error) is None:
             raise
-        say(f"error: {_why_failed(error)}", error=True)
+        say(f"error: {why_failed(error)}", error=True)
         return 1
 
 
@@ -246,16 +245,16 @@ def _train_run(
             callbacks = make_callbacks(launch, stop, is_job=arguments.job_launch is not None)
         for callback in callbacks:
             stack.enter_context(_closing(callback))
-        _tell(callbacks, start_event(engine, launch, launch_id))
-        _say_start(callbacks, engine, launch, start)
+        tell(callbacks, start_event(engine, launch, launch_id))
+        say_start(callbacks, engine, launch, start)
         loop = TrainingLoop(launch, engine, callbacks, tracer, reporter)
-        last = _run(loop, launch, callbacks, stop)
+        last = run_recorded(loop, launch, callbacks, stop)
         if last == recipe.tokens.train_steps and recipe.checkpoints.export_at_end:
             gather_on_first_node(folder, last, disks)
         context.destroy()  # what follows is done by some ranks alone
         if uploads is not None:
             _end_uploads(loop, uploads, launch, stop, callbacks)
-    _say_end(callbacks, launch, last)
+    say_end(callbacks, launch, last)
     by_hand = not arguments.launch_id and not arguments.job_launch
     if context.rank == 0 and last == recipe.tokens.train_steps and by_hand:
         _end_by_hand(launch)
@@ -267,49 +266,12 @@ def _end_uploads(
     """A run that has trained all its steps waits for its uploads; one that was asked to stop, for a moment only."""
     assert launch.recipe.s3_upload is not None
     seconds = float(launch.recipe.s3_upload.longest_wait_seconds)
-    printers = [callback for callback in callbacks if isinstance(callback, StepLine)]
-
-    def tell(line: str) -> None:
-        for printer in printers:
-            printer.print(line)
-
     if stop.is_set:
         seconds = min(seconds, _AFTER_STOP_SECONDS)
-    left = loop.end_uploads(uploads, seconds, stop, tell)
+    left = loop.end_uploads(uploads, seconds, stop, partial(say_beside_steps, callbacks))
     if left:
-        steps = ", ".join(map(str, left))
-        tell(f"not in the store: steps {steps}; next: nanotron-recipes checkpoints push {launch.folder.path}")
-
-
-def _run(loop: TrainingLoop, launch: Launch, callbacks: list[Callback], stop: StopRequest) -> int:
-    """Train; the last step taken. How it ended is recorded, unless this process is killed."""
-    try:
-        last = loop.run(stop)
-    except BaseException as error:
-        with suppress(OSError):
-            _tell(callbacks, end_event("failed", _why_failed(error)))
-        raise
-    if last == launch.recipe.tokens.train_steps:
-        _tell(callbacks, end_event("done", "every step is trained"))
-    else:
-        _tell(callbacks, end_event("stopped", _why_stopped(launch, last)))
-    return last
-
-
-def _why_failed(error: BaseException) -> str:
-    lost = lost_connection(error)
-    if lost is not None:
-        return f"the connection to another rank was lost: {lost}"
-    return describe(error) or type(error).__name__
-
-
-def _tell(callbacks: list[Callback], event: Event) -> None:
-    for callback in callbacks:
-        callback.on_event(event)
-
-
-def _why_stopped(launch: Launch, last: int) -> str:
-    return "--stop-after" if last == launch.stop_after else "asked to stop"
+        next_line = f"nanotron-recipes checkpoints push {launch.folder.path}"
+        say_beside_steps(callbacks, f"not in the store: steps {', '.join(map(str, left))}; next: {next_line}")
 
 
 def _node_name(arguments: Namespace) -> str:
@@ -329,40 +291,6 @@ def _closing(thing: Callback | StepTracer | RankReporter) -> Iterator[None]:
                 say(str(lost), error=True)
         raise
     thing.close()
-
-
-def _say_start(callbacks: list[Callback], engine: TrainingEngine, launch: Launch, start: Start) -> None:
-    for line in (callback for callback in callbacks if isinstance(callback, StepLine)):
-        topology, attention = engine.topology, engine.built.attention
-        line.print(
-            f"{launch.folder.path}: dp {topology.dp} · pp {topology.pp} · tp {topology.tp} on "
-            f"{engine.context.device.type}, {launch.recipe.model.dtype}; a step is {topology.global_batch_size} × "
-            f"{sequence_length_at(launch.recipe, launch.first_step)} tokens = {counted(topology.dp, 'replica')} × "
-            f"{counted(topology.num_micro_batches, 'micro-batch')} of {topology.micro_batch_size}"
-        )
-        line.print(f"attention: {attention.name} ({attention.reason})")
-        for said in (*_about_disks(launch), *start.lines()):
-            line.print(said)
-        if launch.first_step > 1:
-            line.print(f"resumed after step {launch.first_step - 1}")
-
-
-def _about_disks(launch: Launch) -> list[str]:
-    """What a person should know about where checkpoints lie; nothing where one disk has them all."""
-    wanted, names = launch.recipe.checkpoints.copies, launch.disks.names
-    if len(names) == 1:
-        return [f"checkpoints.copies: {wanted}: all nodes share one disk, which gets one"] if wanted > 1 else []
-    copies = min(wanted, len(names))
-    said = f"checkpoints: {len(names)} nodes have disks of their own ({', '.join(names)})"
-    return [f"{said}; each part is written to {copies} of them" if copies > 1 else f"{said}, each keeps its parts"]
-
-
-def _say_end(callbacks: list[Callback], launch: Launch, last: int) -> None:
-    if last == launch.recipe.tokens.train_steps:
-        return
-    for line in (callback for callback in callbacks if isinstance(callback, StepLine)):
-        saved = launch.folder.checkpoints / str(last)
-        line.print(f"stopped after step {last} ({_why_stopped(launch, last)}); saved in {saved}")
 
 
 def _end_by_hand(launch: Launch) -> None:

@@ -5,7 +5,6 @@ Imports no torch at module level: what is said before a launch is said at once.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from glob import escape, glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,10 +29,6 @@ if TYPE_CHECKING:
     from parallel.checkpoint_disks import Disks
     from parallel.checkpoint_search import SoundCheckpoint
     from parallel.optimizer import FlatAdamW
-
-FETCH_TIMEOUT = timedelta(hours=2)
-"""How long a node waits for files that another one sends to others first."""
-
 
 DataThrough = Callable[[int], str]
 """The fingerprint of what is read up to a step: `data.plan.DataPlan.fingerprint_through`."""
@@ -192,24 +187,20 @@ def load_start(start: Start, buckets: "list[Bucket]", optimizer: "FlatAdamW") ->
     Raises:
         UserError: it cannot be read into this model, or a part could not be brought to the node that needs it.
     """
-    import torch.distributed as torch_dist
-
     from parallel.checkpoint import load_checkpoint
     from parallel.checkpoint_fetch import fetch_parts
     from parallel.checkpoint_tensors import readable_tensors
-    from parallel.together import FailedTogether
+    from parallel.together import FailedTogether, files_group
 
     assert start.checkpoint is not None
     place = start.folder
     if len(start.disks.names) > 1:
         tensors = readable_tensors(buckets, optimizer, moments=start.load_optimizer)
-        files = torch_dist.new_group(backend="gloo", timeout=FETCH_TIMEOUT)  # files lie in host memory
         try:
-            place = fetch_parts(start.checkpoint, start.folder, tensors, start.disks, files, start.scratch)
+            with files_group() as files:
+                place = fetch_parts(start.checkpoint, start.folder, tensors, start.disks, files, start.scratch)
         except FailedTogether as failure:
             raise UserError(f"{start.folder}: its parts could not be fetched from the other nodes: {failure}") from None
-        finally:
-            torch_dist.destroy_process_group(files)
     return load_checkpoint(place, buckets, optimizer, load_optimizer=start.load_optimizer)
 
 
@@ -219,12 +210,10 @@ def gather_on_first_node(folder: RunFolder, step: int, disks: "Disks") -> None:
     Raises:
         SaveFailed: on all ranks: a part is lost, or could not be brought there.
     """
-    import torch.distributed as torch_dist
-
     from parallel.checkpoint_fetch import bring_all
     from parallel.checkpoint_search import search_checkpoint
     from parallel.checkpoint_writer import SaveFailed
-    from parallel.together import FailedTogether
+    from parallel.together import FailedTogether, files_group
 
     if len(disks.names) == 1:
         return
@@ -232,13 +221,11 @@ def gather_on_first_node(folder: RunFolder, step: int, disks: "Disks") -> None:
     sound, reason = search_checkpoint(place, disks, step=step)
     if sound is None:
         raise SaveFailed(f"the checkpoint of step {step} cannot be exported: {reason}")
-    files = torch_dist.new_group(backend="gloo", timeout=FETCH_TIMEOUT)
     try:
-        bring_all(sound, place, disks.of_rank[0], disks, files)
+        with files_group() as files:
+            bring_all(sound, place, disks.of_rank[0], disks, files)
     except FailedTogether as failure:
         raise SaveFailed(f"{place}: its parts could not be brought to node {disks.names[0]}: {failure}") from None
-    finally:
-        torch_dist.destroy_process_group(files)
 
 
 def require_data(folder: RunFolder, step: int, data: DataThrough) -> None:
