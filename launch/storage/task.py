@@ -5,6 +5,7 @@ import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from launch.storage.remote import entries_of, identity_of
@@ -21,20 +22,28 @@ class LocalCheckpoint:
     Attributes:
         folders: where its files lie: one, or where a person pushes, those of all disks that are seen.
         text: its manifest as it is written.
+        version: `version_of` it.
     """
 
     step: int
     folders: tuple[Path, ...]
     text: bytes
     manifest: Manifest
+    version: tuple[int, int]
 
     @classmethod
     def read(cls, step: int, folders: Sequence[Path]) -> "LocalCheckpoint":
         """Raises OSError, UserError."""
-        first = next((folder for folder in folders if (folder / MANIFEST_FILE).is_file()), folders[0])
-        return cls(step, tuple(folders), (first / MANIFEST_FILE).read_bytes(), read_manifest(first))
+        version, first = cls.version_of(folders), _first(folders)
+        return cls(step, tuple(folders), (first / MANIFEST_FILE).read_bytes(), read_manifest(first), version)
 
-    @property
+    @staticmethod
+    def version_of(folders: Sequence[Path]) -> tuple[int, int]:
+        """Another one for another manifest. Raises OSError."""
+        found = (_first(folders) / MANIFEST_FILE).stat()
+        return found.st_ino, found.st_mtime_ns
+
+    @cached_property
     def identity(self) -> str:
         """What it is called in the store."""
         return identity_of(self.text)
@@ -43,6 +52,10 @@ class LocalCheckpoint:
         """Where a file lies; None where it is on another node."""
         places = (folder / entry.name for folder in self.folders)
         return next((place for place in places if place.is_file() and place.stat().st_size == entry.size), None)
+
+
+def _first(folders: Sequence[Path]) -> Path:
+    return next((folder for folder in folders if (folder / MANIFEST_FILE).is_file()), folders[0])
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,8 @@ from nanotron_recipes.recipe import Recipe
 
 LOOK_SECONDS = 0.5
 HEARTBEAT_SECONDS = 10.0
+TROUBLE_SECONDS = 4.0
+"""A store that fails for so long without one good answer in between is said to; a single error is not worth a word."""
 OTHERS_SECONDS = 2.0
 """Between two looks at what other nodes have sent."""
 _REMEMBERED = 50
@@ -68,7 +70,7 @@ class Uploader:
         self._here: dict[Checkpoint, LocalCheckpoint] = {}
         self._stop = threading.Event()
         """Ends everything."""
-        self._trouble = ""
+        self._trouble, self._trouble_at, self._is_told = "", 0.0, False
         self._sent_bytes = self._sending_bytes = 0
         rate = upload.max_megabytes_per_second
         throttle = None if rate is None else Throttle(rate * 1e6)
@@ -117,10 +119,14 @@ class Uploader:
         self._write(is_due=False)
 
     def _checkpoints(self) -> dict[Checkpoint, LocalCheckpoint]:
-        found = {}
+        """What is here; a manifest is read again only where it is another file than before."""
+        found, known = {}, {one.step: one for one in self._here.values()}
         for step in self._folder.steps():
+            folders = self._folder.step_folders(step)
             try:
-                one = LocalCheckpoint.read(step, self._folder.step_folders(step))
+                one = known.get(step)
+                if one is None or one.version != LocalCheckpoint.version_of(folders):
+                    one = LocalCheckpoint.read(step, folders)
             except (OSError, UserError):  # damaged, or deleted meanwhile
                 continue
             if one.manifest.step == step:
@@ -215,13 +221,19 @@ class Uploader:
 
     def _note(self, reason: str) -> None:
         if not self._trouble:
-            say(f"problem: {reason}")
+            self._trouble_at = time.monotonic()
         self._trouble = reason
 
     def _well(self) -> None:
-        if self._trouble:
-            say("well again")
         self._trouble = ""
+
+    def _problem(self) -> str:
+        """What there is to say of the store."""
+        is_trouble = bool(self._trouble) and (self._is_told or time.monotonic() - self._trouble_at >= TROUBLE_SECONDS)
+        if is_trouble != self._is_told:
+            say(f"problem: {self._trouble}" if is_trouble else "the store answers again")
+            self._is_told = is_trouble
+        return self._trouble if is_trouble else ""
 
     def _write(self, *, is_due: bool) -> None:
         """Say how far it is, where that is another thing than before."""
@@ -234,7 +246,7 @@ class Uploader:
             sent_bytes=sent if sending else 0,
             sending_bytes=self._sending_bytes if sending else 0,
             bytes_per_second=sent / seconds if sending else 0.0,
-            problem=self._trouble,
+            problem=self._problem(),
         )
         lasting = replace(state, sent_bytes=0, bytes_per_second=0.0, time=0.0)
         if is_due or lasting != self._said or time.monotonic() - self._written > HEARTBEAT_SECONDS:

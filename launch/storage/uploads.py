@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _LOOK_SECONDS = 0.5
 _AGAIN_SECONDS = 30.0
-_TELL_SECONDS = 30.0
+_TELL_SECONDS, _FIRST_TELL_SECONDS = 30.0, 2.0
 _ENDS_SECONDS = 5.0
 
 
@@ -118,13 +118,25 @@ class Uploads:
         self._told_problem = state.problem
         return found
 
-    def wait(self, seconds: float, is_asked_to_stop: Callable[[], bool], tell: Callable[[str], None]) -> None:
-        """Return when everything is in the store, after so many seconds, or when asked to stop."""
-        deadline, told = time.monotonic() + seconds, time.monotonic() - _TELL_SECONDS + 2
+    def wait(
+        self,
+        seconds: float,
+        is_asked_to_stop: Callable[[], bool],
+        tell: Callable[[str], None],
+        meanwhile: Callable[[], None],
+    ) -> None:
+        """Return when everything is in the store, after so many seconds, or when asked to stop.
+
+        Args:
+            tell: takes a line now and then.
+            meanwhile: called at each look.
+        """
+        deadline, told = time.monotonic() + seconds, time.monotonic() - _TELL_SECONDS + _FIRST_TELL_SECONDS
         newest = self._folder.steps()[-1:]
         while time.monotonic() < deadline and not is_asked_to_stop():
             state = self.look()
-            if state is not None and not state.waiting and state.time >= self._began and self._knows(state, newest):
+            meanwhile()
+            if state is not None and not state.waiting and self._knows(state, newest):
                 return
             if state is not None and time.monotonic() - told >= _TELL_SECONDS:
                 told = time.monotonic()

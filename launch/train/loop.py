@@ -121,9 +121,13 @@ class TrainingLoop:
             The steps that are not uploaded.
         """
         was_set = stop.is_set  # then only a moment is waited for, and nobody can ask again
-        uploads.wait(seconds, lambda: stop.is_set and not was_set, tell)
+
+        def report() -> None:
+            self._report(self._saver.reports())
+
+        uploads.wait(seconds, lambda: stop.is_set and not was_set, tell, report)
         uploads.end()
-        self._report(self._saver.reports())
+        report()
         self._saver.prune_at_end()
         return uploads.left()
 

@@ -126,7 +126,7 @@ def test_an_outage_of_the_store_stops_no_step_and_what_was_given_up_is_named(
     with Disk(run) as disk:
         store.faults.is_out = True
         process.wait_for_step(run / "metrics.jsonl", 32)
-        time.sleep(2)
+        time.sleep(6)
         code, status, _ = start_process([*pretrain_command()[:-1], "status", "outage"], tmp_path).end()
         assert code == 0 and "wait" in status and "given up: " in status
         assert process.is_running(), "it waits for its uploads"

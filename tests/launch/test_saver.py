@@ -96,7 +96,7 @@ def test_every_two_hours_is_by_the_clock_on_the_wall_on_all_ranks_alike(
     pool: RankPool, small_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
     small_recipe["parallelism"]["dp"] = 2
-    small_recipe["checkpoints"]["checkpoint_interval_minutes"] = 120
+    small_recipe["checkpoints"] = {"checkpoint_interval_minutes": 120}
     (tmp_path / "steps").mkdir()
     first, second = pool.run(2, save_every_two_hours_on_rank, small_recipe, tmp_path / "steps")
     assert first == second == [[5, 8999.0], [9, 16199.0]], "a second before two hours no save is due"
