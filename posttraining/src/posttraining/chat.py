@@ -66,9 +66,3 @@ def require_template(tokenizer: Any, folder: Path) -> None:
     if not tokenizer.chat_template:
         raise mistake(folder, None, NO_VALUE, "its tokenizer has no chat template; run `posttraining sft` on it first")
 
-
-def strip_reasoning(text: str) -> str:
-    """What an answer says after its thoughts; nothing where a thought was opened and not closed."""
-    if END_OF_THINK in text:
-        return text.rsplit(END_OF_THINK, 1)[1].lstrip("\n")
-    return "" if THINK in text else text

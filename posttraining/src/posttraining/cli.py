@@ -43,7 +43,7 @@ def preview(
     set_: Overrides = None,
     samples: Annotated[int, typer.Option(min=1, help="Samples to show; all of them are checked.")] = 3,
 ) -> None:
-    """Show samples of an sft config as the model sees them, what is learnt in colour; check that system prompts survive."""
+    """Show samples as an sft config renders them, what is learnt in colour; check that system prompts survive."""
     _run("preview", config, set_, samples)
 
 
@@ -77,10 +77,10 @@ def merge(config: Config, set_: Overrides = None) -> None:
     _run("merge", config, set_)
 
 
-@app.command(epilog="Example: posttraining evaluate tiny --set model=runs/merged")
+@app.command(epilog="Example: posttraining evaluate tiny --set models.mine=runs/merged")
 def evaluate(config: Config, set_: Overrides = None) -> None:
     """Scores with standard errors: held-out arithmetic, format, length; the standard harness for real tasks."""
-    _run("evaluate", config, set_)
+    _run("evaluate.stage", config, set_)
 
 
 @app.command(epilog="Example: posttraining pipeline tiny --set model=runs/latest-export")

@@ -51,7 +51,7 @@ class DataSettings:
     name: str | None = None
     """The data set's configuration."""
     split: str = "train"
-    """The split of the data set; of generated problems: train or held_out."""
+    """The data set's split. Generated rows are of the training split."""
     sources: list[SourceSettings] = field(default_factory=list)
     """A mixture: the rows that each source keeps, shuffled together."""
     generated: Literal["arithmetic"] | None = None
@@ -109,15 +109,12 @@ def from_rows(rows: list[dict[str, Any]]) -> Any:
 
 
 def _generated(settings: DataSettings, kind: Kind, file: str | Path | None) -> Any:
-    if settings.split not in ("train", "held_out"):
-        raise mistake(file, "data.split", settings.split, "expected train or held_out for generated problems")
     if settings.examples is None or settings.examples < 1:
         raise mistake(file, "data.examples", settings.examples, "expected how many problems to generate, 1 or more")
     if kind == "prompts":
-        return from_rows(arithmetic.prompts(settings.seed, settings.examples, settings.split))
-    if kind == "pairs" or settings.split == "held_out":
-        what = "held-out conversations" if kind == "chats" else kind
-        raise mistake(file, "data.generated", settings.generated, f"generates no {what}")
+        return from_rows(arithmetic.prompts(settings.seed, settings.examples, "train"))
+    if kind == "pairs":
+        raise mistake(file, "data.generated", settings.generated, "generates no pairs; run `posttraining pairs`")
     return from_rows(arithmetic.chats(settings.seed, settings.examples))
 
 

@@ -31,7 +31,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Yield the empty folder `.<name>.part` beside `path`; when the block ends it is made durable and renamed to `path`.
+    """Yield the empty folder `.<name>.part` beside `path`; when the block ends it is `publish`ed as `path`.
 
     Nothing is at `path` when the block raises or the process dies; what a killed process left in the part folder is
     removed by the next one. Raises Mistake where something is at `path` already.
@@ -42,13 +42,19 @@ def whole_folder(path: Path) -> Iterator[Path]:
     part.mkdir(parents=True)
     try:
         yield part
-        for entry in sorted(part.rglob("*")):
-            sync(entry)
-        sync(part)
-        part.rename(path)
+        publish(part, path)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
+
+
+def publish(folder: Path, path: Path) -> None:
+    """Make a folder and all that is in it durable and rename it to `path`, where nothing or an empty folder is."""
+    for entry in sorted(folder.rglob("*")):
+        sync(entry)
+    sync(folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder.rename(path)
     sync(path.parent)
 
 

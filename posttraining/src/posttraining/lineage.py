@@ -101,7 +101,7 @@ def stage_names(folder: Path) -> list[str]:
 
 def matches_weights(folder: Path) -> bool:
     """Whether the last stage of `folder`'s lineage wrote the weights that are there."""
-    stages = read(folder)
+    stages = read(folder) or []
     return bool(stages) and stages[-1]["weights_sha256"] == weights_sha256(folder)
 
 

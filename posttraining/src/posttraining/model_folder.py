@@ -13,7 +13,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def check_model_folder(path: str | Path) -> Path:
-    """The folder at `path`, which holds a config.json, a tokenizer and safetensors weights; Mistake where it does not."""
+    """The folder at `path`; Mistake where it does not hold a config.json, a tokenizer and safetensors weights."""
     folder = Path(path)
     if not folder.is_dir():
         raise mistake(folder, None, NO_VALUE, "no such folder; expected a model in Hugging Face form")
@@ -78,7 +78,14 @@ def load_tokenizer(path: str | Path) -> Any:
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write weights, configs and tokenizer into `folder`; generation stops at the end of a turn and never at a pad."""
+    model.save_pretrained(folder)
+    save_tokenizer_and_configs(model, tokenizer, folder)
+
+
+def save_tokenizer_and_configs(model: Any, tokenizer: Any, folder: Path) -> None:
+    """`save_model` without the weights, which are in `folder` already."""
     name_special_tokens(model, tokenizer)
     assert tokenizer.pad_token_id not in model.generation_config.eos_token_id
-    model.save_pretrained(folder)
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

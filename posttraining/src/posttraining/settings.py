@@ -24,6 +24,8 @@ class StageSettings:
 
     model: str
     """The folder the stage starts from, in Hugging Face form."""
+    output_dir: str
+    """The folder the stage writes, whole or not at all; an unfinished training is kept beside it."""
     cpu_threads: int | None = None
     """Threads that torch computes with on a CPU. The order of sums, so the last bits, depends on it: 1 makes a run
     repeatable on a busy machine. null: as many as torch chooses."""
@@ -71,7 +73,7 @@ def read_mapping(name: str, stage: str, overrides: Sequence[str] = ()) -> tuple[
     """
     path = config_path(name, stage)
     try:
-        mapping = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
+        mapping = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise Mistake(f"{path}: not YAML: {error}") from error
     if not isinstance(mapping, dict) or not all(isinstance(key, str) for key in mapping):
@@ -179,7 +181,7 @@ def _override(mapping: dict[str, Any], override: str) -> None:
     if not equals or not all(path):
         raise mistake("--set", None, override, "expected key=value")
     try:
-        value = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise Mistake(f"--set {override}: the value is not YAML: {error}") from error
     place = mapping

@@ -18,11 +18,9 @@ from __future__ import annotations
 
 import hashlib
 import random
-import re
 from dataclasses import dataclass
 from typing import Literal
 
-from posttraining.chat import strip_reasoning
 from posttraining.errors import mistake
 
 HELD_OUT_SHARE = 0.1
@@ -38,8 +36,6 @@ Style = Literal["short", "check", "repeat"]
 Split = Literal["train", "held_out"]
 STYLES: tuple[Style, ...] = ("short", "check", "repeat")
 
-_ANSWER = re.compile(r"<think>\n[^<>]+\n</think>\nThe answer is \\boxed\{-?\d+\}\.")
-_BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 
 
 @dataclass(frozen=True)
@@ -165,18 +161,3 @@ def prompts(seed: int, n: int, split: Split) -> list[dict[str, object]]:
         for problem in problems(seed, n, split)
     ]
 
-
-def boxed(text: str) -> str | None:
-    r"""What stands in the last \boxed{} of an answer after its thoughts; None where there is none."""
-    found = _BOXED.findall(strip_reasoning(text))
-    return found[-1].strip() if found else None
-
-
-def is_correct(text: str, answer: str) -> bool:
-    """Whether an answer's box, thoughts stripped, holds `answer`."""
-    return boxed(text) == answer
-
-
-def is_well_formed(text: str) -> bool:
-    """Whether an answer is exactly one closed thought and the sentence with the box."""
-    return _ANSWER.fullmatch(text) is not None

@@ -1,0 +1,147 @@
+"""What the stages that train with TRL have in common: a work folder to resume from, and a finished folder at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from posttraining import lineage
+from posttraining.datasets import data_fingerprint
+from posttraining.errors import NO_VALUE, mistake
+from posttraining.files import check_absent, publish, write_whole
+from posttraining.model_folder import save_tokenizer_and_configs
+from posttraining.settings import StageSettings
+
+METRICS = "metrics.jsonl"
+"""One JSON object for each logged step, with TRL's names."""
+EARLY = "early"
+"""The folder, inside a stage's own, with the weights of an earlier step."""
+
+_IDENTITY = "identity.json"
+
+
+@dataclass(frozen=True)
+class Work:
+    """A stage under way: the folder that it trains in, beside the one that it will leave."""
+
+    folder: Path
+    """`.<name>.work`: the trainer's checkpoints, from which a killed stage goes on."""
+    output: Path
+    parent: Path
+    """The model's folder that the stage starts from."""
+    stage: str
+    config: Mapping[str, Any]
+    """The stage's keys, as its file and --set say them."""
+    forced: str | None = None
+    """The reason given to the guard, where it would have refused `parent`."""
+
+
+def begin(
+    settings: StageSettings, arguments: TrainingArguments, stage: str, config: Mapping[str, Any], forced: str | None
+) -> Work:
+    """Make or find the stage's work folder and let the trainer write there; set the threads of a CPU.
+
+    Raises Mistake where `output_dir` is taken, or holds an unfinished training with other settings.
+    """
+    import torch
+
+    if settings.cpu_threads is not None:
+        torch.set_num_threads(settings.cpu_threads)
+    # TRL sets this key itself, under the name that transformers has replaced.
+    warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated", category=FutureWarning)
+    output, parent = Path(settings.output_dir), Path(settings.model)
+    check_absent(output)
+    work = Work(output.with_name(f".{output.name}.work"), output, parent, stage, config, forced)
+    content = json.dumps({"stage": stage, "config": config, "parent": lineage.weights_sha256(parent)}, sort_keys=True)
+    identity = hashlib.sha256(content.encode()).hexdigest()
+    file = work.folder / _IDENTITY
+    if arguments.process_index == 0 and not file.is_file():
+        write_whole(file, identity)
+    with arguments.main_process_first(desc="work folder"):
+        if file.read_text(encoding="utf-8") != identity:
+            expected = "holds an unfinished training with other settings; move it away or choose another output_dir"
+            raise mistake(work.folder, None, NO_VALUE, expected)
+    arguments.output_dir = str(work.folder)
+    return work
+
+
+def train(trainer: Any, work: Work, early_at: float | None = None) -> None:
+    """Train, from the last checkpoint in the work folder where there is one.
+
+    `early_at`: the share of the steps after which the weights are kept as a folder of their own, `early`.
+    """
+    if early_at is not None:
+        trainer.add_callback(_KeepEarly(trainer, work, early_at))
+    checkpoint = get_last_checkpoint(str(work.folder))
+    if checkpoint:
+        print(f"{work.stage}: goes on from step {Path(checkpoint).name.rpartition('-')[2]}", flush=True)
+    trainer.train(resume_from_checkpoint=checkpoint)
+
+
+def finish(trainer: Any, work: Work, tokenizer: Any, data: Any) -> None:
+    """Write the stage's folder: model, tokenizer, metrics, lineage (with `data`'s fingerprint); drop the work folder."""
+    folder = work.folder / "model"
+    trainer.save_model(str(folder))  # every rank: sharded weights are gathered
+    if trainer.is_world_process_zero():
+        _complete(trainer, work, tokenizer, folder, {}, data_fingerprint(data))
+        lines = [json.dumps(record) + "\n" for record in trainer.state.log_history]
+        write_whole(folder / METRICS, "".join(lines))
+        early = work.folder / EARLY
+        if early.is_dir():
+            _complete(trainer, work, tokenizer, early, {"kept_at_step": _step_of(early)}, data_fingerprint(data))
+            early.rename(folder / EARLY)
+        publish(folder, work.output)
+        shutil.rmtree(work.folder)
+    trainer.accelerator.wait_for_everyone()
+
+
+def last_value(trainer: Any, name: str) -> float | None:
+    """The last value of a metric that the trainer logged; None where it logged none."""
+    values = [record[name] for record in trainer.state.log_history if name in record]
+    return float(values[-1]) if values else None
+
+
+def _complete(
+    trainer: Any, work: Work, tokenizer: Any, folder: Path, note: Mapping[str, Any], fingerprint: str
+) -> None:
+    """Bring a folder that the trainer saved into the form in which stages pass models on."""
+    (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle with this machine's paths
+    save_tokenizer_and_configs(trainer.accelerator.unwrap_model(trainer.model), tokenizer, folder)
+    config = {**work.config, **note}
+    lineage.append(folder, work.parent, work.stage, config, fingerprint, forced=work.forced)
+
+
+_STEP = "step.json"
+
+
+def _step_of(folder: Path) -> int:
+    file = folder / _STEP
+    step = int(json.loads(file.read_text(encoding="utf-8")))
+    file.unlink()
+    return step
+
+
+class _KeepEarly(TrainerCallback):  # type: ignore[misc]
+    """Saves the weights once, after a share of the steps; before any later checkpoint, so that no restart misses it."""
+
+    def __init__(self, trainer: Any, work: Work, share: float) -> None:
+        self._trainer, self._work, self._share = trainer, work, share
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step != max(1, round(self._share * state.max_steps)):
+            return
+        part, early = self._work.folder / f".{EARLY}.part", self._work.folder / EARLY
+        self._trainer.save_model(str(part))
+        if state.is_world_process_zero:
+            write_whole(part / _STEP, json.dumps(state.global_step))
+            shutil.rmtree(early, ignore_errors=True)
+            publish(part, early)
