@@ -8,27 +8,15 @@ import json
 from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from posttraining.alarm_limits import AlarmLimits
 
 LENGTH = "completions/mean_length"
 WAITS = "rewards/waits/mean"
 """As TRL logs them; the second where the reward `posttraining.rewards.waits` is among the recipe's."""
-
-
-@dataclass(frozen=True)
-class AlarmLimits:
-    """When an alarm rings and what it does."""
-
-    length_growth: float = 2.0
-    """Mean tokens of an answer, over those of the first `window` logged steps."""
-    waits_rise: float = 1.0
-    """How many more times an answer says "wait" on average than in the first `window` logged steps."""
-    window: int = 10
-    """Logged steps over which both means are taken."""
-    action: Literal["stop", "warn"] = "stop"
-    """stop: training ends at this step and the stage fails; warn: it is printed and noted."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +56,7 @@ class Watch:
         return sum(self._first) / self._window, sum(self._last) / self._window
 
 
-class LengthAlarms(TrainerCallback):  # type: ignore[misc]
+class LengthAlarms(TrainerCallback):
     """Reads TRL's log, writes what rings to `file` (one JSON object a line) and ends training if told to.
 
     A resumed run is judged by the same start: the log so far is read back from the trainer's state.

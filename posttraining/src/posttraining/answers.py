@@ -1,44 +1,42 @@
-"""What a completion says: its reasoning, its final answer, and whether it keeps to the format."""
+"""What a completion says: its final answer, and whether it keeps to the format of a mode."""
+
+from __future__ import annotations
 
 import re
 
-THINK, END_THINK = "<think>", "</think>"
+from posttraining.chat import END_OF_THINK, THINK
 
-_BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
-_WELL_FORMED = re.compile(
-    r"<think>(?:(?!</?think>).)*</think>(?:(?!</?think>|\\boxed).)*\\boxed\{[^{}]+\}[^{}]*", re.DOTALL
-)
+_THOUGHT = re.compile(r"<think>(?P<thought>.+?)</think>(?P<answer>.+)", re.DOTALL)
+_BOX = re.compile(r"\\boxed\{([^{}]+)\}")
 
 
 def strip_reasoning(text: str) -> str:
-    """The part of a completion that is scored: what follows the last `</think>`.
+    """The part of a completion that is scored: what follows its thoughts.
 
-    Reasoning that never ends leaves nothing; a completion without any (no_think) is left whole.
+    A thought that never ends leaves nothing; a completion without any (no_think) is left whole.
     """
-    if END_THINK in text:
-        return text.rsplit(END_THINK, 1)[1]
+    if END_OF_THINK in text:
+        return text.rsplit(END_OF_THINK, 1)[1].lstrip("\n")
     return "" if THINK in text else text
 
 
 def boxed_answer(text: str) -> str | None:
-    r"""What stands in the last \boxed{} of a text, without surrounding space; None where there is none."""
-    found = _BOXED.findall(text)
+    r"""What stands in the last \boxed{} after the thoughts, without surrounding space; None where there is none."""
+    found = _BOX.findall(strip_reasoning(text))
     return found[-1].strip() if found else None
 
 
-def is_right(completion: str, answer: str) -> bool:
-    r"""Whether the last \boxed{} after the reasoning holds exactly this answer."""
-    return boxed_answer(strip_reasoning(completion)) == answer
+def is_right(text: str, answer: str) -> bool:
+    r"""Whether the last \boxed{} after the thoughts holds exactly this answer."""
+    return boxed_answer(text) == answer
 
 
-def keeps_format(completion: str, *, thinking: bool, ended: bool) -> bool:
-    r"""Whether a completion is one closed think block and an answer with one \boxed{}, and ended its turn.
-
-    Without `thinking` the think block must be absent.
-    """
-    text = completion.strip()
-    if not ended:
-        return False
+def keeps_format(text: str, *, thinking: bool) -> bool:
+    r"""Whether a completion is one closed thought, then text with one \boxed{}; without `thinking`, only the latter."""
+    answer = text.strip()
     if thinking:
-        return _WELL_FORMED.fullmatch(text) is not None
-    return THINK not in text and END_THINK not in text and len(_BOXED.findall(text)) == 1
+        parts = _THOUGHT.fullmatch(answer)
+        if parts is None or THINK in parts["thought"]:
+            return False
+        answer = parts["answer"]
+    return THINK not in answer and END_OF_THINK not in answer and len(_BOX.findall(answer)) == 1

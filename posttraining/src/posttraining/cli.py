@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from posttraining.errors import Mistake
+from posttraining.errors import Mistake, StageFailed
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -96,10 +96,13 @@ def _run(module: str, config: str, overrides: list[str] | None, *arguments: Any)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command; a Mistake becomes one line on stderr and exit code 2."""
+    """Run a command; a Mistake becomes one line on stderr and exit code 2, a StageFailed one and exit code 1."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         app(arguments)
     except Mistake as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except StageFailed as error:
+        print(f"failed: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this"."""
+"""Exceptions that end a command with one line: what the user can mend, and what went wrong."""
 
 from __future__ import annotations
 
@@ -17,6 +17,14 @@ class Mistake(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+class StageFailed(RuntimeError):
+    """A stage went wrong and its log says why; the command line prints one line and exits with `exit_code`."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(" ".join(message.split()))
+        self.exit_code = exit_code
 
 
 def mistake(

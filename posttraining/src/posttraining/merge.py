@@ -1,6 +1,6 @@
 """Merging models of one family: their weights' average, or any linear combination.
 
-    posttraining merge tiny --set 'models=[{model: grpo, weight: 0.9}, {model: sft, weight: 0.1}]' --set output_dir=final
+    posttraining merge tiny --set 'models=[{model: grpo, weight: 0.9}, {model: sft, weight: 0.1}]' --set output_dir=mix
 
 SmolLM3 was shipped as two of these: a soup of all APO checkpoints, then 0.9 of it and 0.1 of a long-context
 mid-training checkpoint, which brought back the long contexts that reasoning and preference training had cost.
@@ -65,7 +65,7 @@ def run(config: str, overrides: Sequence[str] = ()) -> None:
     for folder, weight in zip(folders, weights, strict=True):
         print(f"{weight:8.4f} × {folder}")
     print(f"{tensors} tensors written to {target}")
-    print(f"Next: posttraining evaluate tiny --set 'models={{merge: {target}}}' --set output_dir={target}-scores")
+    print(f"Next: posttraining evaluate tiny --set models.merge={target} --set output_dir={target}-scores")
 
 
 def _weights(settings: MergeSettings, file: str) -> list[float]:

@@ -23,7 +23,7 @@ import yaml
 
 from posttraining import lineage
 from posttraining.card import write_card
-from posttraining.errors import NO_VALUE, Mistake, mistake, nearest_name
+from posttraining.errors import NO_VALUE, Mistake, StageFailed, mistake, nearest_name
 from posttraining.files import write_whole
 from posttraining.model_folder import check_model_folder
 from posttraining.report import write_report
@@ -34,14 +34,6 @@ BASE = "model"
 """The name by which stages refer to the folder that the pipeline starts from."""
 
 _REFERENCE = re.compile(r"\{(\w+)\}")
-
-
-class StageFailed(RuntimeError):
-    """A stage's process did not end with 0. `exit_code` is 2 where the stage named a mistake, else 1."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 @dataclass(frozen=True)
@@ -213,7 +205,7 @@ def _run_stage(settings: PipelineSettings, output: Path, one: Planned, lock: int
         again = "the same command goes on from here"
         raise StageFailed(f"stage {one.stage.name} {ended}; {again}", exit_code=2 if code == 2 else 1)
     if not one.folder.is_dir():
-        raise StageFailed(f"stage {one.stage.name} ended well and left no {one.folder}", exit_code=1)
+        raise StageFailed(f"stage {one.stage.name} ended well and left no {one.folder}")
 
 
 def _seconds_before(record_file: Path, fingerprint: str) -> float:

@@ -1,5 +1,6 @@
 """The report of a pipeline: what every stage's model can do, what each stage gained, and how its training went."""
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from posttraining.evaluate.results import Results, read_results
-from posttraining.evaluate.scoring import Estimate, gain
+from posttraining.evaluate.scoring import Estimate, Kind, by_problem, gain
 from posttraining.files import write_whole
 
 METRICS = "metrics.jsonl"
@@ -18,6 +19,8 @@ _PLOTTED = {
     "prefer": ("loss", "rewards/margins", "eval_rewards/margins", "rewards/accuracies"),
     "grpo": ("reward", "rewards/accuracy/mean", "completions/mean_length", "entropy"),
 }
+
+_GAINED: tuple[Kind, ...] = ("right", "well_formed", "tokens")
 
 
 def write_report(output: Path, stages: Mapping[str, tuple[str, Path]], seconds: Mapping[str, float]) -> str:
@@ -60,18 +63,15 @@ def scores_table(results: Results) -> str:
 
 
 def gains_table(results: Results) -> str:
-    """Markdown: what each model gained over the one before it, on the same problems, with the error of the difference."""
+    """Markdown: what each model gained over the one before it on the same problems; errors are those of differences."""
     lines = ["| gain | task | accuracy | format | tokens |", "|---|---|---:|---:|---:|"]
     models = list(results.summaries)
-    for before, after in zip(models, models[1:], strict=False):
+    for before, after in itertools.pairwise(models):
         for task in results.summaries[after]:
             if task not in results.summaries[before]:
                 continue
             old, new = results.scores(before, task), results.scores(after, task)
-            gains = [
-                gain([getattr(score, kind) for score in old], [getattr(score, kind) for score in new])
-                for kind in ("right", "well_formed", "tokens")
-            ]
+            gains = [gain(by_problem(old, kind), by_problem(new, kind)) for kind in _GAINED]
             cells = [f"{before} → {after}", task, *map(_signed, gains[:2]), _signed(gains[2], digits=1)]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

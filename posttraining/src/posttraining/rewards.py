@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from posttraining.answers import is_right, keeps_format
+from posttraining.answers import is_right, keeps_format, strip_reasoning
 from posttraining.errors import mistake
 
 Reward = Callable[..., list[float | None]]
@@ -42,8 +42,6 @@ def math_accuracy(completions: Sequence[Completion], answer: Sequence[str], **_:
     """
     from trl.rewards import accuracy_reward
 
-    from posttraining.answers import strip_reasoning
-
     stripped = [[{"role": "assistant", "content": strip_reasoning(_text(one))}] for one in completions]
     solutions = [right if "$" in right or "\\" in right else f"${right}$" for right in answer]
     verdicts: list[float | None] = accuracy_reward(completions=stripped, solution=solutions)
@@ -52,7 +50,7 @@ def math_accuracy(completions: Sequence[Completion], answer: Sequence[str], **_:
 
 def think_format(completions: Sequence[Completion], **_: Any) -> list[float | None]:
     r"""1 for one closed think block followed by an answer with one \boxed{}, else 0."""
-    return [float(keeps_format(_text(one), thinking=True, ended=True)) for one in completions]
+    return [float(keeps_format(_text(one), thinking=True)) for one in completions]
 
 
 def waits(completions: Sequence[Completion], **_: Any) -> list[float | None]:
@@ -109,7 +107,7 @@ def _resolve(choice: RewardChoice, file: str) -> Reward:
     if not callable(found):
         raise mistake(file, "rewards.path", choice.path, f"is a {type(found).__name__} and no function; {expected}")
     if not choice.arguments:
-        return found  # type: ignore[no-any-return]
+        return found
     try:
         made = found(**choice.arguments)
     except TypeError as error:
@@ -118,7 +116,7 @@ def _resolve(choice: RewardChoice, file: str) -> Reward:
         ) from error
     if not callable(made):
         raise mistake(file, "rewards.arguments", choice.arguments, f"{choice.path} is a reward itself and takes none")
-    return made  # type: ignore[no-any-return]
+    return made
 
 
 def _text(completion: Completion) -> str:

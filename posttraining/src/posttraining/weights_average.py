@@ -22,8 +22,8 @@ def write_average(folders: Sequence[Path], weights: Sequence[float], target: Pat
     Raises Mistake where a tensor is missing, of another shape, or an unequal integer.
     """
     places = [_places(folder) for folder in folders]
-    for folder, place in zip(folders[1:], places[1:], strict=True):
-        _check_names(folders[0], places[0], folder, place)
+    for other, found in zip(folders[1:], places[1:], strict=True):
+        _check_names(folders[0], places[0], other, found)
     files: dict[str, list[str]] = {}
     for name, file in places[0].items():
         files.setdefault(file, []).append(name)
@@ -37,7 +37,7 @@ def write_average(folders: Sequence[Path], weights: Sequence[float], target: Pat
 
 def _places(folder: Path) -> dict[str, str]:
     """Tensor name → file."""
-    places = {}
+    places: dict[str, str] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
             places |= dict.fromkeys(tensors.keys(), file.name)
@@ -54,8 +54,8 @@ def _check_names(first: Path, expected: dict[str, str], other: Path, found: dict
     different = sorted(set(expected) ^ set(found))
     if different:
         holder, lacking = (first, other) if different[0] in expected else (other, first)
-        expected = f"has no such tensor, and {holder} has; expected models of one shape"
-        raise mistake(lacking, different[0], NO_VALUE, expected)
+        objection = f"has no such tensor, and {holder} has; expected models of one shape"
+        raise mistake(lacking, different[0], NO_VALUE, objection)
 
 
 def _sum(

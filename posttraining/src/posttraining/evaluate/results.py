@@ -77,5 +77,5 @@ def read_results(folder: Path) -> Results:
 
 
 def _summary(figures: Mapping[str, Any]) -> Summary:
-    values = {name: Estimate(**value) if isinstance(value, dict) else value for name, value in figures.items()}
-    return Summary(**values)
+    estimates = {name: Estimate(**figures[name]) for name in ("accuracy", "format", "tokens", "ended")}
+    return Summary(n=figures["n"], **estimates)

@@ -3,16 +3,21 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from posttraining.answers import is_right, keeps_format
+from posttraining.answers import boxed_answer, is_right, keeps_format
+from posttraining.generation import Answer
+
+Mode = Literal["think", "no_think", "plain"]
+Kind = Literal["right", "well_formed", "tokens", "ended"]
 
 
 @dataclass(frozen=True)
 class Score:
     """One generated answer, judged."""
 
-    problem: str
-    """The question, by which answers of different models are paired."""
+    problem: int
+    """Its place among the problems, by which answers of different models are paired."""
     right: bool
     well_formed: bool
     tokens: int
@@ -34,45 +39,59 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Summary:
-    """Of all answers to one task in one way of asking."""
+    """Of all answers to one task."""
 
     n: int
+    """Problems."""
     accuracy: Estimate
     format: Estimate
     tokens: Estimate
     ended: Estimate
 
 
-def judge(problem: str, answer: str, text: str, tokens: int, *, ended: bool, thinking: bool) -> Score:
-    """Judge a completion; reasoning is stripped before its answer is compared."""
-    return Score(
-        problem=problem,
-        right=is_right(text, answer),
-        well_formed=keeps_format(text, thinking=thinking, ended=ended),
-        tokens=tokens,
-        ended=ended,
-    )
+def judge(problem: int, expected: str, answer: Answer, mode: Mode) -> Score:
+    r"""Judge an answer: thoughts are stripped, then the last \boxed{} is compared with `expected`.
+
+    A base model asked in its own plain form often goes on with further problems: of its text what follows the first
+    \boxed{} is left out, and its format is that there is one and an end.
+    """
+    if mode == "plain":
+        text, kept = _to_first_box(answer.text), boxed_answer(answer.text) is not None
+    else:
+        text, kept = answer.text, keeps_format(answer.text, thinking=mode == "think")
+    return Score(problem, is_right(text, expected), kept and answer.stopped, answer.tokens, answer.stopped)
+
+
+def _to_first_box(text: str) -> str:
+    start = text.find("\\boxed{")
+    end = text.find("}", start)
+    return text[: end + 1] if -1 < start < end else text
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Mean and standard error, s/√n with n-1 in s; for zeros and ones within 1/2n of √(p(1-p)/n).
-
-    One value has no error (nan).
-    """
+    """Mean and standard error s/√n, with n - 1 in s. One value has no error (nan)."""
     n = len(values)
     mean = sum(values) / n
     spread = sum((value - mean) ** 2 for value in values)
     return Estimate(mean, math.sqrt(spread / (n - 1) / n) if n > 1 else math.nan)
 
 
+def by_problem(scores: Sequence[Score], kind: Kind) -> list[float]:
+    """The mean of each problem's answers, in the order of the problems: the independent draws of a task."""
+    values: dict[int, list[float]] = {}
+    for score in scores:
+        values.setdefault(score.problem, []).append(float(getattr(score, kind)))
+    return [sum(group) / len(group) for _, group in sorted(values.items())]
+
+
 def summarize(scores: Sequence[Score]) -> Summary:
-    """All figures of one task. Each problem counts as one independent draw."""
+    """All figures of one task; several answers to a problem count as one draw."""
     return Summary(
-        n=len(scores),
-        accuracy=estimate([score.right for score in scores]),
-        format=estimate([score.well_formed for score in scores]),
-        tokens=estimate([score.tokens for score in scores]),
-        ended=estimate([score.ended for score in scores]),
+        n=len({score.problem for score in scores}),
+        accuracy=estimate(by_problem(scores, "right")),
+        format=estimate(by_problem(scores, "well_formed")),
+        tokens=estimate(by_problem(scores, "tokens")),
+        ended=estimate(by_problem(scores, "ended")),
     )
 
 
