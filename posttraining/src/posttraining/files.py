@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from posttraining.errors import NO_VALUE, mistake
 
@@ -56,6 +58,24 @@ def publish(folder: Path, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     folder.rename(path)
     sync(path.parent)
+
+
+def work_folder(output: Path, content: Mapping[str, Any]) -> Path:
+    """`.<name>.work` beside `output`, where a stage keeps what it has so far; made where it is not there.
+
+    `content` (what JSON can hold) is what the stage computes from. Raises Mistake where `output` is taken, or where
+    the folder belongs to other content.
+    """
+    check_absent(output)
+    folder = output.with_name(f".{output.name}.work")
+    identity = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    file = folder / "identity"
+    if not file.is_file():
+        write_whole(file, identity)
+    if file.read_text(encoding="utf-8") != identity:
+        expected = "holds unfinished work with other settings; move it away or choose another output_dir"
+        raise mistake(folder, None, NO_VALUE, expected)
+    return folder
 
 
 def check_absent(path: Path) -> None:

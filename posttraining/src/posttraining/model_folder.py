@@ -54,6 +54,7 @@ def load_model(path: str | Path, dtype: str = "auto", **kwargs: Any) -> Any:
     from transformers.utils import logging
 
     folder = check_model_folder(path)
+    had_bar = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, **kwargs).eval()
@@ -61,7 +62,8 @@ def load_model(path: str | Path, dtype: str = "auto", **kwargs: Any) -> Any:
         reason = str(error).strip().splitlines()[:1]
         raise mistake(folder, None, NO_VALUE, f"transformers cannot read the model: {''.join(reason)}") from error
     finally:
-        logging.enable_progress_bar()
+        if had_bar:
+            logging.enable_progress_bar()
 
 
 def load_tokenizer(path: str | Path) -> Any:

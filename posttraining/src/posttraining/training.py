@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
+import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_utils import get_last_checkpoint
 
 from posttraining import lineage
 from posttraining.datasets import data_fingerprint
-from posttraining.errors import NO_VALUE, mistake
-from posttraining.files import check_absent, publish, write_whole
+from posttraining.files import publish, work_folder, write_whole
 from posttraining.model_folder import save_tokenizer_and_configs
 from posttraining.settings import StageSettings
 
@@ -26,7 +32,9 @@ METRICS = "metrics.jsonl"
 EARLY = "early"
 """The folder, inside a stage's own, with the weights of an earlier step."""
 
-_IDENTITY = "identity.json"
+
+_SHOWN = ("loss", "learning_rate", "mean_token_accuracy", "rewards/margins", "reward", "completions/mean_length")
+_SHOWN += ("eval_loss", "eval_rewards/margins", "eval_rewards/accuracies")
 
 
 @dataclass(frozen=True)
@@ -36,9 +44,11 @@ class Work:
     folder: Path
     """`.<name>.work`: the trainer's checkpoints, from which a killed stage goes on."""
     output: Path
+    """Where the stage's folder will be."""
     parent: Path
     """The model's folder that the stage starts from."""
     stage: str
+    """The stage's name in the lineage."""
     config: Mapping[str, Any]
     """The stage's keys, as its file and --set say them."""
     forced: str | None = None
@@ -52,26 +62,28 @@ def begin(
 
     Raises Mistake where `output_dir` is taken, or holds an unfinished training with other settings.
     """
-    import torch
-
-    if settings.cpu_threads is not None:
-        torch.set_num_threads(settings.cpu_threads)
+    quiet(settings.cpu_threads)
     # TRL sets this key itself, under the name that transformers has replaced.
     warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated", category=FutureWarning)
-    output, parent = Path(settings.output_dir), Path(settings.model)
-    check_absent(output)
-    work = Work(output.with_name(f".{output.name}.work"), output, parent, stage, config, forced)
-    content = json.dumps({"stage": stage, "config": config, "parent": lineage.weights_sha256(parent)}, sort_keys=True)
-    identity = hashlib.sha256(content.encode()).hexdigest()
-    file = work.folder / _IDENTITY
-    if arguments.process_index == 0 and not file.is_file():
-        write_whole(file, identity)
+    parent = Path(settings.model)
+    content = {"stage": stage, "config": config, "parent": lineage.weights_sha256(parent)}
     with arguments.main_process_first(desc="work folder"):
-        if file.read_text(encoding="utf-8") != identity:
-            expected = "holds an unfinished training with other settings; move it away or choose another output_dir"
-            raise mistake(work.folder, None, NO_VALUE, expected)
+        folder = work_folder(Path(settings.output_dir), content)
+    work = Work(folder, Path(settings.output_dir), parent, stage, config, forced)
     arguments.output_dir = str(work.folder)
     return work
+
+
+def quiet(cpu_threads: int | None) -> None:
+    """Set the threads of a CPU (None: leave them) and leave the progress to the stages' own lines."""
+    import datasets
+    import torch
+    from transformers.utils import logging
+
+    if cpu_threads is not None:
+        torch.set_num_threads(cpu_threads)
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
 
 
 def train(trainer: Any, work: Work, early_at: float | None = None) -> None:
@@ -79,6 +91,9 @@ def train(trainer: Any, work: Work, early_at: float | None = None) -> None:
 
     `early_at`: the share of the steps after which the weights are kept as a folder of their own, `early`.
     """
+    for callback in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(callback)
+    trainer.add_callback(_Lines(work.stage))
     if early_at is not None:
         trainer.add_callback(_KeepEarly(trainer, work, early_at))
     checkpoint = get_last_checkpoint(str(work.folder))
@@ -118,6 +133,31 @@ def _complete(
     save_tokenizer_and_configs(trainer.accelerator.unwrap_model(trainer.model), tokenizer, folder)
     config = {**work.config, **note}
     lineage.append(folder, work.parent, work.stage, config, fingerprint, forced=work.forced)
+
+
+class _Lines(TrainerCallback):  # type: ignore[misc]
+    """A line for each logged step, with the seconds left: the same in a terminal and in a job's log."""
+
+    def __init__(self, stage: str) -> None:
+        self._stage, self._started, self._first = stage, 0.0, 0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._started, self._first = time.monotonic(), state.global_step
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if not state.is_world_process_zero or not logs or "train_runtime" in logs:
+            return
+        done = state.global_step - self._first
+        left = (time.monotonic() - self._started) / max(1, done) * (state.max_steps - state.global_step)
+        shown = [f"{name} {logs[name]:.4g}" for name in _SHOWN if name in logs]
+        print(f"{self._stage}: step {state.global_step}/{state.max_steps}  {'  '.join(shown)}  {left:.0f} s left", flush=True)
 
 
 _STEP = "step.json"
