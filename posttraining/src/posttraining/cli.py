@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -92,6 +93,8 @@ def pipeline(config: Config, set_: Overrides = None) -> None:
 def _run(module: str, config: str, overrides: list[str] | None, *arguments: Any) -> None:
     # The trainers report their use to a server otherwise.
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    # TRL calls transformers by names that transformers has replaced.
+    warnings.filterwarnings("ignore", message=".*deprecated and will be removed in v6", category=FutureWarning)
     import_module(f"posttraining.{module}").run(config, overrides or [], *arguments)
 
 

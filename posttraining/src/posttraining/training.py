@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import time
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,8 +62,6 @@ def begin(
     Raises Mistake where `output_dir` is taken, or holds an unfinished training with other settings.
     """
     quiet(settings.cpu_threads)
-    # TRL sets this key itself, under the name that transformers has replaced.
-    warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated", category=FutureWarning)
     parent = Path(settings.model)
     content = {"stage": stage, "config": config, "parent": lineage.weights_sha256(parent)}
     with arguments.main_process_first(desc="work folder"):
@@ -102,14 +99,19 @@ def train(trainer: Any, work: Work, early_at: float | None = None) -> None:
     trainer.train(resume_from_checkpoint=checkpoint)
 
 
-def finish(trainer: Any, work: Work, tokenizer: Any, data: Any) -> None:
-    """Write the stage's folder: model, tokenizer, metrics, lineage (with `data`'s fingerprint); drop the work folder."""
+def finish(trainer: Any, work: Work, tokenizer: Any, data: Any, extra: Mapping[str, str] | None = None) -> None:
+    """Write the stage's folder: model, tokenizer, metrics, lineage (with `data`'s fingerprint); drop the work folder.
+
+    `extra`: text of further files by their names.
+    """
     folder = work.folder / "model"
     trainer.save_model(str(folder))  # every rank: sharded weights are gathered
     if trainer.is_world_process_zero():
         _complete(trainer, work, tokenizer, folder, {}, data_fingerprint(data))
         lines = [json.dumps(record) + "\n" for record in trainer.state.log_history]
         write_whole(folder / METRICS, "".join(lines))
+        for name, text in (extra or {}).items():
+            write_whole(folder / name, text)
         early = work.folder / EARLY
         if early.is_dir():
             _complete(trainer, work, tokenizer, early, {"kept_at_step": _step_of(early)}, data_fingerprint(data))
