@@ -6,22 +6,19 @@ Tasks are asked of every model in one process. What is scored is kept beside `ou
 evaluation that was killed goes on where it was.
 """
 
-import hashlib
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from posttraining import lineage
 from posttraining.datasets import DataSettings, load_data
-from posttraining.errors import mistake
+from posttraining.errors import NO_VALUE, mistake
 from posttraining.evaluate.harness import HarnessSettings, check_harness, run_harness
 from posttraining.evaluate.results import answers_file, read_results, write_answers, write_results
 from posttraining.evaluate.scoring import Mode, judge
-from posttraining.files import check_absent, sync, write_whole
-from posttraining.generation import Backend, Generator
+from posttraining.files import publish, work_folder
+from posttraining.generation import Backend, Generator, Prompt
 from posttraining.model_folder import check_length, check_model_folder
 from posttraining.report import gains_table, scores_table
 from posttraining.settings import load
@@ -35,7 +32,7 @@ class TaskSettings:
     name: str
     """What tables call it."""
     data: DataSettings
-    """Rows with `prompt` and `answer`."""
+    """Rows with `prompt` and `answer`; of a generated task, always its held-out problems."""
     mode: Mode = "think"
     """think or no_think: the chat template's; plain: the base model's own form, without a template."""
     temperature: float = 0.0
@@ -74,17 +71,16 @@ class EvaluateSettings:
 
 def run(config: str, overrides: Sequence[str] = ()) -> None:
     """Evaluate what the config names. Raises Mistake; StageFailed where the harness fails."""
+    from posttraining.training import quiet
+
     (settings,), mapping = load(config, "evaluate", (EvaluateSettings,), overrides)
     _check(settings, config)
+    quiet(settings.cpu_threads)
     target = Path(settings.output_dir)
-    check_absent(target)
-    if settings.cpu_threads:
-        import torch
-
-        torch.set_num_threads(settings.cpu_threads)
     asked = {model: [task.name for task in settings.tasks if _asks(task, model)] for model in settings.models}
-    part = target.with_name(f".{target.name}.part")
-    _clear_other(part, mapping, settings.models)
+    weights = {model: lineage.weights_sha256(Path(folder)) for model, folder in settings.models.items()}
+    work = work_folder(target, {"config": mapping, "weights": weights})
+    part = work / "scores"
     for model, folder in settings.models.items():
         _ask(settings, config, model, folder, part)
     harness = {
@@ -92,8 +88,8 @@ def run(config: str, overrides: Sequence[str] = ()) -> None:
         for name, folder in (settings.models.items() if settings.harness else ())
     }
     write_results(part, asked, mapping, harness)
-    part.rename(target)
-    sync(target.parent)
+    publish(part, target)
+    shutil.rmtree(work)
     results = read_results(target)
     print(scores_table(results))
     if len(settings.models) > 1:
@@ -127,18 +123,6 @@ def _asks(task: TaskSettings, model: str) -> bool:
     return not task.models or model in task.models
 
 
-def _clear_other(part: Path, mapping: dict[str, Any], models: dict[str, str]) -> None:
-    """Remove what an evaluation of other models or with other settings left."""
-    weights = {name: lineage.weights_sha256(Path(folder)) for name, folder in models.items()}
-    content = json.dumps([mapping, weights], sort_keys=True, default=str)
-    fingerprint = hashlib.sha256(content.encode()).hexdigest()
-    file = part / "fingerprint"
-    if part.exists() and (not file.is_file() or file.read_text(encoding="utf-8") != fingerprint):
-        shutil.rmtree(part)
-    if not part.exists():
-        write_whole(file, fingerprint)
-
-
 def _ask(settings: EvaluateSettings, file: str, model: str, folder: str, part: Path) -> None:
     todo = [
         task for task in settings.tasks if _asks(task, model) and not answers_file(part, model, task.name).is_file()
@@ -151,8 +135,7 @@ def _ask(settings: EvaluateSettings, file: str, model: str, folder: str, part: P
 
         prepare_tokenizer(generator.tokenizer, generator.model)
     for task in todo:
-        rows = load_data(task.data, "prompts", file)
-        prompts = _plain_prompts(task.data) if task.mode == "plain" else list(rows["prompt"])
+        prompts, expected = _problems(task, file)
         answers = generator(
             prompts * task.samples,
             max_new_tokens=task.max_new_tokens,
@@ -160,7 +143,7 @@ def _ask(settings: EvaluateSettings, file: str, model: str, folder: str, part: P
             seed=settings.seed,
             template=None if task.mode == "plain" else {"enable_thinking": task.mode == "think"},
         )
-        expected = list(rows["answer"]) * task.samples
+        expected *= task.samples
         scores = [
             judge(place % len(prompts), right, answer, task.mode)
             for place, (right, answer) in enumerate(zip(expected, answers, strict=True))
@@ -170,8 +153,20 @@ def _ask(settings: EvaluateSettings, file: str, model: str, folder: str, part: P
         print(f"{model}: {task.name}: {right:.3f} of {len(scores)} answers right", flush=True)
 
 
-def _plain_prompts(data: DataSettings) -> list[str]:
-    """The problems that `load_data` gives for the same settings, in the same order."""
-    assert data.examples is not None
-    split: arithmetic.Split = "held_out" if data.split == "held_out" else "train"
-    return [problem.plain_prompt for problem in arithmetic.problems(data.seed, data.examples, split)]
+def _problems(task: TaskSettings, file: str) -> tuple[list[Prompt], list[str]]:
+    """The prompts of a task and the answers that are right. Raises Mistake."""
+    data = task.data
+    if data.generated is None:
+        rows = load_data(data, "prompts", file)
+        if "answer" not in rows.column_names:
+            raise mistake(file, f"tasks: {task.name}: data", NO_VALUE, "its rows have no 'answer'")
+        return list(rows["prompt"]), [str(answer) for answer in rows["answer"]]
+    if data.examples is None or data.examples < 1:
+        raise mistake(
+            file, f"tasks: {task.name}: data.examples", data.examples, "expected how many problems, 1 or more"
+        )
+    problems = arithmetic.problems(data.seed, data.examples, "held_out")
+    answers = [problem.answer for problem in problems]
+    if task.mode == "plain":
+        return [problem.plain_prompt for problem in problems], answers
+    return [[{"role": "user", "content": problem.question}] for problem in problems], answers
