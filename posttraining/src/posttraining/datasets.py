@@ -15,9 +15,12 @@ Kind = Literal["chats", "prompts", "pairs"]
 COLUMNS: dict[Kind, tuple[str, ...]] = {
     "chats": ("messages",),
     "prompts": ("prompt",),
-    "pairs": ("prompt", "chosen", "rejected"),
+    "pairs": ("chosen", "rejected"),
 }
-"""What each kind of data must have in a row. A message is {"role", "content"}."""
+"""What each kind of data must have in a row. A message is {"role", "content"}. Without `prompt`, what `chosen` and
+`rejected` have in common at their beginning is the prompt."""
+OPTIONAL = ("prompt", "answer", "chat_template_kwargs", "tools")
+"""Columns that are kept where a source has them; all others are dropped, for sources rarely agree on them."""
 
 _BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 
@@ -80,7 +83,7 @@ def load_data(settings: DataSettings, kind: Kind, file: str | Path | None = None
     elif settings.path:
         data = _read(SourceSettings(path=settings.path, name=settings.name, split=settings.split), file)
     else:
-        data = _mixture(settings, file)
+        data = _mixture(settings, kind, file)
     if settings.examples is not None and len(data) > settings.examples:
         data = data.select(range(settings.examples))
     return _checked(data, kind, file, "data")
@@ -118,7 +121,7 @@ def _generated(settings: DataSettings, kind: Kind, file: str | Path | None) -> A
     return from_rows(arithmetic.chats(settings.seed, settings.examples))
 
 
-def _mixture(settings: DataSettings, file: str | Path | None) -> Any:
+def _mixture(settings: DataSettings, kind: Kind, file: str | Path | None) -> Any:
     from datasets import concatenate_datasets
 
     parts = []
@@ -128,6 +131,7 @@ def _mixture(settings: DataSettings, file: str | Path | None) -> Any:
             mode = {"enable_thinking": source.enable_thinking}
             rows = rows.remove_columns([name for name in ("chat_template_kwargs",) if name in rows.column_names])
             rows = rows.add_column("chat_template_kwargs", [mode] * len(rows))
+        rows = rows.select_columns([name for name in _kept(kind) if name in rows.column_names])
         if source.weight < 1:
             rows = rows.shuffle(seed=settings.seed).select(range(int(len(rows) * source.weight)))
         parts.append(rows)
@@ -153,6 +157,10 @@ def _read(source: SourceSettings, file: str | Path | None) -> Any:
         raise Mistake(f"{file}: data.path: {source.path!r}: cannot be read: {''.join(reason)}") from error
 
 
+def _kept(kind: Kind) -> list[str]:
+    return list(dict.fromkeys((*COLUMNS[kind], *OPTIONAL)))
+
+
 def _checked(data: Any, kind: Kind, file: str | Path | None, key: str) -> Any:
     if len(data) == 0:
         raise mistake(file, key, NO_VALUE, "holds no rows")
@@ -163,4 +171,4 @@ def _checked(data: Any, kind: Kind, file: str | Path | None, key: str) -> Any:
         empty = next((number for number, value in enumerate(data[column]) if not value), None)
         if empty is not None:
             raise mistake(file, key, NO_VALUE, f"row {empty} has an empty {column!r}")
-    return data
+    return data.select_columns([name for name in _kept(kind) if name in data.column_names])

@@ -38,7 +38,7 @@ class PreferSettings(StageSettings):
     """Keys of prefer.yaml beside those of TRL's DPOConfig."""
 
     data: DataSettings
-    """Pairs: rows with `prompt`, `chosen` and `rejected`; `data.held_out_path`: those that the margin is measured on."""
+    """Pairs: rows with `prompt`, `chosen` and `rejected`; `data.held_out_path` has those that margins are measured on."""
 
 
 def run(config: str, overrides: Sequence[str] = (), force: str | None = None) -> None:
@@ -70,7 +70,8 @@ def train(mapping: Mapping[str, Any], config: str, force: str | None = None) -> 
     training.finish(trainer, work, tokenizer, data, extra)
     main = bool(trainer.is_world_process_zero())
     if main:
-        print(f"{STAGE}: {trainer.state.global_step} steps of {'+'.join(arguments.loss_type)}, in {settings.output_dir}")
+        losses = "+".join(arguments.loss_type)
+        print(f"{STAGE}: {trainer.state.global_step} steps of {losses}, in {settings.output_dir}")
         if gained:
             print(f"{STAGE}: margin of {gained['pairs']} held-out pairs {_shown(gained['gain'])} nats")
     return main
@@ -127,4 +128,9 @@ def _shown(gain: Mapping[str, float]) -> str:
 
 
 def _pairs_only(data: Any) -> Any:
-    return data.select_columns([name for name in _COLUMNS if name in data.column_names])
+    """What the trainer reads. A prompt that is text beside answers that are conversations repeats their beginning, and
+    is left for the trainer to take from there."""
+    names = [name for name in _COLUMNS if name in data.column_names]
+    if "prompt" in names and isinstance(data[0]["prompt"], str) and not isinstance(data[0]["chosen"], str):
+        names.remove("prompt")
+    return data.select_columns(names)

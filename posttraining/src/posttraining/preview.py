@@ -52,7 +52,8 @@ def run(config: str, overrides: Sequence[str] = (), samples: int = 3) -> None:
         learnt, tokens = learnt + sum(rendered.learnt), tokens + len(rendered.learnt)
         cut += arguments.max_length is not None and len(rendered.learnt) > arguments.max_length
         if number < samples:
-            console.rule(f"row {number}: {sum(rendered.learnt)} of {len(rendered.learnt)} tokens are learnt", align="left")
+            share = f"{sum(rendered.learnt)} of {len(rendered.learnt)} tokens are learnt"
+            console.rule(f"row {number}: {share}", align="left")
             console.print(Text.assemble(*_coloured(tokenizer, rendered)), soft_wrap=True, highlight=False)
     console.rule(align="left")
     print(f"preview: {len(data)} rows, {tokens} tokens, of which {learnt} are learnt; every system prompt is there")

@@ -28,7 +28,7 @@ class SftSettings(StageSettings):
     data: DataSettings
     """Conversations: rows with `messages`; also `tools` and `chat_template_kwargs` where they have any."""
     stage: str = STAGE
-    """The stage's name in the lineage: sft, or mid for mid-training, after which preference training is still refused."""
+    """The stage's name in the lineage: sft, or mid for mid-training, after which prefer and grpo are still refused."""
     early_at: float | None = None
     """Share of the steps, between 0 and 1, after which the weights are kept in the folder `early`: a weaker model of
     the same make, for preference pairs. null: none are kept."""

@@ -159,7 +159,8 @@ class _Lines(TrainerCallback):  # type: ignore[misc]
         done = state.global_step - self._first
         left = (time.monotonic() - self._started) / max(1, done) * (state.max_steps - state.global_step)
         shown = [f"{name} {logs[name]:.4g}" for name in _SHOWN if name in logs]
-        print(f"{self._stage}: step {state.global_step}/{state.max_steps}  {'  '.join(shown)}  {left:.0f} s left", flush=True)
+        step = f"{self._stage}: step {state.global_step}/{state.max_steps}"
+        print("  ".join([step, *shown, f"{left:.0f} s left"]), flush=True)
 
 
 _STEP = "step.json"

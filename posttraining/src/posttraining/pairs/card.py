@@ -42,7 +42,7 @@ def render_card(
         lines += ["|---|---|---|---:|---:|---|---:|", *sides, ""]
     lines += ["| file | pairs | sha256 of the rows |", "|---|---:|---|"]
     lines += [f"| {name} | {len(pairs)} | `{fingerprints[name]}` |" for name, pairs in rows.items()]
-    lines += ["", f"{prompts} prompts, {repeated} repetitions of them left out before. Prompts that gave no pair:", ""]
+    lines += ["", f"{prompts} prompts, {repeated} repetitions left out before. Those that gave no pair:", ""]
     lines += ["| reason | prompts |", "|---|---:|", *(f"| {why} | {count} |" for why, count in sorted(reasons.items()))]
     lines += ["", "Each row has `prompt`, `chosen`, `rejected` as messages, the prompt's `answer` where it has one, and"]
     lines += ["`generation`: model, weights and sampling of both answers. Made from:", "", "```yaml"]

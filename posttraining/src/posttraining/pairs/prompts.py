@@ -32,7 +32,8 @@ def load_prompts(settings: PairsSettings, file: str) -> tuple[list[Prompt], int]
         apart = list(from_rows(arithmetic.prompts(settings.data.seed, settings.held_out_prompts, "held_out")))
     elif settings.held_out_prompts:
         if settings.held_out_prompts >= len(rows):
-            raise mistake(file, "held_out_prompts", settings.held_out_prompts, f"expected fewer than the {len(rows)} rows")
+            expected = f"expected fewer than the {len(rows)} rows"
+            raise mistake(file, "held_out_prompts", settings.held_out_prompts, expected)
         rows, apart = rows[: -settings.held_out_prompts], rows[-settings.held_out_prompts :]
     seen: set[str] = set()
     prompts = []

@@ -54,7 +54,7 @@ class FilterSettings:
             r"\bas an ai\b",
         ]
     )
-    """Regular expressions, whatever the case; a pair with an answer in which one is found, thoughts aside, is left out."""
+    """Regular expressions, whatever the case; an answer in which one is found, thoughts aside, is in no pair."""
 
     def __post_init__(self) -> None:
         for pattern in self.refusals:
@@ -71,9 +71,9 @@ class PairsSettings(StageSettings):
     weak_model: str
     """The folder of the weaker model."""
     data: DataSettings
-    """Prompts: rows with `prompt` (a conversation that ends with the user's turn), and `answer` where they have one."""
+    """Prompts: rows with `prompt` (text, or a conversation that ends with the user's turn), and `answer` if any."""
     held_out_prompts: int = 0
-    """Prompts kept apart, whose pairs go to held_out.jsonl: held-out problems of a generated task, else the last rows."""
+    """Prompts kept apart; their pairs go to held_out.jsonl. A generated task's held-out problems, else the last rows."""
     chosen: SideSettings = field(default_factory=SideSettings)
     """How `model` answers."""
     rejected: SideSettings = field(default_factory=SideSettings)
