@@ -32,7 +32,7 @@ Force = Annotated[
 ]
 
 
-@app.command(epilog="Example: posttraining sft tiny --set model=runs/latest-export --set output_dir=runs/sft")
+@app.command(epilog="Example: posttraining sft tiny --set model=runs/latest-export/export --set output_dir=runs/sft")
 def sft(config: Config, set_: Overrides = None) -> None:
     """Supervised fine-tuning (and mid-training) on conversations."""
     _run("sft", config, set_)
@@ -84,7 +84,7 @@ def evaluate(config: Config, set_: Overrides = None) -> None:
     _run("evaluate.stage", config, set_)
 
 
-@app.command(epilog="Example: posttraining pipeline tiny --set model=runs/latest-export")
+@app.command(epilog="Example: posttraining pipeline tiny --set model=runs/latest-export/export")
 def pipeline(config: Config, set_: Overrides = None) -> None:
     """Every stage from one config, each skipped where it is done; a report and a model card at the end."""
     _run("pipeline", config, set_)

@@ -1,6 +1,6 @@
 """Supervised fine-tuning and mid-training: TRL's SFTTrainer on conversations in the chat template.
 
-    posttraining sft tiny --set model=runs/latest-export --set output_dir=runs/sft
+    posttraining sft tiny --set model=runs/latest-export/export --set output_dir=runs/sft
 
 What is learnt is the assistant's turns: headers, user turns, tool results and the system message are masked
 (`assistant_only_loss`). With `packing: true` several conversations share a row; their positions keep attention apart.
