@@ -65,4 +65,3 @@ def require_template(tokenizer: Any, folder: Path) -> None:
     """Raise Mistake where a tokenizer has no chat template."""
     if not tokenizer.chat_template:
         raise mistake(folder, None, NO_VALUE, "its tokenizer has no chat template; run `posttraining sft` on it first")
-

@@ -44,7 +44,10 @@ def render_card(
     lines += [f"| {name} | {len(pairs)} | `{fingerprints[name]}` |" for name, pairs in rows.items()]
     lines += ["", f"{prompts} prompts, {repeated} repetitions left out before. Those that gave no pair:", ""]
     lines += ["| reason | prompts |", "|---|---:|", *(f"| {why} | {count} |" for why, count in sorted(reasons.items()))]
-    lines += ["", "Each row has `prompt`, `chosen`, `rejected` as messages, the prompt's `answer` where it has one, and"]
+    lines += [
+        "",
+        "Each row has `prompt`, `chosen`, `rejected` as messages, the prompt's `answer` where it has one, and",
+    ]
     lines += ["`generation`: model, weights and sampling of both answers. Made from:", "", "```yaml"]
     lines += [yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True).strip(), "```", ""]
     return _FRONT + "\n".join(lines)

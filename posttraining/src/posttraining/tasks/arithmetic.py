@@ -37,7 +37,6 @@ Split = Literal["train", "held_out"]
 STYLES: tuple[Style, ...] = ("short", "check", "repeat")
 
 
-
 @dataclass(frozen=True)
 class Problem:
     """One problem with the question it is asked by."""
@@ -160,4 +159,3 @@ def prompts(seed: int, n: int, split: Split) -> list[dict[str, object]]:
         {"prompt": [{"role": "user", "content": problem.question}], "answer": problem.answer}
         for problem in problems(seed, n, split)
     ]
-
