@@ -38,7 +38,7 @@ class PreferSettings(StageSettings):
     """Keys of prefer.yaml beside those of TRL's DPOConfig."""
 
     data: DataSettings
-    """Pairs: rows with `prompt`, `chosen` and `rejected`; `data.held_out_path` has those that margins are measured on."""
+    """Pairs: rows with `prompt`, `chosen` and `rejected`; margins are measured on those of `data.held_out_path`."""
 
 
 def run(config: str, overrides: Sequence[str] = (), force: str | None = None) -> None:

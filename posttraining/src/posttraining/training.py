@@ -1,4 +1,4 @@
-"""What the stages that train with TRL have in common: a work folder to resume from, and a finished folder at the end."""
+"""What the stages that train with TRL have in common: a work folder to resume from, a finished folder at the end."""
 
 from __future__ import annotations
 
@@ -32,8 +32,18 @@ EARLY = "early"
 """The folder, inside a stage's own, with the weights of an earlier step."""
 
 
-_SHOWN = ("loss", "learning_rate", "mean_token_accuracy", "rewards/margins", "reward", "completions/mean_length")
-_SHOWN += ("eval_loss", "eval_rewards/margins", "eval_rewards/accuracies")
+_SHOWN = (
+    "loss",
+    "learning_rate",
+    "mean_token_accuracy",
+    "rewards/margins",
+    "reward",
+    "completions/mean_length",
+    "eval_loss",
+    "eval_rewards/margins",
+    "eval_rewards/accuracies",
+)
+"""Metrics that are in the line of a logged step, where the trainer has them."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +147,7 @@ def _complete(
     lineage.append(folder, work.parent, work.stage, config, fingerprint, forced=work.forced)
 
 
-class _Lines(TrainerCallback):  # type: ignore[misc]
+class _Lines(TrainerCallback):
     """A line for each logged step, with the seconds left: the same in a terminal and in a job's log."""
 
     def __init__(self, stage: str) -> None:
@@ -173,7 +183,7 @@ def _step_of(folder: Path) -> int:
     return step
 
 
-class _KeepEarly(TrainerCallback):  # type: ignore[misc]
+class _KeepEarly(TrainerCallback):
     """Saves the weights once, after a share of the steps; before any later checkpoint, so that no restart misses it."""
 
     def __init__(self, trainer: Any, work: Work, share: float) -> None:

@@ -73,7 +73,7 @@ class PairsSettings(StageSettings):
     data: DataSettings
     """Prompts: rows with `prompt` (text, or a conversation that ends with the user's turn), and `answer` if any."""
     held_out_prompts: int = 0
-    """Prompts kept apart; their pairs go to held_out.jsonl. A generated task's held-out problems, else the last rows."""
+    """Prompts kept apart; their pairs go to held_out.jsonl. Held-out problems of a generated task, else last rows."""
     chosen: SideSettings = field(default_factory=SideSettings)
     """How `model` answers."""
     rejected: SideSettings = field(default_factory=SideSettings)

@@ -41,7 +41,7 @@ def run(config: str, overrides: Sequence[str] = ()) -> None:
 
     (settings,), mapping = load(config, STAGE, (PairsSettings,), overrides)
     quiet(settings.cpu_threads)
-    hashes = {side: _checked_model(settings, side, config) for side in SIDES}
+    hashes: dict[str, str] = {side: _checked_model(settings, side, config) for side in SIDES}
     prompts, repeated = load_prompts(settings, config)
     kept = {key: value for key, value in mapping.items() if key not in _OF_THE_PROCESS}
     output = Path(settings.output_dir)
