@@ -11,7 +11,7 @@ from tiny_model import write_base, write_chat
 from posttraining.cli import main
 from posttraining.datasets import DataSettings
 from posttraining.errors import Mistake
-from posttraining.evaluate import stage
+from posttraining.evaluate import scoring, stage
 from posttraining.evaluate.results import read_results
 from posttraining.report import gains_table, scores_table
 from posttraining.tasks.arithmetic import is_held_out
@@ -86,20 +86,20 @@ def test_a_killed_evaluation_keeps_what_it_had(
     models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = config(tmp_path, {"chat": models["chat"]}, [task("first"), task("second")])
-    judge, asked = stage.judge, []
+    asked: list[int] = []
+    last_before_the_kill = 7
 
-    def dies_in_the_second_task(*arguments: Any) -> Any:
-        asked.append(arguments)
-        if len(asked) == 8:
+    def judge_or_die(*arguments: Any) -> Any:
+        asked.append(len(asked))
+        if len(asked) > last_before_the_kill:
             raise KeyboardInterrupt
-        return judge(*arguments)
+        return scoring.judge(*arguments)
 
-    monkeypatch.setattr(stage, "judge", dies_in_the_second_task)
+    monkeypatch.setattr(stage, "judge", judge_or_die)
     with pytest.raises(KeyboardInterrupt):
         stage.run(file)
     assert not (tmp_path / "scores").exists()
     asked.clear()
-    monkeypatch.setattr(stage, "judge", lambda *arguments: asked.append(arguments) or judge(*arguments))
     stage.run(file)
     assert len(asked) == 6
     assert list(read_results(tmp_path / "scores").summaries["chat"]) == ["first", "second"]

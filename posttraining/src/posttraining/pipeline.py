@@ -1,6 +1,6 @@
 """The whole of post-training from one config: each stage a process of its own, skipped when it is done.
 
-    posttraining pipeline tiny --set model=runs/latest-export
+    posttraining pipeline tiny --set model=runs/latest-export/export
 
 A stage's folder is there whole or not at all, so being there is being done; `stages/<name>.json` says with which
 settings. A pipeline that was killed is started again with the same words and goes on.
@@ -118,7 +118,7 @@ def plan(settings: PipelineSettings, file: str) -> list[Planned]:
         if "seed" in mapping:
             keys.setdefault("seed", settings.seed)
         words = [
-            f"{key}={yaml.safe_dump(value, default_flow_style=True, width=10**6).strip()}"
+            f"{key}={yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6).strip()}"
             for key, value in keys.items()
         ]
         words = [word.removesuffix("\n...") for word in words]

@@ -11,8 +11,9 @@ from posttraining.evaluate.results import Results, read_results
 from posttraining.evaluate.scoring import Estimate, Kind, by_problem, gain
 from posttraining.files import write_whole
 
-METRICS = "metrics.jsonl"
-"""What a stage that trains leaves in its folder: one JSON object for each logged step, with TRL's names."""
+METRICS, MARGINS = "metrics.jsonl", "margins.json"
+"""What a stage that trains leaves in its folder, one JSON object for each logged step, with TRL's names; and what a
+preference stage measured on held-out pairs."""
 
 _PLOTTED = {
     "sft": ("loss", "mean_token_accuracy"),
@@ -31,6 +32,8 @@ def write_report(output: Path, stages: Mapping[str, tuple[str, Path]], seconds: 
     """
     evaluations = [read_results(folder) for command, folder in stages.values() if command == "evaluate"]
     tables = "\n\n".join(scores_table(results) + "\n\n" + gains_table(results) for results in evaluations)
+    margins = margins_table({name: folder for name, (_, folder) in stages.items()})
+    tables = f"{tables}\n\n{margins}" if margins else tables
     plots = [
         name for name, (command, folder) in stages.items() if _plot(command, folder, output / "plots" / f"{name}.png")
     ]
@@ -75,6 +78,18 @@ def gains_table(results: Results) -> str:
             cells = [f"{before} → {after}", task, *map(_signed, gains[:2]), _signed(gains[2], digits=1)]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def margins_table(folders: Mapping[str, Path]) -> str:
+    """Markdown: what preference stages did to log p(chosen) - log p(rejected) of held-out pairs; empty where none was."""
+    lines = []
+    for name, folder in folders.items():
+        if (folder / MARGINS).is_file():
+            found = json.loads((folder / MARGINS).read_text(encoding="utf-8"))
+            before, after, rise = (Estimate(**found[key]) for key in ("before", "after", "gain"))
+            lines.append(f"| {name} | {found['pairs']} | {before} | {after} | {_signed(rise)} |")
+    head = ["| margin of held-out pairs, nats | n | before | after | gain |", "|---|---:|---:|---:|---:|"]
+    return "\n".join([*head, *lines]) if lines else ""
 
 
 def _signed(value: Estimate, digits: int = 3) -> str:
