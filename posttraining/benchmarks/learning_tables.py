@@ -181,9 +181,9 @@ def _targets(chains: Sequence[Chain]) -> Section:
         lambda one: one.mean <= -0.2,
     )
     notes = (
-        "Settings (SFT steps, GRPO's penalty zone and steps) were chosen on the first seed's base, with another draw of "
-        "held-out problems (recipes/tiny/evaluate.yaml): two-digit problems are few, and most of those below were among "
-        "them. The other seeds' bases were not looked at before."
+        "Settings (SFT steps, GRPO's penalty zone and steps) were chosen on the first seed's base after looking at "
+        "another draw of held-out problems, that of recipes/tiny/evaluate.yaml; two-digit problems are few, so many "
+        "are in both draws. Nothing was chosen by the other seeds' bases."
     )
     return Section("What had to be reached, pooled over the seeds", ("what", "wanted", "found", "reached"), rows, notes)
 

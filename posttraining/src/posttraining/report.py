@@ -81,7 +81,7 @@ def gains_table(results: Results) -> str:
 
 
 def margins_table(folders: Mapping[str, Path]) -> str:
-    """Markdown: what preference stages did to log p(chosen) - log p(rejected) of held-out pairs; empty where none was."""
+    """Markdown: what preference stages did to log p(chosen) - log p(rejected) of held-out pairs; else empty."""
     lines = []
     for name, folder in folders.items():
         if (folder / MARGINS).is_file():
