@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tiny_model import write_base, write_chat
 
 from posttraining.cli import main
@@ -168,7 +169,8 @@ def test_the_harness_is_asked_for_each_model_with_its_thoughts_stripped(models: 
     assert results.harness == {name: {"aime25|0": {"avg@64": 0.25}} for name in models}
     (written,) = (tmp_path / "scores" / "harness" / "chat").rglob("results_*.json")
     words = json.loads(written.read_text())["argv"]
-    assert f"model_name={models['chat']}," in words[2] and "temperature:0.6" in words[2]
+    asked = yaml.safe_load((tmp_path / "scores" / "harness" / "chat" / "model.yaml").read_text())["model_parameters"]
+    assert asked["model_name"] == models["chat"] and asked["system_prompt"] == "/no_think"
+    assert asked["generation_parameters"] == {"max_new_tokens": 32768, "temperature": 0.6, "top_p": 0.95}
     assert "--remove-reasoning-tags" in words
     assert words[words.index("--max-samples") + 1] == "3"
-    assert words[words.index("--system-prompt") + 1] == "/no_think"

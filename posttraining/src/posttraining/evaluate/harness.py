@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from posttraining.errors import StageFailed, mistake
+from posttraining.files import write_whole
 
 
 @dataclass(kw_only=True)
@@ -22,8 +25,14 @@ class HarnessSettings:
     """lighteval's backend; vllm for long answers."""
     max_samples: int | None = None
     """Problems of each task; null: all."""
+    custom_tasks: str | None = None
+    """A Python file with further tasks, as lighteval takes them."""
     batch_size: int = 8
     """Of the accelerate backend."""
+    device: str = "cuda"
+    """Of the accelerate backend: cuda or cpu."""
+    seed: int = 42
+    """Of sampling with vLLM."""
     max_new_tokens: int = 32768
     """The longest answer, thoughts included."""
     temperature: float = 0.6
@@ -41,18 +50,26 @@ def check_harness(settings: HarnessSettings, file: str) -> None:
         raise mistake(file, "harness.lighteval", settings.lighteval, expected)
 
 
-def command(settings: HarnessSettings, model: Path, output: Path) -> list[str]:
-    """The command line. lighteval strips what stands between <think> and </think> before it scores."""
-    generation = (
-        f"{{max_new_tokens:{settings.max_new_tokens},temperature:{settings.temperature},top_p:{settings.top_p}}}"
-    )
-    arguments = f"model_name={model},generation_parameters={generation}"
+def model_config(settings: HarnessSettings, model: Path) -> dict[str, Any]:
+    """What lighteval's model file says."""
+    generation = {"max_new_tokens": settings.max_new_tokens, "temperature": settings.temperature}
+    generation |= {"top_p": settings.top_p, "seed": settings.seed}
+    parameters: dict[str, Any] = {"model_name": str(model), "generation_parameters": generation}
     if settings.backend == "accelerate":
-        arguments += f",batch_size={settings.batch_size}"
-    words = [settings.lighteval, settings.backend, arguments, settings.tasks, "--output-dir", str(output)]
-    words += ["--remove-reasoning-tags", "--reasoning-tags", "[('<think>', '</think>')]"]
+        # Its sampling has no seed of its own: transformers draws from torch's generator.
+        del generation["seed"]
+        parameters |= {"batch_size": settings.batch_size, "device": settings.device}
     if settings.system_prompt is not None:
-        words += ["--system-prompt", settings.system_prompt]
+        parameters["system_prompt"] = settings.system_prompt
+    return {"model_parameters": parameters}
+
+
+def command(settings: HarnessSettings, model_file: Path, output: Path) -> list[str]:
+    """The command line. lighteval strips what stands between <think> and </think> before it scores."""
+    words = [settings.lighteval, settings.backend, str(model_file), settings.tasks, "--output-dir", str(output)]
+    words += ["--remove-reasoning-tags", "--reasoning-tags", "[('<think>', '</think>')]"]
+    if settings.custom_tasks is not None:
+        words += ["--custom-tasks", settings.custom_tasks]
     if settings.max_samples is not None:
         words += ["--max-samples", str(settings.max_samples)]
     return words
@@ -64,7 +81,10 @@ def run_harness(settings: HarnessSettings, model: Path, output: Path) -> dict[st
     Raises StageFailed.
     """
     if not (found := sorted(output.rglob("results_*.json"))):
-        code = subprocess.run(command(settings, model, output), check=False).returncode
+        # A file, because lighteval's model arguments in one word have no way to write a comma or an equals sign.
+        model_file = output / "model.yaml"
+        write_whole(model_file, yaml.safe_dump(model_config(settings, model)))
+        code = subprocess.run(command(settings, model_file, output), check=False).returncode
         if code:
             raise StageFailed(f"lighteval ended with exit code {code}")
         found = sorted(output.rglob("results_*.json"))
