@@ -125,7 +125,8 @@ def _object(cls: type[Any], mapping: Mapping[str, Any], file: str | Path, prefix
 def _check_keys(mapping: Mapping[str, Any], known: set[str], file: str | Path, prefix: str) -> None:
     for key in mapping:
         if key not in known:
-            raise mistake(file, f"{prefix}{key}", NO_VALUE, "unknown key", nearest_name(str(key), known))
+            nearest = nearest_name(str(key), known)
+            raise mistake(file, f"{prefix}{key}", NO_VALUE, "unknown key", nearest and f"{prefix}{nearest}")
 
 
 def _value(value: Any, hint: Any, file: str | Path, key: str) -> Any:

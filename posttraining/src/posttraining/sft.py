@@ -14,7 +14,7 @@ from typing import Any
 
 from posttraining.chat import prepare_tokenizer
 from posttraining.datasets import DataSettings, load_data, load_held_out
-from posttraining.errors import mistake
+from posttraining.errors import NO_VALUE, mistake
 from posttraining.model_folder import check_length, check_model_folder, load_model, load_tokenizer
 from posttraining.settings import StageSettings, load
 
@@ -73,4 +73,7 @@ def build(settings: SftSettings, arguments: Any, data: Any, held_out: Any | None
     trainer = SFTTrainer(
         model=model, args=arguments, train_dataset=data, eval_dataset=held_out, processing_class=tokenizer
     )
+    if len(trainer.train_dataset) == 0:
+        expected = f"no row has anything to learn in its first max_length {arguments.max_length} tokens"
+        raise mistake(settings.model, "data", NO_VALUE, expected)
     return trainer, tokenizer
