@@ -117,6 +117,17 @@ def test_generated_problems_are_held_out_by_the_hash_rule() -> None:
             assert int(answer) == (int(left) + int(right) if sign == "+" else int(left) - int(right))
 
 
+def test_a_file_of_questions_is_asked_as_chats(models: dict[str, str], tmp_path: Path) -> None:
+    file = tmp_path / "questions.jsonl"
+    file.write_text(json.dumps({"problem": "1+1?", "answer": 2}) + "\n")
+    data = DataSettings(path=str(file), columns={"problem": "prompt"})
+    asked = stage._problems(stage.TaskSettings(name="a", data=data, max_new_tokens=5), "file")
+    assert asked == ([[{"role": "user", "content": "1+1?"}]], ["2"])
+    data.columns = {"problems": "prompt"}
+    with pytest.raises(Mistake, match=r"data.columns: 'problems': no such column; .* did you mean problem"):
+        stage._problems(stage.TaskSettings(name="a", data=data, max_new_tokens=5), "file")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -126,7 +137,7 @@ def test_generated_problems_are_held_out_by_the_hash_rule() -> None:
         ({"tasks": [task("a"), task("a")]}, "name: 'a': expected letters, digits"),
         ({"tasks": [task("a", max_new_tokens=999)]}, "max_new_tokens: 999: expected at most 256"),
         ({"tasks": [task("a", samples=0)]}, "samples: 0: expected 1 or more"),
-        ({"tasks": [task("a", mood="plain")]}, "mood: unknown key; did you mean mode?"),
+        ({"tasks": [task("a", mood="plain")]}, "mood: unknown key; did you mean tasks.0.mode?"),
         ({"harness": {"tasks": "aime25|0", "lighteval": "no-such-program"}}, "'no-such-program': no such program"),
     ],
 )

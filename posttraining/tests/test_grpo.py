@@ -90,6 +90,29 @@ def test_a_trained_model_has_its_lineage_its_log_and_stops_at_the_end_of_a_turn(
     assert not list(tmp_path.glob(".grpo*"))
 
 
+def test_the_recipe_for_smollm3_takes_two_steps_at_tiny_size(chat: Path, tmp_path: Path) -> None:
+    file = tmp_path / "problems.jsonl"
+    rows = [{"problem": f"{number}+1?", "answer": str(number + 1), "domain": ["sums"]} for number in range(16)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    smaller = {
+        "model": str(chat),
+        "output_dir": str(tmp_path / "grpo"),
+        "data.path": str(file),
+        "model_init_kwargs": "{dtype: float32}",
+        "max_completion_length": 6,
+        "max_steps": 2,
+        "gradient_accumulation_steps": 1,
+        "use_vllm": False,
+        "bf16": False,
+        "use_cpu": True,
+        "report_to": "none",
+    }
+    grpo.run("smollm3", [f"{key}={value}" for key, value in smaller.items()])
+    log = [json.loads(line) for line in (tmp_path / "grpo" / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in log if "reward" in record] == [1, 2]
+    assert {"rewards/math_accuracy/mean", "rewards/soft_overlong_penalty/mean", "rewards/waits/mean"} <= set(log[0])
+
+
 class Killed(Exception):
     """Stands for a signal that no handler sees."""
 

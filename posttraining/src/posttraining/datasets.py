@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from posttraining.errors import NO_VALUE, Mistake, mistake
+from posttraining.errors import NO_VALUE, Mistake, mistake, nearest_name
 from posttraining.tasks import arithmetic
 
 Kind = Literal["chats", "prompts", "pairs"]
@@ -55,6 +55,8 @@ class DataSettings:
     """The data set's configuration."""
     split: str = "train"
     """The data set's split. Generated rows are of the training split."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Columns of `path` with the names that stages know them by, {problem: prompt}."""
     sources: list[SourceSettings] = field(default_factory=list)
     """A mixture: the rows that each source keeps, shuffled together."""
     generated: Literal["arithmetic"] | None = None
@@ -82,11 +84,21 @@ def load_data(settings: DataSettings, kind: Kind, file: str | Path | None = None
         data = _generated(settings, kind, file)
     elif settings.path:
         data = _read(SourceSettings(path=settings.path, name=settings.name, split=settings.split), file)
+        data = _renamed(data, settings.columns, file)
     else:
         data = _mixture(settings, kind, file)
     if settings.examples is not None and len(data) > settings.examples:
         data = data.select(range(settings.examples))
     return _checked(data, kind, file, "data")
+
+
+def as_conversations(data: Any) -> Any:
+    """Rows of prompts with those that are text made a user's turn, for a model that knows chats."""
+    if not isinstance(data[0]["prompt"], str):
+        return data
+    # The column's type changes, which one map over the column itself cannot do.
+    prompts = [[{"role": "user", "content": prompt}] for prompt in data["prompt"]]
+    return data.remove_columns("prompt").add_column("prompt", prompts)
 
 
 def load_held_out(settings: DataSettings, kind: Kind, file: str | Path | None = None) -> Any | None:
@@ -119,6 +131,16 @@ def _generated(settings: DataSettings, kind: Kind, file: str | Path | None) -> A
     if kind == "pairs":
         raise mistake(file, "data.generated", settings.generated, "generates no pairs; run `posttraining pairs`")
     return from_rows(arithmetic.chats(settings.seed, settings.examples))
+
+
+def _renamed(data: Any, columns: dict[str, str], file: str | Path | None) -> Any:
+    for name in columns:
+        if name not in data.column_names:
+            expected = f"no such column; expected one of {', '.join(data.column_names)}"
+            raise mistake(file, "data.columns", name, expected, nearest_name(name, data.column_names))
+    # A column that has the name already gives way.
+    data = data.remove_columns([name for name in columns.values() if name in data.column_names and name not in columns])
+    return data.rename_columns(columns)
 
 
 def _mixture(settings: DataSettings, kind: Kind, file: str | Path | None) -> Any:

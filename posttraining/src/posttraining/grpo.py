@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from posttraining.alarm_limits import AlarmLimits
-from posttraining.datasets import DataSettings, load_data
+from posttraining.datasets import DataSettings, as_conversations, load_data
 from posttraining.errors import NO_VALUE, StageFailed, mistake
 from posttraining.guard import require_sft
 from posttraining.model_folder import check_length, check_model_folder, load_model, load_tokenizer
@@ -53,7 +53,7 @@ def run(config: str, overrides: Sequence[str] = (), force: str | None = None) ->
     arguments.reward_weights = [choice.weight for choice in settings.rewards]
     rewards = resolve(settings.rewards, config)
     forced = require_sft(folder, STAGE, force)
-    data = load_data(settings.data, "prompts", config)
+    data = as_conversations(load_data(settings.data, "prompts", config))
     work = training.begin(settings, arguments, STAGE, mapping, forced)
     trainer, tokenizer, alarms = build(settings, arguments, rewards, data, work.folder / "alarms.jsonl")
     training.train(trainer, work)

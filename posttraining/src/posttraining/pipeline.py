@@ -30,6 +30,7 @@ from posttraining.report import write_report
 from posttraining.settings import load, read_mapping
 
 COMMANDS = ("sft", "pairs", "prefer", "compare", "grpo", "merge", "evaluate")
+TRAINING = ("sft", "prefer", "compare", "grpo")
 BASE = "model"
 """The name by which stages refer to the folder that the pipeline starts from."""
 
@@ -65,7 +66,7 @@ class PipelineSettings:
     final: str
     """The stage whose model is the result; its folder gets the model card."""
     launcher: list[str] = field(default_factory=list)
-    """What stands before `-m posttraining …` in place of this Python, such as
+    """What stands before `-m posttraining …` in place of this Python where a stage trains, such as
     [accelerate, launch, --config_file, posttraining/accelerate/zero3.yaml]; empty: this Python."""
 
 
@@ -193,7 +194,8 @@ def _run_stage(settings: PipelineSettings, output: Path, one: Planned, lock: int
     }
     seconds = _seconds_before(record_file, one.fingerprint)
     write_whole(record_file, json.dumps(record | {"seconds": seconds}, indent=2) + "\n")
-    command = [*(settings.launcher or [sys.executable]), "-m", "posttraining", one.stage.command, one.stage.recipe]
+    launcher = settings.launcher if one.stage.command in TRAINING else []
+    command = [*(launcher or [sys.executable]), "-m", "posttraining", one.stage.command, one.stage.recipe]
     for override in one.overrides:
         command += ["--set", override]
     # The child holds the lock too: where the pipeline alone is killed, the stage that goes on keeps others out.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from posttraining import lineage
-from posttraining.datasets import DataSettings, load_data
+from posttraining.datasets import DataSettings, as_conversations, load_data
 from posttraining.errors import NO_VALUE, mistake
 from posttraining.evaluate.harness import HarnessSettings, check_harness, run_harness
 from posttraining.evaluate.results import answers_file, read_results, write_answers, write_results
@@ -157,7 +157,7 @@ def _problems(task: TaskSettings, file: str) -> tuple[list[Prompt], list[str]]:
     """The prompts of a task and the answers that are right. Raises Mistake."""
     data = task.data
     if data.generated is None:
-        rows = load_data(data, "prompts", file)
+        rows = as_conversations(load_data(data, "prompts", file))
         if "answer" not in rows.column_names:
             raise mistake(file, f"tasks: {task.name}: data", NO_VALUE, "its rows have no 'answer'")
         return list(rows["prompt"]), [str(answer) for answer in rows["answer"]]
