@@ -19,6 +19,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from posttraining import lineage, prefer
+from posttraining.datasets import load_data
 from posttraining.errors import NO_VALUE, mistake
 from posttraining.files import publish, work_folder
 from posttraining.guard import require_sft
@@ -62,6 +63,7 @@ def run(config: str, overrides: Sequence[str] = (), force: str | None = None) ->
         raise mistake(config, "runs" if settings.seeds else "seeds", NO_VALUE, "is empty")
     for name, keys in settings.runs.items():
         build({**common, **keys}, f"{config}: runs.{name}", (PreferSettings, DPOConfig))
+    load_data(settings.data, "pairs", config)
     output = Path(settings.output_dir)
     work = work_folder(output, {"config": mapping, "parent": lineage.weights_sha256(folder)})
     result = work / "result"

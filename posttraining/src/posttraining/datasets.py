@@ -162,8 +162,10 @@ def _mixture(settings: DataSettings, kind: Kind, file: str | Path | None) -> Any
 
 def _read(source: SourceSettings, file: str | Path | None) -> Any:
     from datasets import disable_progress_bars, load_dataset
+    from datasets.utils import logging
 
     disable_progress_bars()
+    logging.set_verbosity(logging.CRITICAL)  # what is wrong is in the error, which is shown
     path = Path(source.path)
     builder = _BUILDERS.get(path.suffix)
     if builder and not path.is_file():
@@ -175,7 +177,7 @@ def _read(source: SourceSettings, file: str | Path | None) -> Any:
             return load_dataset(builder, data_files=str(path), split="train")
         return load_dataset(source.path, source.name, split=source.split)
     except Exception as error:  # the readers below raise whatever they like
-        reason = str(error).strip().splitlines()[:1]
+        reason = str(error.__cause__ or error).strip().splitlines()[:1]
         raise Mistake(f"{file}: data.path: {source.path!r}: cannot be read: {''.join(reason)}") from error
 
 
