@@ -18,7 +18,9 @@ from posttraining.weights_average import INDEX, write_average
 @pytest.fixture(scope="module")
 def parents(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("parents")
-    return write_chat(folder / "one", seed=1), write_chat(folder / "two", seed=2)
+    one, two = write_chat(folder / "one", seed=1), write_chat(folder / "two", seed=2)
+    (one / "metrics.jsonl").write_text("{}\n")
+    return one, two
 
 
 def config(tmp_path: Path, models: object, method: str = "linear") -> list[str]:
@@ -36,6 +38,8 @@ def test_linear_merge_is_the_weighted_sum_with_both_lineages(parents: tuple[Path
     merge.run(*config(tmp_path, [{"model": str(one), "weight": 0.9}, {"model": str(two), "weight": 0.1}]))
     merged, first, second = weights(tmp_path / "merged"), weights(one), weights(two)
     assert merged.keys() == first.keys()
+    names = {file.name for file in one.iterdir()}
+    assert {file.name for file in (tmp_path / "merged").iterdir()} == names - {"metrics.jsonl"}
     for name, tensor in merged.items():
         torch.testing.assert_close(tensor, 0.9 * first[name] + 0.1 * second[name], rtol=0, atol=1e-7)
     last = lineage.read(tmp_path / "merged")[-1]  # type: ignore[index]

@@ -23,8 +23,8 @@ from posttraining.weights_average import write_average
 
 STAGE = "merge"
 
-_WEIGHT_FILES = {".safetensors"}
-_NOT_COPIED = {"README.md", "model.safetensors.index.json", lineage.FILE}
+_COPIED = ("config.json", "generation_config.json", "*token*", "chat_template*", "vocab*", "merges.txt")
+"""What says how the weights are used; a card, a log and a lineage are about one parent alone."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,5 @@ def _content(file: Path) -> Any:
 
 
 def _copy_settings(source: Path, target: Path) -> None:
-    for file in sorted(source.iterdir()):
-        if file.is_file() and file.suffix not in _WEIGHT_FILES and file.name not in _NOT_COPIED:
-            shutil.copyfile(file, target / file.name)
+    for file in sorted({file for pattern in _COPIED for file in source.glob(pattern) if file.is_file()}):
+        shutil.copyfile(file, target / file.name)
