@@ -2,7 +2,7 @@
 #
 # Options are set on the command line only (an exported RUN or NODES of another program has no effect):
 #   RECIPE=name|path  NODES=n  RUN=name  ARGS="--set key=value …"     for pretrain
-#   RUN=name  ARGS=…                                                  for posttrain: the run whose export it starts from
+#   RUN=name  ARGS="--set key=value …"                                for posttrain: the run whose export it starts from
 #   REPEAT=n          how often test-cluster runs its tests; it stops at the first failure
 #   VENV=path         use that environment as it is: nothing is made or installed (GPU machines with a torch of their own)
 RECIPE = $(if $(NODES),smollm3-3b,tiny)
@@ -39,7 +39,8 @@ PIP_INSTALL = .venv/bin/python -m pip install -qq --disable-pip-version-check --
 PIP_POSTTRAINING = .venv-posttraining/bin/python -m pip install -qq --disable-pip-version-check --no-input \
     -c posttraining/constraints.txt
 
-.PHONY: help pretrain posttrain test test-tiny test-long test-gpu test-cluster test-posttraining cluster-tools lint bench-train bench-checkpoint bench-loader bench-tokenize eval-env docs docs-images
+.PHONY: help pretrain posttrain test test-tiny test-long test-gpu test-cluster test-posttraining cluster-tools lint \
+    bench-train bench-checkpoint bench-loader bench-tokenize eval-env docs docs-images
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
@@ -47,12 +48,14 @@ help:  ## this list
 pretrain: $(READY)  ## text → tokens → training → a Hugging Face folder   [RECIPE=] [NODES=] [RUN=] [ARGS=]
 	@$(CLI) pretrain $(call quoted,$(RECIPE)) $(PRETRAIN_OPTIONS)
 
-posttrain: .venv-posttraining/.ready  ## an export → SFT → preferences → GRPO → merge → scores and a report (eight minutes)   [RUN=] [ARGS=]
-	@run=$(call quoted,$(or $(RUN),latest-export)); run=$$(readlink -f "runs/$$run") && [ -d "$$run/export" ] || { \
-	    echo 'error: runs/$(or $(RUN),latest-export) has no export; run make pretrain first, or name another with RUN=' >&2; \
-	    exit 2; }; \
-	run=runs/$$(basename "$$run"); \
-	.venv-posttraining/bin/posttraining pipeline tiny --set "model=$$run/export" --set "output_dir=$$run/posttraining" $(ARGS)
+posttrain: .venv-posttraining/.ready  ## an export → an assistant, with a report (under eight minutes)   [RUN=] [ARGS=]
+	@name=$(call quoted,$(or $(RUN),latest-export)); \
+	if ! [ -d "runs/$$name/export" ]; then \
+	    echo "error: runs/$$name has no export; run make pretrain first, or name another run with RUN=" >&2; exit 2; \
+	fi; \
+	run=runs/$$(basename "$$(readlink -f "runs/$$name")"); \
+	.venv-posttraining/bin/posttraining pipeline tiny \
+	    --set "model=$$run/export" --set "output_dir=$$run/posttraining" $(ARGS)
 
 test: $(READY_DEV)  ## every unit and property test, one case of every distributed behaviour (under 15 minutes)
 	@$(PYTHON) -m pytest $(ARGS)
