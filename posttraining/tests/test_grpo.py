@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tiny_model import write_base, write_chat
 from transformers import TrainerCallback
 
-from posttraining import grpo, lineage
+from posttraining import grpo, lineage, training
 from posttraining.alarms import LENGTH
 from posttraining.cli import main
 from posttraining.errors import StageFailed
@@ -111,6 +111,15 @@ def test_the_recipe_for_smollm3_takes_two_steps_at_tiny_size(chat: Path, tmp_pat
     log = [json.loads(line) for line in (tmp_path / "grpo" / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in log if "reward" in record] == [1, 2]
     assert {"rewards/math_accuracy/mean", "rewards/soft_overlong_penalty/mean", "rewards/waits/mean"} <= set(log[0])
+
+
+def test_a_checkpoint_that_a_kill_cut_short_is_passed_over(tmp_path: Path) -> None:
+    assert training.last_whole_checkpoint(tmp_path) is None
+    for step, state in ((9, '{"global_step": 9}'), (10, '{"global_step": 10}'), (11, '{"global_st'), (12, None)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if state:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    assert training.last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
 
 
 class Killed(Exception):

@@ -18,7 +18,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
 
 from posttraining import lineage
 from posttraining.datasets import data_fingerprint
@@ -103,10 +103,21 @@ def train(trainer: Any, work: Work, early_at: float | None = None) -> None:
     trainer.add_callback(_Lines(work.stage))
     if early_at is not None:
         trainer.add_callback(_KeepEarly(trainer, work, early_at))
-    checkpoint = get_last_checkpoint(str(work.folder))
+    checkpoint = last_whole_checkpoint(work.folder)
     if checkpoint:
-        print(f"{work.stage}: goes on from step {Path(checkpoint).name.rpartition('-')[2]}", flush=True)
-    trainer.train(resume_from_checkpoint=checkpoint)
+        print(f"{work.stage}: goes on from step {checkpoint.name.rpartition('-')[2]}", flush=True)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def last_whole_checkpoint(folder: Path) -> Path | None:
+    """The last checkpoint that was written to its end (the trainer writes its own state last); None without any."""
+    whole: dict[int, Path] = {}
+    for checkpoint in folder.glob("checkpoint-*"):
+        try:
+            whole[int(json.loads((checkpoint / TRAINER_STATE_NAME).read_text("utf-8"))["global_step"])] = checkpoint
+        except (OSError, ValueError, LookupError):
+            continue
+    return whole[max(whole)] if whole else None
 
 
 def finish(trainer: Any, work: Work, tokenizer: Any, data: Any, extra: Mapping[str, str] | None = None) -> None:
