@@ -115,16 +115,49 @@ def test_every_part_of_a_conversation_is_in_the_text(tokenizer: Any) -> None:
     assert text.count("<think>\n\n</think>") == 2, "each of the assistant's turns opens with the empty thought"
 
 
+def test_system_text_and_tools_that_a_data_set_gives_beside_the_messages_are_in_the_text(tokenizer: Any) -> None:
+    beside = {
+        "custom_instructions": "You are a pirate.",
+        "xml_tools": ['{"name": "add"}'],
+        "python_tools": ["def halve(n: int) -> float: ..."],
+        "enable_thinking": None,
+    }
+    row = {"messages": [USER, REPLY], "chat_template_kwargs": beside}
+    rendered = render(tokenizer, row)
+    text = tokenizer.decode(rendered.token_ids)
+    assert text.startswith("<|im_start|>system\nYou are a pirate.\n\nTools")
+    for part in ('<tools>\n{"name": "add"}\n</tools>', "def halve(n: int) -> float: ...", "2+3\n</think>"):
+        assert part in text
+    check_system_prompt(tokenizer, row, rendered, "here")
+
+
+def test_rows_without_template_arguments_beside_rows_with_them_are_rendered_by_default(
+    base: Path, tmp_path: Path
+) -> None:
+    rows = [
+        {"messages": [USER, REPLY], "chat_template_kwargs": {"enable_thinking": False}},
+        {"messages": [USER, REPLY]},
+    ]
+    file = write_rows(tmp_path / "rows.jsonl", rows)
+    words = [f"model={base}", f"output_dir={tmp_path / 'out'}", f"data={{path: {file}}}"]
+    (settings, arguments), _ = load("tiny", "sft", (sft.SftSettings, SFTConfig), words)
+    trainer, tokenizer = sft.build(settings, arguments, load_data(settings.data, "chats"))
+    texts = [tokenizer.decode(row["input_ids"]) for row in trainer.train_dataset]
+    assert ["<think>\n\n</think>" in text for text in texts] == [True, False]
+    assert "<think>\n2+3\n</think>" in texts[1]
+
+
 def test_a_system_prompt_that_a_template_drops_is_refused(tokenizer: Any, base: Path) -> None:
     deaf = load_tokenizer(base)
     prepare_tokenizer(deaf)
     deaf.chat_template = deaf.chat_template.replace("mode.system = messages[0].content", "mode.system = ''")
+    deaf.chat_template = deaf.chat_template.replace("or custom_instructions", "")
     row = {"messages": [{"role": "system", "content": "You are a pirate."}, USER, REPLY]}
     with pytest.raises(Mistake, match=r"row 7: 'You are a pirate\.': this system prompt is not in what the model sees"):
         check_system_prompt(deaf, row, render(deaf, row), "row 7")
     lost = {"messages": [USER, REPLY], "chat_template_kwargs": {"custom_instructions": "Speak like a pirate."}}
     with pytest.raises(Mistake, match="these instructions are not in what the model sees"):
-        check_system_prompt(tokenizer, lost, render(tokenizer, lost), "row 7")
+        check_system_prompt(deaf, lost, render(deaf, lost), "row 7")
 
 
 @pytest.mark.parametrize("thinking", [True, False])

@@ -195,4 +195,8 @@ def _checked(data: Any, kind: Kind, file: str | Path | None, key: str) -> Any:
         empty = next((number for number, value in enumerate(data[column]) if not value), None)
         if empty is not None:
             raise mistake(file, key, NO_VALUE, f"row {empty} has an empty {column!r}")
-    return data.select_columns([name for name in _kept(kind) if name in data.column_names])
+    data = data.select_columns([name for name in _kept(kind) if name in data.column_names])
+    if "chat_template_kwargs" in data.column_names and None in data["chat_template_kwargs"]:
+        # A row without the column, beside rows with it: it is rendered as the template does by default.
+        data = data.map(lambda row: {"chat_template_kwargs": row["chat_template_kwargs"] or {"enable_thinking": None}})
+    return data
