@@ -134,10 +134,8 @@ def test_system_text_and_tools_that_a_data_set_gives_beside_the_messages_are_in_
 def test_rows_without_template_arguments_beside_rows_with_them_are_rendered_by_default(
     base: Path, tmp_path: Path
 ) -> None:
-    rows = [
-        {"messages": [USER, REPLY], "chat_template_kwargs": {"enable_thinking": False}},
-        {"messages": [USER, REPLY]},
-    ]
+    plain: dict[str, Any] = {"messages": [USER, REPLY]}
+    rows = [{**plain, "chat_template_kwargs": {"enable_thinking": False}}, plain]
     file = write_rows(tmp_path / "rows.jsonl", rows)
     words = [f"model={base}", f"output_dir={tmp_path / 'out'}", f"data={{path: {file}}}"]
     (settings, arguments), _ = load("tiny", "sft", (sft.SftSettings, SFTConfig), words)
