@@ -2,6 +2,7 @@
 #
 # Options are set on the command line only (an exported RUN or NODES of another program has no effect):
 #   RECIPE=name|path  NODES=n  RUN=name  ARGS="--set key=value …"     for pretrain
+#   RUN=name  ARGS="--set key=value …"                                for posttrain: the run whose export it starts from
 #   REPEAT=n          how often test-cluster runs its tests; it stops at the first failure
 #   VENV=path         use that environment as it is: nothing is made or installed (GPU machines with a torch of their own)
 RECIPE = $(if $(NODES),smollm3-3b,tiny)
@@ -35,14 +36,26 @@ READY_DEV := .venv/.ready-dev
 endif
 
 PIP_INSTALL = .venv/bin/python -m pip install -qq --disable-pip-version-check --no-input -c constraints.txt
+PIP_POSTTRAINING = .venv-posttraining/bin/python -m pip install -qq --disable-pip-version-check --no-input \
+    -c posttraining/constraints.txt
 
-.PHONY: help pretrain test test-tiny test-long test-gpu test-cluster cluster-tools lint bench-train bench-checkpoint bench-loader bench-tokenize eval-env docs docs-images
+.PHONY: help pretrain posttrain test test-tiny test-long test-gpu test-cluster test-posttraining cluster-tools lint \
+    bench-train bench-checkpoint bench-loader bench-tokenize eval-env docs docs-images
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
 
 pretrain: $(READY)  ## text → tokens → training → a Hugging Face folder   [RECIPE=] [NODES=] [RUN=] [ARGS=]
 	@$(CLI) pretrain $(call quoted,$(RECIPE)) $(PRETRAIN_OPTIONS)
+
+posttrain: .venv-posttraining/.ready  ## an export → an assistant, with a report (under eight minutes)   [RUN=] [ARGS=]
+	@name=$(call quoted,$(or $(RUN),latest-export)); \
+	if ! [ -d "runs/$$name/export" ]; then \
+	    echo "error: runs/$$name has no export; run make pretrain first, or name another run with RUN=" >&2; exit 2; \
+	fi; \
+	run=runs/$$(basename "$$(readlink -f "runs/$$name")"); \
+	.venv-posttraining/bin/posttraining pipeline tiny \
+	    --set "model=$$run/export" --set "output_dir=$$run/posttraining" $(ARGS)
 
 test: $(READY_DEV)  ## every unit and property test, one case of every distributed behaviour (under 15 minutes)
 	@$(PYTHON) -m pytest $(ARGS)
@@ -64,6 +77,9 @@ test-cluster: cluster-tools $(READY_DEV)  ## on a real Slurm of three nodes on t
 	    passed=$$((passed + 1)); \
 	done; echo "test-cluster: $$passed of $(REPEAT) rounds passed"
 
+test-posttraining: .venv-posttraining/.ready-dev  ## the other distribution, in its own environment (under 15 minutes)
+	@cd posttraining && ../.venv-posttraining/bin/python -m pytest -m 'chain or not chain' $(ARGS)
+
 # Debian's packages; root has them installed, others are told.
 CLUSTER_PACKAGES = slurm-wlm munge iproute2 shellcheck
 
@@ -82,7 +98,8 @@ lint: $(READY_DEV)  ## ruff, mypy and the import rules
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports --no-cache
+	@cd posttraining && $(if $(VENV),$(BIN),../$(BIN))/mypy
+	@PYTHONPATH=posttraining/src $(BIN)/lint-imports --no-cache
 
 # Its peer, transformers, is what exported models are checked with and so in .venv already: no .venv-bench is needed.
 bench-train: $(READY)  ## tokens/s of ours beside a bare loop over transformers; our optimizer beside nanotron's
@@ -136,4 +153,20 @@ docs-images: $(READY)  ## draw the README's picture from a complete run   [RUN=]
 	@echo 'Installing lighteval into .venv-eval (a few minutes, once) …'
 	@[ -x .venv-eval/bin/python ] || .venv/bin/python -m venv .venv-eval
 	@.venv-eval/bin/python -m pip install -qq --disable-pip-version-check --no-input -r launch/evaluate/lighteval.txt
+	@touch $@
+
+# The other distribution's: TRL and what it brings.
+.venv-posttraining/.ready: posttraining/setup.cfg posttraining/pyproject.toml posttraining/constraints.txt
+	@set -e; for python in python3 python3.13 python3.12 python3.11 python; do \
+	    if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then break; fi; \
+	    if [ $$python = python ]; then echo 'Python 3.11 or newer is needed, and none was found.' >&2; exit 2; fi; \
+	done; \
+	[ -x .venv-posttraining/bin/python ] || $$python -m venv .venv-posttraining
+	@echo 'Installing post-training and what it runs on into .venv-posttraining (one to two minutes, once) …'
+	@$(PIP_POSTTRAINING) -e posttraining
+	@touch $@
+
+.venv-posttraining/.ready-dev: .venv-posttraining/.ready
+	@echo 'Installing the test tools into .venv-posttraining (a few seconds, once) …'
+	@$(PIP_POSTTRAINING) -e 'posttraining[dev]'
 	@touch $@

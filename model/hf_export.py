@@ -18,6 +18,7 @@ from model.hf_folder import (
     tokenizer_vocab_size,
 )
 from model.hf_mapping import TokenIds, hf_class, hf_config, hf_shapes, parameter_map, split_to_hf, token_ids_of
+from model.lineage import write_lineage
 from model.model_card import facts_from_recipe, render_card
 from model.whole_folder import check_replaceable, whole_folder
 from nanotron_recipes.errors import UserError
@@ -56,10 +57,18 @@ def export_checkpoint(
     anything else, the model has no Hugging Face class, or the tokenizer does not fit the vocabulary.
     """
     from parallel.checkpoint import read_tensors
+    from parallel.checkpoint_files import read_manifest
 
     recipe = checkpoint_recipe(checkpoint)
-    step = int(checkpoint.name) if checkpoint.name.isdigit() else None
-    return export_tensors(read_tensors(checkpoint), recipe, out, tokenizer_dir=tokenizer_dir, card=card, step=step)
+    return export_tensors(
+        read_tensors(checkpoint),
+        recipe,
+        out,
+        tokenizer_dir=tokenizer_dir,
+        card=card,
+        step=int(checkpoint.name) if checkpoint.name.isdigit() else None,
+        data_fingerprint=read_manifest(checkpoint).data or None,
+    )
 
 
 def checkpoint_recipe(checkpoint: Path) -> Recipe:
@@ -78,9 +87,13 @@ def export_tensors(
     tokenizer_dir: Path | None = None,
     card: str | None = None,
     step: int | None = None,
+    data_fingerprint: str | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> ExportReport:
-    """`export_checkpoint` from global tensors by our names, in any order; their dtype is kept (all must have one)."""
+    """`export_checkpoint` from global tensors by our names, in any order; their dtype is kept (all must have one).
+
+    `data_fingerprint`: of the data that they were trained on, for the lineage; None where nobody knows.
+    """
     name = hf_class(recipe)
     token_ids = _token_ids(recipe, tokenizer_dir)
     with whole_folder(out, own_files=exported_files) as folder:
@@ -96,6 +109,7 @@ def export_tensors(
         copied = copy_tokenizer(tokenizer_dir, folder) if tokenizer_dir else []
         facts = replace(facts_from_recipe(recipe, name=out.name, step=step), has_tokenizer=bool(copied))
         (folder / "README.md").write_text(card or render_card(facts), encoding="utf-8")
+        write_lineage(folder, recipe, data_fingerprint)
         files = sorted([MARKER, *(path.name for path in folder.iterdir())])
         _write_json(folder / MARKER, {"class": name, "step": step, "files": files})
     return ExportReport(out, name, num_parameters(recipe), dtype, writer.files, writer.total_bytes, copied)

@@ -66,6 +66,9 @@ RUN_ELSEWHERE = {
     "tiny --run by-hand": f"{SLURM}test_hosts_without_slurm_train_one_run",
     "make pretrain": TINY,
     "make pretrain NODES=8": "tests/test_docs.py::test_eight_nodes_without_slurm_end_with_2_and_say_why",
+    "make posttrain": (
+        "posttraining/tests/test_chain.py::test_every_stage_leaves_what_the_report_and_the_lineage_tell"
+    ),
     "make test": ".ci/run: make test",
     'make test ARGS="tests/nanotron_recipes -x"': ".ci/run: make test",
     "make lint": ".ci/run: make lint",

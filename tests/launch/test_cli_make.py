@@ -39,6 +39,13 @@ def test_an_environment_may_lie_under_any_name(tmp_path: Path) -> None:
     assert done.returncode == 2 and done.stderr.startswith("error: none: no such recipe or file")
 
 
+def test_posttrain_without_an_export_says_what_to_run_first() -> None:
+    command = ["make", "-s", "-o", ".venv-posttraining/.ready", "posttrain", "RUN=no such run"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: runs/no such run has no export; run make pretrain first")
+
+
 def test_the_pythons_of_the_makefile_are_those_that_setup_cfg_promises() -> None:
     tried = re.findall(r"python(3\.\d+)", (ROOT / "Makefile").read_text())
     promised = re.findall(r"Python :: (3\.\d+)", (ROOT / "setup.cfg").read_text())

@@ -82,6 +82,7 @@ def test_an_export_holds_everything_that_a_user_needs(tmp_path: Path) -> None:
         MARKER,
         "tokenizer.json",
         "tokenizer_config.json",
+        "training_lineage.json",
     ]
     config, generation = (json.loads((out / name).read_text()) for name in ("config.json", "generation_config.json"))
     assert (config["bos_token_id"], config["eos_token_id"], config["pad_token_id"]) == (None, 0, 95)

@@ -1,0 +1,5 @@
+"""`python -m posttraining`, the same as the console script."""
+
+from posttraining.cli import main
+
+main()

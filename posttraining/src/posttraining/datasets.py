@@ -1,0 +1,202 @@
+"""Training data: local files, Hugging Face data sets and mixtures of them, or the generated task."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from posttraining.errors import NO_VALUE, Mistake, mistake, nearest_name
+from posttraining.tasks import arithmetic
+
+Kind = Literal["chats", "prompts", "pairs"]
+COLUMNS: dict[Kind, tuple[str, ...]] = {
+    "chats": ("messages",),
+    "prompts": ("prompt",),
+    "pairs": ("chosen", "rejected"),
+}
+"""What each kind of data must have in a row. A message is {"role", "content"}. Without `prompt`, what `chosen` and
+`rejected` have in common at their beginning is the prompt."""
+OPTIONAL = ("prompt", "answer", "chat_template_kwargs", "tools")
+"""Columns that are kept where a source has them; all others are dropped, for sources rarely agree on them."""
+
+_BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+
+
+@dataclass(kw_only=True)
+class SourceSettings:
+    """One source of a mixture."""
+
+    path: str
+    """A .jsonl, .json, .parquet or .csv file, or the name of a data set on the Hugging Face Hub."""
+    name: str | None = None
+    """The data set's configuration."""
+    split: str = "train"
+    """The data set's split."""
+    weight: float = 1.0
+    """Share of the source's rows that is kept, chosen at random: 0 < weight ≤ 1."""
+    enable_thinking: bool | None = None
+    """The mode its conversations are rendered in; null: as their own chat_template_kwargs or the template say."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight <= 1:
+            raise mistake(None, "weight", self.weight, "expected 0 < weight ≤ 1")
+
+
+@dataclass(kw_only=True)
+class DataSettings:
+    """The rows of a stage: a file or data set, a mixture of several, or generated ones. Exactly one is given."""
+
+    path: str | None = None
+    """A .jsonl, .json, .parquet or .csv file, or the name of a data set on the Hugging Face Hub."""
+    name: str | None = None
+    """The data set's configuration."""
+    split: str = "train"
+    """The data set's split. Generated rows are of the training split."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Columns of `path` with the names that stages know them by, {problem: prompt}."""
+    sources: list[SourceSettings] = field(default_factory=list)
+    """A mixture: the rows that each source keeps, shuffled together."""
+    generated: Literal["arithmetic"] | None = None
+    """A task whose problems are generated; see tasks/arithmetic.py."""
+    examples: int | None = None
+    """Rows to generate, or to keep from the front of the others; null: all of them."""
+    seed: int = 0
+    """Of generating, of choosing and of shuffling rows."""
+    held_out_path: str | None = None
+    """A file in the same form with rows for evaluation only."""
+
+
+def load_data(settings: DataSettings, kind: Kind, file: str | Path | None = None) -> Any:
+    """The `datasets.Dataset` that `settings` describe, with the columns of `kind`; `file` is what messages name.
+
+    Raises Mistake where a source cannot be read, no row is left or a column is missing.
+    """
+    given = [key for key in ("path", "sources", "generated") if getattr(settings, key)]
+    if len(given) != 1:
+        found = ", ".join(f"data.{key}" for key in given) or "none"
+        raise mistake(
+            file, "data", NO_VALUE, f"expected one of data.path, data.sources and data.generated, not {found}"
+        )
+    if settings.generated:
+        data = _generated(settings, kind, file)
+    elif settings.path:
+        data = _read(SourceSettings(path=settings.path, name=settings.name, split=settings.split), file)
+        data = _renamed(data, settings.columns, file)
+    else:
+        data = _mixture(settings, kind, file)
+    if settings.examples is not None and len(data) > settings.examples:
+        data = data.select(range(settings.examples))
+    return _checked(data, kind, file, "data")
+
+
+def as_conversations(data: Any) -> Any:
+    """Rows of prompts with those that are text made a user's turn, for a model that knows chats."""
+    if not isinstance(data[0]["prompt"], str):
+        return data
+    # The column's type changes, which one map over the column itself cannot do.
+    prompts = [[{"role": "user", "content": prompt}] for prompt in data["prompt"]]
+    return data.remove_columns("prompt").add_column("prompt", prompts)
+
+
+def load_held_out(settings: DataSettings, kind: Kind, file: str | Path | None = None) -> Any | None:
+    """The rows at `held_out_path`; None where it is not set."""
+    if settings.held_out_path is None:
+        return None
+    return _checked(_read(SourceSettings(path=settings.held_out_path), file), kind, file, "data.held_out_path")
+
+
+def data_fingerprint(data: Any) -> str:
+    """sha256 over the rows in their order, each as JSON with sorted keys and a newline: the same wherever they lie."""
+    digest = hashlib.sha256()
+    for row in data:
+        digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def from_rows(rows: list[dict[str, Any]]) -> Any:
+    """A `datasets.Dataset` of rows."""
+    from datasets import Dataset
+
+    return Dataset.from_list(rows)
+
+
+def _generated(settings: DataSettings, kind: Kind, file: str | Path | None) -> Any:
+    if settings.examples is None or settings.examples < 1:
+        raise mistake(file, "data.examples", settings.examples, "expected how many problems to generate, 1 or more")
+    if kind == "prompts":
+        return from_rows(arithmetic.prompts(settings.seed, settings.examples, "train"))
+    if kind == "pairs":
+        raise mistake(file, "data.generated", settings.generated, "generates no pairs; run `posttraining pairs`")
+    return from_rows(arithmetic.chats(settings.seed, settings.examples))
+
+
+def _renamed(data: Any, columns: dict[str, str], file: str | Path | None) -> Any:
+    for name in columns:
+        if name not in data.column_names:
+            expected = f"no such column; expected one of {', '.join(data.column_names)}"
+            raise mistake(file, "data.columns", name, expected, nearest_name(name, data.column_names))
+    # A column that has the name already gives way.
+    data = data.remove_columns([name for name in columns.values() if name in data.column_names and name not in columns])
+    return data.rename_columns(columns)
+
+
+def _mixture(settings: DataSettings, kind: Kind, file: str | Path | None) -> Any:
+    from datasets import concatenate_datasets
+
+    parts = []
+    for source in settings.sources:
+        rows = _read(source, file)
+        if source.enable_thinking is not None:
+            mode = {"enable_thinking": source.enable_thinking}
+            rows = rows.remove_columns([name for name in ("chat_template_kwargs",) if name in rows.column_names])
+            rows = rows.add_column("chat_template_kwargs", [mode] * len(rows))
+        rows = rows.select_columns([name for name in _kept(kind) if name in rows.column_names])
+        if source.weight < 1:
+            rows = rows.shuffle(seed=settings.seed).select(range(int(len(rows) * source.weight)))
+        parts.append(rows)
+    return concatenate_datasets(parts).shuffle(seed=settings.seed)
+
+
+def _read(source: SourceSettings, file: str | Path | None) -> Any:
+    from datasets import disable_progress_bars, load_dataset
+    from datasets.utils import logging
+
+    disable_progress_bars()
+    logging.set_verbosity(logging.CRITICAL)  # what is wrong is in the error, which is shown
+    path = Path(source.path)
+    builder = _BUILDERS.get(path.suffix)
+    if builder and not path.is_file():
+        raise mistake(file, "data.path", source.path, "no such file")
+    if builder and path.stat().st_size == 0:
+        raise mistake(file, "data.path", source.path, "holds no rows")
+    try:
+        if builder:
+            return load_dataset(builder, data_files=str(path), split="train")
+        return load_dataset(source.path, source.name, split=source.split)
+    except Exception as error:  # the readers below raise whatever they like
+        reason = str(error.__cause__ or error).strip().splitlines()[:1]
+        raise Mistake(f"{file}: data.path: {source.path!r}: cannot be read: {''.join(reason)}") from error
+
+
+def _kept(kind: Kind) -> list[str]:
+    return list(dict.fromkeys((*COLUMNS[kind], *OPTIONAL)))
+
+
+def _checked(data: Any, kind: Kind, file: str | Path | None, key: str) -> Any:
+    if len(data) == 0:
+        raise mistake(file, key, NO_VALUE, "holds no rows")
+    for column in COLUMNS[kind]:
+        if column not in data.column_names:
+            found = ", ".join(data.column_names)
+            raise mistake(file, key, NO_VALUE, f"its rows have no {column!r} (they have {found})")
+        empty = next((number for number, value in enumerate(data[column]) if not value), None)
+        if empty is not None:
+            raise mistake(file, key, NO_VALUE, f"row {empty} has an empty {column!r}")
+    data = data.select_columns([name for name in _kept(kind) if name in data.column_names])
+    if "chat_template_kwargs" in data.column_names and None in data["chat_template_kwargs"]:
+        # A row without the column, beside rows with it: it is rendered as the template does by default.
+        data = data.map(lambda row: {"chat_template_kwargs": row["chat_template_kwargs"] or {"enable_thinking": None}})
+    return data

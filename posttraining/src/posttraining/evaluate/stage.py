@@ -1,0 +1,172 @@
+"""Evaluating models: offline tasks with standard errors, and the standard harness where it is asked.
+
+    posttraining evaluate tiny --set models.mine=runs/merged --set output_dir=runs/scores
+
+Tasks are asked of every model in one process. What is scored is kept beside `output_dir` until all is, so that an
+evaluation that was killed goes on where it was.
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from posttraining import lineage
+from posttraining.datasets import DataSettings, as_conversations, load_data
+from posttraining.errors import NO_VALUE, mistake
+from posttraining.evaluate.harness import HarnessSettings, check_harness, run_harness
+from posttraining.evaluate.results import answers_file, read_results, write_answers, write_results
+from posttraining.evaluate.scoring import Mode, judge
+from posttraining.files import publish, work_folder
+from posttraining.generation import Backend, Generator, Prompt
+from posttraining.model_folder import check_length, check_model_folder
+from posttraining.report import gains_table, scores_table
+from posttraining.settings import load
+from posttraining.tasks import arithmetic
+
+
+@dataclass(kw_only=True)
+class TaskSettings:
+    """One task: problems, and how they are asked."""
+
+    name: str
+    """What tables call it."""
+    data: DataSettings
+    """Rows with `prompt` and `answer`; of a generated task, always its held-out problems."""
+    mode: Mode = "think"
+    """think or no_think: the chat template's; plain: the base model's own form, without a template."""
+    temperature: float = 0.0
+    """0: greedy; 1 with nothing cut: what training by reinforcement samples from."""
+    samples: int = 1
+    """Answers to each problem (avg@k)."""
+    max_new_tokens: int
+    """The longest answer, in tokens."""
+    models: list[str] = field(default_factory=list)
+    """Names of the models that are asked; empty: all."""
+
+
+@dataclass(kw_only=True)
+class EvaluateSettings:
+    """Keys of evaluate.yaml."""
+
+    models: dict[str, str]
+    """Name → folder in Hugging Face form. Tables keep the order, and compare each with the one before."""
+    output_dir: str
+    """The folder for results.json and answers/."""
+    seed: int = 42
+    """Of sampling."""
+    batch_size: int = 128
+    """Answers generated at a time."""
+    backend: Backend = "auto"
+    """vLLM or transformers; auto: vLLM where it is installed and there is a GPU."""
+    dtype: str = "auto"
+    """A torch dtype's name; auto: as the weights are stored."""
+    cpu_threads: int | None = None
+    """Threads that torch computes with on a CPU; null: as many as torch chooses."""
+    tasks: list[TaskSettings] = field(default_factory=list)
+    """The offline tasks."""
+    harness: HarnessSettings | None = None
+    """Tasks of the standard harness, which read data sets from the Hub."""
+
+
+def run(config: str, overrides: Sequence[str] = ()) -> None:
+    """Evaluate what the config names. Raises Mistake; StageFailed where the harness fails."""
+    from posttraining.training import quiet
+
+    (settings,), mapping = load(config, "evaluate", (EvaluateSettings,), overrides)
+    _check(settings, config)
+    quiet(settings.cpu_threads)
+    target = Path(settings.output_dir)
+    asked = {model: [task.name for task in settings.tasks if _asks(task, model)] for model in settings.models}
+    weights = {model: lineage.weights_sha256(Path(folder)) for model, folder in settings.models.items()}
+    work = work_folder(target, {"config": mapping, "weights": weights})
+    part = work / "scores"
+    for model, folder in settings.models.items():
+        _ask(settings, config, model, folder, part)
+    harness = {
+        name: run_harness(settings.harness, Path(folder), part / "harness" / name)
+        for name, folder in (settings.models.items() if settings.harness else ())
+    }
+    write_results(part, asked, mapping, harness)
+    publish(part, target)
+    shutil.rmtree(work)
+    results = read_results(target)
+    print(scores_table(results))
+    if len(settings.models) > 1:
+        print(gains_table(results))
+    print(f"Next: every answer, with the text, lies in {target / 'answers'}")
+
+
+def _check(settings: EvaluateSettings, file: str) -> None:
+    if not settings.models:
+        raise mistake(file, "models", {}, "expected at least one, name: folder")
+    if not settings.tasks and settings.harness is None:
+        raise mistake(file, "tasks", [], "expected at least one task, or a section harness")
+    names = [task.name for task in settings.tasks]
+    for name in [*names, *settings.models]:
+        if names.count(name) > 1 or not name.replace("-", "").replace("_", "").isalnum():
+            raise mistake(file, "name", name, "expected letters, digits, - and _, and no name twice")
+    for folder in map(check_model_folder, settings.models.values()):
+        for task in settings.tasks:
+            check_length(folder, f"tasks: {task.name}: max_new_tokens", task.max_new_tokens, file)
+    for task in settings.tasks:
+        for key, value in (("max_new_tokens", task.max_new_tokens), ("samples", task.samples)):
+            if value < 1:
+                raise mistake(file, f"tasks: {task.name}: {key}", value, "expected 1 or more")
+        if task.mode == "plain" and not task.data.generated:
+            raise mistake(file, f"tasks: {task.name}: mode", task.mode, "only generated problems have a plain form")
+    if settings.harness is not None:
+        check_harness(settings.harness, file)
+
+
+def _asks(task: TaskSettings, model: str) -> bool:
+    return not task.models or model in task.models
+
+
+def _ask(settings: EvaluateSettings, file: str, model: str, folder: str, part: Path) -> None:
+    todo = [
+        task for task in settings.tasks if _asks(task, model) and not answers_file(part, model, task.name).is_file()
+    ]
+    if not todo:
+        return
+    generator = Generator(folder, settings.backend, settings.dtype, settings.batch_size)
+    if not generator.tokenizer.chat_template and generator.backend == "transformers":
+        from posttraining.chat import prepare_tokenizer
+
+        prepare_tokenizer(generator.tokenizer, generator.model)
+    for task in todo:
+        prompts, expected = _problems(task, file)
+        answers = generator(
+            prompts * task.samples,
+            max_new_tokens=task.max_new_tokens,
+            temperature=task.temperature,
+            seed=settings.seed,
+            template=None if task.mode == "plain" else {"enable_thinking": task.mode == "think"},
+        )
+        expected *= task.samples
+        scores = [
+            judge(place % len(prompts), right, answer, task.mode)
+            for place, (right, answer) in enumerate(zip(expected, answers, strict=True))
+        ]
+        write_answers(answers_file(part, model, task.name), scores, [answer.text for answer in answers])
+        right = sum(score.right for score in scores) / len(scores)
+        print(f"{model}: {task.name}: {right:.3f} of {len(scores)} answers right", flush=True)
+
+
+def _problems(task: TaskSettings, file: str) -> tuple[list[Prompt], list[str]]:
+    """The prompts of a task and the answers that are right. Raises Mistake."""
+    data = task.data
+    if data.generated is None:
+        rows = as_conversations(load_data(data, "prompts", file))
+        if "answer" not in rows.column_names:
+            raise mistake(file, f"tasks: {task.name}: data", NO_VALUE, "its rows have no 'answer'")
+        return list(rows["prompt"]), [str(answer) for answer in rows["answer"]]
+    if data.examples is None or data.examples < 1:
+        raise mistake(
+            file, f"tasks: {task.name}: data.examples", data.examples, "expected how many problems, 1 or more"
+        )
+    problems = arithmetic.problems(data.seed, data.examples, "held_out")
+    answers = [problem.answer for problem in problems]
+    if task.mode == "plain":
+        return [problem.plain_prompt for problem in problems], answers
+    return [[{"role": "user", "content": problem.question}] for problem in problems], answers

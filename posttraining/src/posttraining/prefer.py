@@ -1,0 +1,139 @@
+"""Preference optimisation: APO-zero, APO-down or DPO, through TRL's DPOTrainer.
+
+    posttraining prefer tiny --set model=runs/sft --set data.path=runs/pairs/pairs.jsonl --set loss_type=[apo_zero]
+
+With c and r the log-ratios of the policy to the reference for the chosen and the rejected answer, σ the logistic
+function and β = `beta`, the losses of a pair are (D'Oosterlinck et al. 2024, arXiv 2408.06266; Rafailov et al. 2023,
+arXiv 2305.18290)
+
+    apo_zero   (1 - σ(βc)) + σ(βr)             chosen more likely, rejected less
+    apo_down   σ(βc) + (1 - σ(β(c - r)))       both less likely, the rejected one more so
+    sigmoid    -log σ(β(c - r))                DPO: only the difference counts
+
+What the held-out pairs' margin, log p(chosen) - log p(rejected), gained is written to margins.json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from posttraining.chat import require_template
+from posttraining.datasets import DataSettings, load_data, load_held_out
+from posttraining.errors import mistake
+from posttraining.guard import require_sft
+from posttraining.model_folder import check_length, check_model_folder, load_model, load_tokenizer
+from posttraining.settings import StageSettings, build, read_mapping
+
+STAGE = "prefer"
+MARGINS = "margins.json"
+
+_COLUMNS = ("prompt", "chosen", "rejected", "chat_template_kwargs", "tools")
+
+
+@dataclass(kw_only=True)
+class PreferSettings(StageSettings):
+    """Keys of prefer.yaml beside those of TRL's DPOConfig."""
+
+    data: DataSettings
+    """Pairs: rows with `prompt`, `chosen` and `rejected`; margins are measured on those of `data.held_out_path`."""
+
+
+def run(config: str, overrides: Sequence[str] = (), force: str | None = None) -> None:
+    """Train the config's `model` on pairs into its `output_dir`, or go on where a killed run was.
+
+    Raises Mistake, also where the model had no SFT and `force` gives no reason.
+    """
+    mapping, _ = read_mapping(config, STAGE, overrides)
+    if train(mapping, config, force):
+        print(f"Next: posttraining grpo CONFIG --set model={mapping['output_dir']}")
+
+
+def train(mapping: Mapping[str, Any], config: str, force: str | None = None) -> bool:
+    """`run` for keys that are read already; `config` is what messages name. True in the main process."""
+    from trl import DPOConfig
+
+    from posttraining import training
+
+    settings, arguments = build(mapping, config, (PreferSettings, DPOConfig))
+    folder = check_model_folder(settings.model)
+    forced = require_sft(folder, STAGE, force)
+    check_length(folder, "max_length", arguments.max_length, config)
+    data, held_out = load_data(settings.data, "pairs", config), load_held_out(settings.data, "pairs", config)
+    if held_out is None and arguments.eval_strategy != "no":
+        raise mistake(config, "eval_strategy", str(arguments.eval_strategy.value), "needs data.held_out_path")
+    work = training.begin(settings, arguments, STAGE, mapping, forced)
+    trainer, tokenizer = make_trainer(settings, arguments, data, held_out)
+    training.train(trainer, work)
+    gained = margins(trainer) if held_out is not None and arguments.precompute_ref_log_probs else None
+    extra = {MARGINS: json.dumps(gained, indent=2) + "\n"} if gained else {}
+    training.finish(trainer, work, tokenizer, data, extra)
+    main = bool(trainer.is_world_process_zero())
+    if main:
+        losses = "+".join(arguments.loss_type)
+        print(f"{STAGE}: {trainer.state.global_step} steps of {losses}, in {settings.output_dir}")
+        if gained:
+            print(f"{STAGE}: margin of {gained['pairs']} held-out pairs {_shown(gained['gain'])} nats")
+    return main
+
+
+def make_trainer(settings: PreferSettings, arguments: Any, data: Any, held_out: Any | None) -> tuple[Any, Any]:
+    """TRL's trainer for pairs, and the tokenizer. `arguments`: a DPOConfig."""
+    from trl import DPOTrainer
+
+    model = load_model(settings.model, **{"dtype": "auto", **(arguments.model_init_kwargs or {})})
+    tokenizer = load_tokenizer(settings.model)
+    require_template(tokenizer, Path(settings.model))
+    arguments.model_init_kwargs = None  # they have been used
+    trainer = DPOTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=_pairs_only(data),
+        eval_dataset=None if held_out is None else _pairs_only(held_out),
+        processing_class=tokenizer,
+    )
+    return trainer, tokenizer
+
+
+def margins(trainer: Any) -> dict[str, Any]:
+    """What training did to the held-out pairs: mean log p(chosen) - log p(rejected) before and after, in nats.
+
+    `gain` has the standard error of the paired differences; `ranked_*` is the share of pairs whose chosen answer is
+    the likelier one. Before is the reference, whose log-probabilities the trainer computed ahead.
+    """
+    import torch
+
+    from posttraining.evaluate.scoring import estimate
+
+    after: list[float] = []
+    trainer.model.eval()
+    with torch.no_grad():
+        for batch in trainer.get_eval_dataloader():
+            chosen, rejected = trainer.compute_ref_log_probs(trainer.model_wrapped, batch)
+            after += trainer.accelerator.gather_for_metrics(chosen - rejected).tolist()
+    reference = trainer.eval_dataset.with_format(None)
+    before = [c - r for c, r in zip(reference["ref_chosen_logps"], reference["ref_rejected_logps"], strict=True)]
+    return {
+        "pairs": len(after),
+        "before": asdict(estimate(before)),
+        "after": asdict(estimate(after)),
+        "gain": asdict(estimate([new - old for old, new in zip(before, after, strict=True)])),
+        "ranked_before": sum(value > 0 for value in before) / len(before),
+        "ranked_after": sum(value > 0 for value in after) / len(after),
+    }
+
+
+def _shown(gain: Mapping[str, float]) -> str:
+    return f"{gain['mean']:+.3f} ± {gain['error']:.3f}"
+
+
+def _pairs_only(data: Any) -> Any:
+    """What the trainer reads. A prompt that is text beside answers that are conversations repeats their beginning, and
+    is left for the trainer to take from there."""
+    names = [name for name in _COLUMNS if name in data.column_names]
+    if "prompt" in names and isinstance(data[0]["prompt"], str) and not isinstance(data[0]["chosen"], str):
+        names.remove("prompt")
+    return data.select_columns(names)

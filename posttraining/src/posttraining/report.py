@@ -1,0 +1,140 @@
+"""The report of a pipeline: what every stage's model can do, what each stage gained, and how its training went."""
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from posttraining.evaluate.results import Results, read_results
+from posttraining.evaluate.scoring import Estimate, Kind, by_problem, gain
+from posttraining.files import write_whole
+
+METRICS, MARGINS = "metrics.jsonl", "margins.json"
+"""What a stage that trains leaves in its folder, one JSON object for each logged step, with TRL's names; and what a
+preference stage measured on held-out pairs."""
+
+_PLOTTED = {
+    "sft": ("loss", "mean_token_accuracy"),
+    "prefer": ("loss", "rewards/margins", "eval_rewards/margins", "rewards/accuracies"),
+    "grpo": ("reward", "rewards/accuracy/mean", "completions/mean_length", "entropy"),
+}
+
+_GAINED: tuple[Kind, ...] = ("right", "well_formed", "tokens")
+
+
+def write_report(output: Path, stages: Mapping[str, tuple[str, Path]], seconds: Mapping[str, float]) -> str:
+    """Write report.md, report.json and plots/<stage>.png into `output`; returns the tables as text.
+
+    `stages`: name → (command, folder), in order. `seconds`: what each took. The tables hold scores only, so that two
+    runs with one seed have the same; times stand in a section of their own.
+    """
+    evaluations = [read_results(folder) for command, folder in stages.values() if command == "evaluate"]
+    tables = "\n\n".join(scores_table(results) + "\n\n" + gains_table(results) for results in evaluations)
+    margins = margins_table({name: folder for name, (_, folder) in stages.items()})
+    tables = f"{tables}\n\n{margins}" if margins else tables
+    plots = [
+        name for name, (command, folder) in stages.items() if _plot(command, folder, output / "plots" / f"{name}.png")
+    ]
+    times = [f"| {name} | {command} | {seconds[name]:.0f} |" for name, (command, _) in stages.items()]
+    parts = [
+        "# Post-training",
+        tables,
+        "## Stages",
+        "| stage | command | seconds |\n|---|---|---:|\n" + "\n".join(times),
+    ]
+    parts += [f"### {name}\n\n![{name}](plots/{name}.png)" for name in plots]
+    write_whole(output / "report.md", "\n\n".join(parts) + "\n")
+    content = {
+        "scores": [_scores(results) for results in evaluations],
+        "stages": {name: {"command": command, "seconds": seconds[name]} for name, (command, _) in stages.items()},
+    }
+    write_whole(output / "report.json", json.dumps(content, indent=2) + "\n")
+    return tables
+
+
+def scores_table(results: Results) -> str:
+    """Markdown: a line for each model and task."""
+    lines = ["| model | task | n | accuracy | format | tokens | ended |", "|---|---|---:|---:|---:|---:|---:|"]
+    for model, tasks in results.summaries.items():
+        for task, summary in tasks.items():
+            tokens = f"{summary.tokens.mean:.1f} ± {summary.tokens.error:.1f}"
+            cells = [model, task, str(summary.n), str(summary.accuracy), str(summary.format), tokens]
+            lines.append(f"| {' | '.join([*cells, f'{summary.ended.mean:.3f}'])} |")
+    return "\n".join(lines)
+
+
+def gains_table(results: Results) -> str:
+    """Markdown: what each model gained over the one before it on the same problems; errors are those of differences."""
+    lines = ["| gain | task | accuracy | format | tokens |", "|---|---|---:|---:|---:|"]
+    models = list(results.summaries)
+    for before, after in itertools.pairwise(models):
+        for task in results.summaries[after]:
+            if task not in results.summaries[before]:
+                continue
+            old, new = results.scores(before, task), results.scores(after, task)
+            gains = [gain(by_problem(old, kind), by_problem(new, kind)) for kind in _GAINED]
+            cells = [f"{before} → {after}", task, *map(_signed, gains[:2]), _signed(gains[2], digits=1)]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def margins_table(folders: Mapping[str, Path]) -> str:
+    """Markdown: what preference stages did to log p(chosen) - log p(rejected) of held-out pairs; else empty."""
+    lines = []
+    for name, folder in folders.items():
+        if (folder / MARGINS).is_file():
+            found = json.loads((folder / MARGINS).read_text(encoding="utf-8"))
+            before, after, rise = (Estimate(**found[key]) for key in ("before", "after", "gain"))
+            lines.append(f"| {name} | {found['pairs']} | {before} | {after} | {_signed(rise)} |")
+    head = ["| margin of held-out pairs, nats | n | before | after | gain |", "|---|---:|---:|---:|---:|"]
+    return "\n".join([*head, *lines]) if lines else ""
+
+
+def _signed(value: Estimate, digits: int = 3) -> str:
+    return f"{value.mean:+.{digits}f} ± {value.error:.{digits}f}"
+
+
+def _scores(results: Results) -> dict[str, Any]:
+    return {
+        model: {task: asdict(summary) for task, summary in tasks.items()} for model, tasks in results.summaries.items()
+    }
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """What a stage logged; a line that does not parse is left out."""
+    records = []
+    for line in (folder / METRICS).read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records
+
+
+def _plot(command: str, folder: Path, target: Path) -> bool:
+    """Draw what the stage logged; False where it logged nothing that is plotted."""
+    if not (folder / METRICS).is_file():
+        return False
+    records = read_metrics(folder)
+    curves = [(name, _curve(records, name)) for name in _PLOTTED.get(command, ("loss",))]
+    curves = [(name, points) for name, points in curves if points]
+    if not curves:
+        return False
+    # The object interface: no window, and no state that a second figure would share.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4 * len(curves), 2.8), layout="constrained")
+    for axes, (name, points) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
+        axes.plot([step for step, _ in points], [value for _, value in points], linewidth=1)
+        axes.set_title(name, fontsize=9)
+        axes.set_xlabel("step", fontsize=8)
+        axes.tick_params(labelsize=7)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=110, metadata={"Software": None})
+    return True
+
+
+def _curve(records: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
+    return [(record["step"], record[name]) for record in records if isinstance(record.get(name), int | float)]

@@ -1,0 +1,79 @@
+"""Supervised fine-tuning and mid-training: TRL's SFTTrainer on conversations in the chat template.
+
+    posttraining sft tiny --set model=runs/latest-export/export --set output_dir=runs/sft
+
+What is learnt is the assistant's turns: headers, user turns, tool results and the system message are masked
+(`assistant_only_loss`). With `packing: true` several conversations share a row; their positions keep attention apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from posttraining.chat import prepare_tokenizer
+from posttraining.datasets import DataSettings, load_data, load_held_out
+from posttraining.errors import NO_VALUE, mistake
+from posttraining.model_folder import check_length, check_model_folder, load_model, load_tokenizer
+from posttraining.settings import StageSettings, load
+
+STAGE = "sft"
+
+
+@dataclass(kw_only=True)
+class SftSettings(StageSettings):
+    """Keys of sft.yaml beside those of TRL's SFTConfig."""
+
+    data: DataSettings
+    """Conversations: rows with `messages`; also `tools` and `chat_template_kwargs` where they have any."""
+    stage: str = STAGE
+    """The stage's name in the lineage: sft, or mid for mid-training, after which prefer and grpo are still refused."""
+    early_at: float | None = None
+    """Share of the steps, between 0 and 1, after which the weights are kept in the folder `early`: a weaker model of
+    the same make, for preference pairs. null: none are kept."""
+    system_prompts: bool = True
+    """Whether preview and training insist that every system message is in what the model sees."""
+
+    def __post_init__(self) -> None:
+        if self.early_at is not None and not 0 < self.early_at < 1:
+            raise mistake(None, "early_at", self.early_at, "expected a share between 0 and 1")
+        if self.stage not in (STAGE, "mid"):
+            raise mistake(None, "stage", self.stage, "expected sft or mid")
+
+
+def run(config: str, overrides: Sequence[str] = ()) -> None:
+    """Fine-tune the config's `model` into its `output_dir`, or go on where a killed run was. Raises Mistake."""
+    from trl import SFTConfig
+
+    from posttraining import training
+
+    (settings, arguments), mapping = load(config, STAGE, (SftSettings, SFTConfig), overrides)
+    folder = check_model_folder(settings.model)
+    check_length(folder, "max_length", arguments.max_length, config)
+    data = load_data(settings.data, "chats", config)
+    work = training.begin(settings, arguments, settings.stage, mapping, None)
+    trainer, tokenizer = build(settings, arguments, data, load_held_out(settings.data, "chats", config))
+    training.train(trainer, work, settings.early_at)
+    training.finish(trainer, work, tokenizer, data)
+    if trainer.is_world_process_zero():
+        loss = training.last_value(trainer, "loss")
+        print(f"{settings.stage}: {trainer.state.global_step} steps, loss {loss:.3f}, in {settings.output_dir}")
+        print(f"Next: posttraining pairs CONFIG --set model={settings.output_dir}")
+
+
+def build(settings: SftSettings, arguments: Any, data: Any, held_out: Any | None = None) -> tuple[Any, Any]:
+    """TRL's trainer for `data`, and the tokenizer with the chat template. `arguments`: an SFTConfig."""
+    from trl import SFTTrainer
+
+    model = load_model(settings.model, **{"dtype": "auto", **(arguments.model_init_kwargs or {})})
+    tokenizer = load_tokenizer(settings.model)
+    prepare_tokenizer(tokenizer, model)
+    arguments.model_init_kwargs = None  # they have been used
+    trainer = SFTTrainer(
+        model=model, args=arguments, train_dataset=data, eval_dataset=held_out, processing_class=tokenizer
+    )
+    if len(trainer.train_dataset) == 0:
+        expected = f"no row has anything to learn in its first max_length {arguments.max_length} tokens"
+        raise mistake(settings.model, "data", NO_VALUE, expected)
+    return trainer, tokenizer

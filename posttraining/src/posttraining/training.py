@@ -1,0 +1,211 @@
+"""What the stages that train with TRL have in common: a work folder to resume from, a finished folder at the end."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer import TRAINER_STATE_NAME
+
+from posttraining import lineage
+from posttraining.datasets import data_fingerprint
+from posttraining.files import publish, work_folder, write_whole
+from posttraining.model_folder import save_tokenizer_and_configs
+from posttraining.settings import StageSettings
+
+METRICS = "metrics.jsonl"
+"""One JSON object for each logged step, with TRL's names."""
+EARLY = "early"
+"""The folder, inside a stage's own, with the weights of an earlier step."""
+
+
+_SHOWN = (
+    "loss",
+    "learning_rate",
+    "mean_token_accuracy",
+    "rewards/margins",
+    "reward",
+    "completions/mean_length",
+    "eval_loss",
+    "eval_rewards/margins",
+    "eval_rewards/accuracies",
+)
+"""Metrics that are in the line of a logged step, where the trainer has them."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A stage under way: the folder that it trains in, beside the one that it will leave."""
+
+    folder: Path
+    """`.<name>.work`: the trainer's checkpoints, from which a killed stage goes on."""
+    output: Path
+    """Where the stage's folder will be."""
+    parent: Path
+    """The model's folder that the stage starts from."""
+    stage: str
+    """The stage's name in the lineage."""
+    config: Mapping[str, Any]
+    """The stage's keys, as its file and --set say them."""
+    forced: str | None = None
+    """The reason given to the guard, where it would have refused `parent`."""
+
+
+def begin(
+    settings: StageSettings, arguments: TrainingArguments, stage: str, config: Mapping[str, Any], forced: str | None
+) -> Work:
+    """Make or find the stage's work folder and let the trainer write there; set the threads of a CPU.
+
+    Raises Mistake where `output_dir` is taken, or holds an unfinished training with other settings.
+    """
+    quiet(settings.cpu_threads)
+    parent = Path(settings.model)
+    content = {"stage": stage, "config": config, "parent": lineage.weights_sha256(parent)}
+    with arguments.main_process_first(desc="work folder"):
+        folder = work_folder(Path(settings.output_dir), content)
+    work = Work(folder, Path(settings.output_dir), parent, stage, config, forced)
+    arguments.output_dir = str(work.folder)
+    return work
+
+
+def quiet(cpu_threads: int | None) -> None:
+    """Set the threads of a CPU (None: leave them) and leave the progress to the stages' own lines."""
+    import datasets
+    import torch
+    from transformers.utils import logging
+
+    if cpu_threads is not None:
+        torch.set_num_threads(cpu_threads)
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
+
+
+def train(trainer: Any, work: Work, early_at: float | None = None) -> None:
+    """Train, from the last checkpoint in the work folder where there is one.
+
+    `early_at`: the share of the steps after which the weights are kept as a folder of their own, `early`.
+    """
+    for callback in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(callback)
+    trainer.add_callback(_Lines(work.stage))
+    if early_at is not None:
+        trainer.add_callback(_KeepEarly(trainer, work, early_at))
+    checkpoint = last_whole_checkpoint(work.folder)
+    if checkpoint:
+        print(f"{work.stage}: goes on from step {checkpoint.name.rpartition('-')[2]}", flush=True)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def last_whole_checkpoint(folder: Path) -> Path | None:
+    """The last checkpoint that was written to its end (the trainer writes its own state last); None without any."""
+    whole: dict[int, Path] = {}
+    for checkpoint in folder.glob("checkpoint-*"):
+        try:
+            whole[int(json.loads((checkpoint / TRAINER_STATE_NAME).read_text("utf-8"))["global_step"])] = checkpoint
+        except (OSError, ValueError, LookupError):
+            continue
+    return whole[max(whole)] if whole else None
+
+
+def finish(trainer: Any, work: Work, tokenizer: Any, data: Any, extra: Mapping[str, str] | None = None) -> None:
+    """Write the stage's folder: model, tokenizer, metrics, lineage (with `data`'s fingerprint); drop the work folder.
+
+    `extra`: text of further files by their names.
+    """
+    folder = work.folder / "model"
+    trainer.save_model(str(folder))  # every rank: sharded weights are gathered
+    if trainer.is_world_process_zero():
+        _complete(trainer, work, tokenizer, folder, {}, data_fingerprint(data))
+        lines = [json.dumps(record) + "\n" for record in trainer.state.log_history]
+        write_whole(folder / METRICS, "".join(lines))
+        for name, text in (extra or {}).items():
+            write_whole(folder / name, text)
+        early = work.folder / EARLY
+        if early.is_dir():
+            _complete(trainer, work, tokenizer, early, {"kept_at_step": _step_of(early)}, data_fingerprint(data))
+            early.rename(folder / EARLY)
+        publish(folder, work.output)
+        shutil.rmtree(work.folder)
+    trainer.accelerator.wait_for_everyone()
+
+
+def last_value(trainer: Any, name: str) -> float | None:
+    """The last value of a metric that the trainer logged; None where it logged none."""
+    values = [record[name] for record in trainer.state.log_history if name in record]
+    return float(values[-1]) if values else None
+
+
+def _complete(
+    trainer: Any, work: Work, tokenizer: Any, folder: Path, note: Mapping[str, Any], fingerprint: str
+) -> None:
+    """Bring a folder that the trainer saved into the form in which stages pass models on."""
+    (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle with this machine's paths
+    save_tokenizer_and_configs(trainer.accelerator.unwrap_model(trainer.model), tokenizer, folder)
+    config = {**work.config, **note}
+    lineage.append(folder, work.parent, work.stage, config, fingerprint, forced=work.forced)
+
+
+class _Lines(TrainerCallback):
+    """A line for each logged step, with the seconds left: the same in a terminal and in a job's log."""
+
+    def __init__(self, stage: str) -> None:
+        self._stage, self._started, self._first = stage, 0.0, 0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._started, self._first = time.monotonic(), state.global_step
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if not state.is_world_process_zero or not logs or "train_runtime" in logs:
+            return
+        done = state.global_step - self._first
+        left = (time.monotonic() - self._started) / max(1, done) * (state.max_steps - state.global_step)
+        shown = [f"{name} {logs[name]:.4g}" for name in _SHOWN if name in logs]
+        step = f"{self._stage}: step {state.global_step}/{state.max_steps}"
+        print("  ".join([step, *shown, f"{left:.0f} s left"]), flush=True)
+
+
+_STEP = "step.json"
+
+
+def _step_of(folder: Path) -> int:
+    file = folder / _STEP
+    step = int(json.loads(file.read_text(encoding="utf-8")))
+    file.unlink()
+    return step
+
+
+class _KeepEarly(TrainerCallback):
+    """Saves the weights once, after a share of the steps; before any later checkpoint, so that no restart misses it."""
+
+    def __init__(self, trainer: Any, work: Work, share: float) -> None:
+        self._trainer, self._work, self._share = trainer, work, share
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step != max(1, round(self._share * state.max_steps)):
+            return
+        part, early = self._work.folder / f".{EARLY}.part", self._work.folder / EARLY
+        self._trainer.save_model(str(part))
+        if state.is_world_process_zero:
+            write_whole(part / _STEP, json.dumps(state.global_step))
+            shutil.rmtree(early, ignore_errors=True)
+            publish(part, early)

@@ -1,0 +1,153 @@
+"""What a user can get wrong: one line on stderr, exit code 2, nothing written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import chat_rows, overrides, write_rows
+from test_prefer import pairs
+from tiny_model import write_chat
+
+from posttraining.cli import main
+
+
+@pytest.fixture
+def chat(tmp_path: Path) -> Path:
+    return write_chat(tmp_path / "chat")
+
+
+def error_of(command: str, keys: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> str:
+    """What a command that is refused says."""
+    arguments = [command, "tiny", *(word for text in overrides(keys) for word in ("--set", text))]
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+def rows_for(command: str, tmp_path: Path) -> dict[str, Any]:
+    rows = {
+        "sft": chat_rows(),
+        "preview": chat_rows(),
+        "pairs": [{"prompt": "a", "answer": "1"}],
+        "prefer": pairs(4),
+        "compare": pairs(4),
+    }
+    file = str(write_rows(tmp_path / "rows.jsonl", rows[command]))
+    data = {"path": file, "held_out_path": file} if command in ("prefer", "compare") else {"path": file}
+    return {"data": data, "output_dir": str(tmp_path / "out")}
+
+
+COMMANDS = ("sft", "preview", "pairs", "prefer", "compare")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_not_a_hugging_face_folder(
+    command: str, chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = rows_for(command, tmp_path)
+    assert "nowhere: no such folder" in error_of(command, {**keys, "model": str(tmp_path / "nowhere")}, capsys)
+    (tmp_path / "empty").mkdir()
+    assert "empty: no config.json" in error_of(command, {**keys, "model": str(tmp_path / "empty")}, capsys)
+    for name, said in (
+        ("model.safetensors", "no *.safetensors file"),
+        ("tokenizer.json", "no tokenizer"),
+        ("config.json", "no config.json"),
+    ):
+        folder = tmp_path / f"without-{name}"
+        shutil.copytree(chat, folder)
+        (folder / name).unlink()
+        assert said in error_of(command, {**keys, "model": str(folder)}, capsys)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["pairs", "prefer"])
+def test_no_chat_template(command: str, chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (chat / "chat_template.jinja").unlink()
+    keys = {**rows_for(command, tmp_path), "model": str(chat), "weak_model": str(chat)}
+    if command == "prefer":
+        del keys["weak_model"]
+    assert "its tokenizer has no chat template" in error_of(command, keys, capsys)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_rows(command: str, chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = {**rows_for(command, tmp_path), "model": str(chat)}
+    if command == "pairs":
+        keys["weak_model"] = str(chat)
+    (tmp_path / "rows.jsonl").write_text("")
+    assert "holds no rows" in error_of(command, keys, capsys)
+    keys["data"] = {"path": str(tmp_path / "absent.jsonl")}
+    assert "no such file" in error_of(command, keys, capsys)
+    (tmp_path / "rows.jsonl").write_text('{"messages": [')
+    keys["data"] = {"path": str(tmp_path / "rows.jsonl")}
+    assert "cannot be read: JSON parse error" in error_of(command, keys, capsys)
+
+
+@pytest.mark.parametrize("command", ["prefer", "compare"])
+def test_pairs_without_rejected(command: str, chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = {**rows_for(command, tmp_path), "model": str(chat)}
+    rows = [{name: row[name] for name in ("prompt", "chosen")} for row in pairs(4)]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    assert "its rows have no 'rejected' (they have prompt, chosen)" in error_of(command, keys, capsys)
+    write_rows(tmp_path / "rows.jsonl", [{**row, "rejected": []} for row in pairs(4)])
+    assert "row 0 has an empty 'rejected'" in error_of(command, keys, capsys)
+
+
+@pytest.mark.parametrize(
+    ("command", "key"), [("sft", "max_length"), ("prefer", "max_length"), ("compare", "max_length")]
+)
+def test_a_context_longer_than_the_models(
+    command: str, key: str, chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = {**rows_for(command, tmp_path), "model": str(chat), key: 257}
+    assert f"{key}: 257: expected at most 256, the context of {chat}" in error_of(command, keys, capsys)
+
+
+def test_answers_longer_than_the_models_context(chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = {**rows_for("pairs", tmp_path), "model": str(chat), "weak_model": str(chat)}
+    keys["rejected"] = {"max_new_tokens": 300}
+    assert "rejected.max_new_tokens: 300: expected at most 256" in error_of("pairs", keys, capsys)
+
+
+def test_an_output_that_is_there_already(chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("sft", "prefer"):
+        keys = {**rows_for(command, tmp_path), "model": str(chat)}
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / "mine").write_text("mine")
+        assert "is there already" in error_of(command, keys, capsys)
+    assert (tmp_path / "out" / "mine").read_text() == "mine"
+
+
+def test_damaged_files(chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = {**rows_for("sft", tmp_path), "model": str(chat)}
+    (chat / "config.json").write_text("{")
+    assert "config.json: not JSON" in error_of("sft", keys, capsys)
+    (chat / "config.json").write_text(json.dumps({"hidden_size": 3}))
+    assert "names no model_type" in error_of("sft", keys, capsys)
+    (chat / "config.json").write_text(json.dumps({"model_type": "unheard-of"}))
+    assert "transformers cannot read the model" in error_of("sft", keys, capsys)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"generated": "arithmetic"}, "data.examples: null: expected how many problems"),
+        ({"generated": "algebra", "examples": 3}, "data.generated: 'algebra': expected arithmetic or null"),
+        ({}, "expected one of data.path, data.sources and data.generated, not none"),
+        ({"path": "a.jsonl", "generated": "arithmetic"}, "not data.path, data.generated"),
+        ({"sources": [{"path": "a.jsonl", "weight": 0}]}, "weight: 0.0: expected 0 < weight"),
+    ],
+)
+def test_data_that_are_not_one_thing(
+    data: dict[str, Any], said: str, chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = {"model": str(chat), "output_dir": str(tmp_path / "out"), "data": data}
+    assert said in error_of("sft", keys, capsys)
