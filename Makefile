@@ -98,7 +98,7 @@ lint: $(READY_DEV)  ## ruff, mypy and the import rules
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@cd posttraining && $(if $(VENV),$(BIN),../$(BIN))/mypy
+	@mypy=$$(realpath -s $(BIN))/mypy && cd posttraining && "$$mypy"
 	@PYTHONPATH=posttraining/src $(BIN)/lint-imports --no-cache
 
 # Its peer, transformers, is what exported models are checked with and so in .venv already: no .venv-bench is needed.
