@@ -42,7 +42,7 @@ class TaskSettings:
     max_new_tokens: int
     """The longest answer, in tokens."""
     models: list[str] = field(default_factory=list)
-    """Names of the models that are asked; empty: all."""
+    """Names of the models that are asked, where they are there; empty: all."""
 
 
 @dataclass(kw_only=True)
