@@ -14,7 +14,7 @@ from posttraining.datasets import DataSettings
 from posttraining.errors import Mistake
 from posttraining.evaluate import scoring, stage
 from posttraining.evaluate.results import read_results
-from posttraining.report import gains_table, scores_table
+from posttraining.report import all_tables, gains_table, scores_table
 from posttraining.tasks.arithmetic import is_held_out
 
 
@@ -163,6 +163,7 @@ def test_a_folder_that_is_taken_is_refused(models: dict[str, str], tmp_path: Pat
 FAKE_LIGHTEVAL = """#!/usr/bin/env python3
 import json, pathlib, sys
 assert sys.argv[1] == "accelerate" and sys.argv[3] == "aime25|0", sys.argv
+assert pathlib.Path("model/config.json").is_file() and pathlib.Path(sys.argv[2]).is_file()
 output = pathlib.Path(sys.argv[sys.argv.index("--output-dir") + 1], "results", "model")
 output.mkdir(parents=True)
 results = {"aime25|0": {"avg@64": 0.25, "note": "text"}}
@@ -178,10 +179,11 @@ def test_the_harness_is_asked_for_each_model_with_its_thoughts_stripped(models: 
     stage.run(config(tmp_path, models, [], harness=harness))
     results = read_results(tmp_path / "scores")
     assert results.harness == {name: {"aime25|0": {"avg@64": 0.25}} for name in models}
+    assert "| aime25:0 | avg@64 | 0.25 | 0.25 |" in all_tables(results)
     (written,) = (tmp_path / "scores" / "harness" / "chat").rglob("results_*.json")
     words = json.loads(written.read_text())["argv"]
     asked = yaml.safe_load((tmp_path / "scores" / "harness" / "chat" / "model.yaml").read_text())["model_parameters"]
-    assert asked["model_name"] == models["chat"] and asked["system_prompt"] == "/no_think"
+    assert (asked["model_name"], asked["cache_dir"]) == ("model", "cache") and asked["system_prompt"] == "/no_think"
     assert asked["generation_parameters"] == {"max_new_tokens": 32768, "temperature": 0.6, "top_p": 0.95}
     assert "--remove-reasoning-tags" in words
     assert words[words.index("--max-samples") + 1] == "3"

@@ -31,7 +31,7 @@ def write_report(output: Path, stages: Mapping[str, tuple[str, Path]], seconds: 
     runs with one seed have the same; times stand in a section of their own.
     """
     evaluations = [read_results(folder) for command, folder in stages.values() if command == "evaluate"]
-    tables = "\n\n".join(scores_table(results) + "\n\n" + gains_table(results) for results in evaluations)
+    tables = "\n\n".join(all_tables(results) for results in evaluations)
     margins = margins_table({name: folder for name, (_, folder) in stages.items()})
     tables = f"{tables}\n\n{margins}" if margins else tables
     plots = [
@@ -52,6 +52,14 @@ def write_report(output: Path, stages: Mapping[str, tuple[str, Path]], seconds: 
     }
     write_whole(output / "report.json", json.dumps(content, indent=2) + "\n")
     return tables
+
+
+def all_tables(results: Results) -> str:
+    """Markdown: every table of an evaluation that has lines."""
+    tables = [scores_table(results)] if any(results.summaries.values()) else []
+    tables += [gains_table(results)] if tables and len(results.summaries) > 1 else []
+    tables += [harness_table(results)] if results.harness else []
+    return "\n\n".join(tables)
 
 
 def scores_table(results: Results) -> str:
@@ -77,6 +85,19 @@ def gains_table(results: Results) -> str:
             gains = [gain(by_problem(old, kind), by_problem(new, kind)) for kind in _GAINED]
             cells = [f"{before} → {after}", task, *map(_signed, gains[:2]), _signed(gains[2], digits=1)]
             lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def harness_table(results: Results) -> str:
+    """Markdown: what the standard harness measured, a line for each task and metric."""
+    models = list(results.harness)
+    lines = [f"| task | metric | {' | '.join(models)} |", "|---|---|" + "---:|" * len(models)]
+    first = results.harness[models[0]]
+    for task, metric in [(task, metric) for task, metrics in first.items() for metric in metrics]:
+        values = [results.harness[model].get(task, {}).get(metric) for model in models]
+        shown = ["–" if value is None else f"{value:.4g}" for value in values]
+        # A bar would end the cell: aime25|0.
+        lines.append(f"| {task.replace('|', ':')} | {metric} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 

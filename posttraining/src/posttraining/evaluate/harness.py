@@ -12,6 +12,8 @@ import yaml
 from posttraining.errors import StageFailed, mistake
 from posttraining.files import write_whole
 
+LINK, MODEL_FILE, CACHE = "model", "model.yaml", "cache"
+
 
 @dataclass(kw_only=True)
 class HarnessSettings:
@@ -46,45 +48,51 @@ class HarnessSettings:
 def check_harness(settings: HarnessSettings, file: str) -> None:
     """Raise Mistake where the program is missing."""
     if shutil.which(settings.lighteval) is None:
-        expected = "no such program; python -m venv .venv-eval and install posttraining/lighteval.txt there"
+        expected = "no such program; docs/benchmarks.md says how it is installed"
         raise mistake(file, "harness.lighteval", settings.lighteval, expected)
 
 
-def model_config(settings: HarnessSettings, model: Path) -> dict[str, Any]:
-    """What lighteval's model file says."""
-    generation = {"max_new_tokens": settings.max_new_tokens, "temperature": settings.temperature}
-    generation |= {"top_p": settings.top_p, "seed": settings.seed}
-    parameters: dict[str, Any] = {"model_name": str(model), "generation_parameters": generation}
+def model_config(settings: HarnessSettings) -> dict[str, Any]:
+    """What lighteval's model file says; it is read in the folder of the results, where `model` leads to the model."""
+    generation: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens}
+    generation |= {"temperature": settings.temperature, "top_p": settings.top_p}
+    # lighteval caches answers in cache_dir/model_name, so an absolute name would have it write into the model's folder.
+    parameters: dict[str, Any] = {"model_name": LINK, "cache_dir": CACHE, "generation_parameters": generation}
     if settings.backend == "accelerate":
-        # Its sampling has no seed of its own: transformers draws from torch's generator.
-        del generation["seed"]
         parameters |= {"batch_size": settings.batch_size, "device": settings.device}
+    else:
+        generation["seed"] = settings.seed
     if settings.system_prompt is not None:
         parameters["system_prompt"] = settings.system_prompt
     return {"model_parameters": parameters}
 
 
-def command(settings: HarnessSettings, model_file: Path, output: Path) -> list[str]:
+def command(settings: HarnessSettings) -> list[str]:
     """The command line. lighteval strips what stands between <think> and </think> before it scores."""
-    words = [settings.lighteval, settings.backend, str(model_file), settings.tasks, "--output-dir", str(output)]
+    program = shutil.which(settings.lighteval)
+    assert program is not None  # check_harness
+    words = [str(Path(program).absolute()), settings.backend, MODEL_FILE, settings.tasks, "--output-dir", "."]
     words += ["--remove-reasoning-tags", "--reasoning-tags", "[('<think>', '</think>')]"]
     if settings.custom_tasks is not None:
-        words += ["--custom-tasks", settings.custom_tasks]
+        words += ["--custom-tasks", str(Path(settings.custom_tasks).absolute())]
     if settings.max_samples is not None:
         words += ["--max-samples", str(settings.max_samples)]
     return words
 
 
 def run_harness(settings: HarnessSettings, model: Path, output: Path) -> dict[str, dict[str, float]]:
-    """Run the tasks on a model; returns {task: {metric: value}}. A model that has results there is not asked again.
+    """Run the tasks on a model; returns {task: {metric: value}}. It is not asked again where `output` has results.
 
     Raises StageFailed.
     """
     if not (found := sorted(output.rglob("results_*.json"))):
-        # A file, because lighteval's model arguments in one word have no way to write a comma or an equals sign.
-        model_file = output / "model.yaml"
-        write_whole(model_file, yaml.safe_dump(model_config(settings, model)))
-        code = subprocess.run(command(settings, model_file, output), check=False).returncode
+        write_whole(output / MODEL_FILE, yaml.safe_dump(model_config(settings)))
+        link = output / LINK
+        link.unlink(missing_ok=True)
+        link.symlink_to(model.resolve())
+        code = subprocess.run(command(settings), check=False, cwd=output).returncode
+        link.unlink()
+        shutil.rmtree(output / CACHE, ignore_errors=True)
         if code:
             raise StageFailed(f"lighteval ended with exit code {code}")
         found = sorted(output.rglob("results_*.json"))

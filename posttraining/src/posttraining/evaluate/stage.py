@@ -20,7 +20,7 @@ from posttraining.evaluate.scoring import Mode, judge
 from posttraining.files import publish, work_folder
 from posttraining.generation import Backend, Generator, Prompt
 from posttraining.model_folder import check_length, check_model_folder
-from posttraining.report import gains_table, scores_table
+from posttraining.report import all_tables
 from posttraining.settings import load
 from posttraining.tasks import arithmetic
 
@@ -42,7 +42,7 @@ class TaskSettings:
     max_new_tokens: int
     """The longest answer, in tokens."""
     models: list[str] = field(default_factory=list)
-    """Names of the models that are asked; empty: all."""
+    """Names of the models that are asked, where they are there; empty: all."""
 
 
 @dataclass(kw_only=True)
@@ -91,10 +91,8 @@ def run(config: str, overrides: Sequence[str] = ()) -> None:
     publish(part, target)
     shutil.rmtree(work)
     results = read_results(target)
-    print(scores_table(results))
-    if len(settings.models) > 1:
-        print(gains_table(results))
-    print(f"Next: every answer, with the text, lies in {target / 'answers'}")
+    print(all_tables(results))
+    print(f"Next: see {target}: every answer is there with its text")
 
 
 def _check(settings: EvaluateSettings, file: str) -> None:
