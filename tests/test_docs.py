@@ -57,6 +57,7 @@ RUN_HERE = {
 TINY = "tests/launch/test_tiny.py::test_it_says_what_it_reached_and_where_everything_is"
 PRETRAIN = "tests/launch/test_pretrain.py::"
 EXPORT = "tests/launch/test_cli_export.py::test_import_then_export_gives_the_folder_back"
+STORE = "tests/launch/test_s3_cli.py::"
 SLURM = "tests/cluster/test_pretrain_on_slurm.py::"
 RUN_ELSEWHERE = {
     "nanotron-recipes pretrain smollm3-3b --nodes 8 --dry-run": (
@@ -100,6 +101,8 @@ RUN_ELSEWHERE = {
     "nanotron-recipes data import-megatron megatron/web_text_document corpora/web --tokenizer my-tokenizer": (
         "tests/data/test_megatron.py::test_the_command_makes_a_folder_that_a_run_reads"
     ),
+    "nanotron-recipes checkpoints push runs/latest": f"{STORE}test_what_is_missing_is_pushed_and_seen_in_the_list",
+    "nanotron-recipes checkpoints pull runs/latest": f"{STORE}test_the_newest_step_or_a_named_one_is_pulled",
     "nanotron-recipes export runs/latest my-model --verify": EXPORT,
     "nanotron-recipes import my-model imported": EXPORT,
 }

@@ -70,7 +70,7 @@ class Uploader:
         self._here: dict[Checkpoint, LocalCheckpoint] = {}
         self._stop = threading.Event()
         """Ends everything."""
-        self._trouble, self._trouble_at, self._is_told = "", 0.0, False
+        self._trouble, self._trouble_at, self._told = "", 0.0, ""
         self._sent_bytes = self._sending_bytes = 0
         rate = upload.max_megabytes_per_second
         throttle = None if rate is None else Throttle(rate * 1e6)
@@ -108,11 +108,10 @@ class Uploader:
         backlog = Backlog(self._upload.max_backlog, here.keys(), self._done(), self._given_up)
         if len(self._nodes) > 1:
             self._give_up_what_others_did(here)
+        if self._thread is None or not self._thread.is_alive():
+            self._begin_next([here[key] for key in backlog.waiting()])
         for one in backlog.excess(self._sending):
             self._give_up(one)
-        waiting = backlog.waiting()
-        if self._thread is None or not self._thread.is_alive():
-            self._begin_next([here[key] for key in waiting])
         backlog.done = self._done()
         with self._lock:
             self._state = replace(self._state, waiting=tuple(sorted({step for step, _ in backlog.waiting()})))
@@ -229,11 +228,14 @@ class Uploader:
 
     def _problem(self) -> str:
         """What there is to say of the store."""
-        is_trouble = bool(self._trouble) and (self._is_told or time.monotonic() - self._trouble_at >= TROUBLE_SECONDS)
-        if is_trouble != self._is_told:
-            say(f"problem: {self._trouble}" if is_trouble else "the store answers again")
-            self._is_told = is_trouble
-        return self._trouble if is_trouble else ""
+        trouble = self._trouble
+        if not trouble and self._told:
+            say("the store answers again")
+            self._told = ""
+        elif trouble and not self._told and time.monotonic() - self._trouble_at >= TROUBLE_SECONDS:
+            say(f"problem: {trouble}")
+            self._told = trouble
+        return self._told
 
     def _write(self, *, is_due: bool) -> None:
         """Say how far it is, where that is another thing than before."""

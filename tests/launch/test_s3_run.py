@@ -14,7 +14,6 @@ from checkpoint_store import BUCKET, CheckpointStore, checkpoint_store, credenti
 from small_pretraining import Process, StartProcess, curve, pretrain_command
 
 from launch.train.metrics import read_metrics
-from parallel.checkpoint_files import verify_checkpoint_files
 
 
 @pytest.fixture(scope="module")
@@ -65,15 +64,6 @@ class Disk(threading.Thread):
     def __exit__(self, *exception: object) -> None:
         self._end.set()
         self.join()
-
-
-def rows(out: str) -> list[list[str]]:
-    lines = [line for line in out.splitlines() if re.match(r"[│┃] +\d", line)]
-    return [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in lines]
-
-
-def checkpoints_command(*arguments: str | Path) -> list[str | Path]:
-    return [*pretrain_command()[:-1], "checkpoints", *arguments]
 
 
 def test_through_errors_throttling_and_cut_connections_every_step_arrives_and_a_wiped_disk_resumes_with_the_same_bits(
@@ -164,29 +154,6 @@ def test_uploads_that_fall_behind_are_said_with_both_numbers_and_a_launch_does_n
     assert f"its upload took {took}, and a checkpoint is saved every {between}: uploads fall behind" in out
     left = re.search(r"not in the store: steps ([\d, ]+); next: nanotron-recipes checkpoints push runs/slow", out)
     assert left is not None and left[1].endswith("40")
-
-    store.faults.seconds_per_put = 0.0
-    code, out, err = start_process(checkpoints_command("push", "slow"), tmp_path).end()
-    assert code == 0 and "uploaded and read back" in out and "40/" in out
-    assert store.whole_steps("slow", tmp_path) == list(range(5, 45, 5))
-    for step in (40, 35):
-        shutil.rmtree(run / "checkpoints" / str(step))
-    code, out, _ = start_process(checkpoints_command("list", "slow"), tmp_path).end()
-    found = {row[0]: (row[5], row[6]) for row in rows(out)}
-    assert code == 0 and found == {
-        **{str(step): ("yes", "yes") for step in range(5, 35, 5)},
-        **dict.fromkeys(("35", "40"), ("no", "yes")),
-    }
-    code, out, err = start_process(checkpoints_command("pull", "slow"), tmp_path).end()
-    assert code == 0 and "40: fetched and verified" in out
-    assert verify_checkpoint_files(run / "checkpoints" / "40", step=40) == []
-    code, out, _ = start_process(checkpoints_command("pull", "slow", "--step", "35"), tmp_path).end()
-    assert code == 0 and "35: fetched and verified" in out
-    code, _, err = start_process(checkpoints_command("pull", "slow", "--step", "36"), tmp_path).end()
-    assert code == 2 and err.startswith(f"error: s3://{BUCKET}/team/slow/36: no checkpoint of this run is whole there")
-    store.faults.is_out = True
-    code, out, err = start_process(checkpoints_command("list", "slow"), tmp_path).end()
-    assert code == 0 and "what the store has is not known" in err and len(rows(out)) == 8
 
 
 def test_another_run_of_the_name_is_refused_before_it_trains_and_so_is_a_bucket_that_is_not_ours(

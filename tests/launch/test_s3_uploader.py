@@ -246,7 +246,7 @@ def test_in_an_outage_what_is_beyond_the_backlog_is_given_up_by_name_and_the_res
         joint = joint_state(folder.path)
         assert joint is not None and joint.waiting == (8, 40, 48) and list(joint.given_up) == [16, 24, 32]
         assert "3 steps waited, and s3_upload.max_backlog is 2" in joint.given_up[16]
-        assert "127.0.0.1" in joint.problems["a"]
+        wait_for(lambda: "127.0.0.1" in read_state(folder.path, "a").problem)
         store.faults.is_out = False
         wait_for(lambda: uploaded(folder) == [8, 40, 48])
     assert store.whole_steps("run", tmp_path) == [8, 40, 48]

@@ -1,0 +1,155 @@
+"""`checkpoints list|push|pull|prune` of a run that has a store."""
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from checkpoint_store import BUCKET, CheckpointStore, checkpoint_store, credentials
+from test_s3_uploader import make_checkpoint
+
+from launch.cli import main
+from launch.storage.remote import local_identity
+from launch.storage.state import GivenUp, NodeState, joint_state, write_state
+from launch.train.run_folder import RunFolder
+from launch.train.run_header import RunHeader
+from launch.train.run_lock import RunLock
+from nanotron_recipes.loading import dump_yaml, load_recipe
+from parallel.checkpoint_files import verify_checkpoint_files
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[CheckpointStore]:
+    credentials(monkeypatch)
+    with checkpoint_store() as running:
+        yield running
+
+
+@pytest.fixture
+def run(store: CheckpointStore, small_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    """`runs/mine` with four steps, of which the store has none."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "140")
+    place = [f"s3_upload.upload_s3_path=s3://{BUCKET}/team", f"s3_upload.endpoint_url={store.url}"]
+    recipe = load_recipe(str(small_file), [*place, "checkpoints.keep_last=1"]).recipe
+    folder = RunFolder.of(Path("runs"), "mine", recipe)
+    folder.path.mkdir(parents=True)
+    folder.write_recipe(dump_yaml(recipe), RunHeader("small", "", "", run="a1"))
+    for step in (8, 16, 24, 32):
+        make_checkpoint(folder.checkpoints, step)
+    return folder
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    """`nanotron-recipes checkpoints …` in this process: exit code, stdout, stderr."""
+
+    def do(*words: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main._run(["checkpoints", *words])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return do
+
+
+def listed(out: str) -> dict[int, tuple[str, str, str]]:
+    """Of each step: why it is kept, whether it is here, whether it is in the store."""
+    lines = [line for line in out.splitlines() if re.match(r"[│┃] +\d", line)]
+    rows = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in lines]
+    return {int(row[0]): (row[4], row[5], row[6]) for row in rows}
+
+
+def test_what_is_missing_is_pushed_and_seen_in_the_list(
+    store: CheckpointStore, run: RunFolder, call: Call, tmp_path: Path
+) -> None:
+    waits = ("not verified in the store", "yes", "no")
+    assert listed(call("list", "mine")[1]) == {
+        8: waits,
+        16: waits,
+        24: waits,
+        32: ("the newest that verifies", "yes", "no"),
+    }
+    given_up = GivenUp(8, local_identity([run.checkpoints / "8"]), "4 steps waited")
+    write_state(run.path, NodeState("a", "l", "s3", 1.0, given_up=(given_up,)))
+    assert listed(call("list", "mine")[1])[8] == ("not kept: prune", "yes", "no")
+    code, out, err = call("push", "mine", "--step", "16")
+    said = rf"s3://{BUCKET}/team/mine/16/\w+: uploaded and read back, \S+ bytes\nnext: .* checkpoints list runs/mine\n"
+    assert code == 0 and re.fullmatch(said, out), out + err
+    assert listed(call("list", "mine")[1])[16] == ("not kept: prune", "yes", "yes")
+    code, out, _ = call("push", "mine")
+    assert code == 0 and out.count("uploaded and read back") == 3 and out.count("was there") == 1
+    assert store.whole_steps("mine", tmp_path) == [8, 16, 24, 32]
+    joint = joint_state(run.path)
+    assert joint is not None and not joint.given_up, "status no longer says so"
+    code, _, err = call("push", "mine", "--step", "9")
+    assert (code, err) == (2, f"error: {run.checkpoints}: no checkpoint of step 9\n")
+
+
+def test_what_is_damaged_here_is_named_and_the_rest_is_pushed(
+    store: CheckpointStore, run: RunFolder, call: Call, tmp_path: Path
+) -> None:
+    part = run.checkpoints / "24" / "__0_0.distcp"
+    part.write_bytes(bytes(part.stat().st_size))
+    code, out, err = call("push", "mine")
+    assert code == 1 and out.count("uploaded and read back") == 3
+    assert err == f"error: {part}: its content is not what was written (SHA-256 differs)\n"
+    assert store.whole_steps("mine", tmp_path) == [8, 16, 32]
+    assert listed(call("list", "mine")[1])[24][1:] == ("yes", "in part")
+
+
+def test_only_what_the_store_has_is_pruned_and_nothing_while_it_does_not_answer(
+    store: CheckpointStore, run: RunFolder, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert call("prune", "mine")[1] == "nothing to delete: the policy keeps every checkpoint\n"
+    call("push", "mine", "--step", "16")
+    store.faults.is_out = True
+    monkeypatch.setattr("data.s3.random.uniform", lambda low, high: 0.01)
+    code, out, err = call("prune", "mine")
+    assert code == 1 and out == "" and err.startswith("error: s3://")
+    code, out, err = call("list", "mine")
+    assert code == 0 and set(listed(out)) == {8, 16, 24, 32}
+    assert err.startswith("note: what the store has is not known: ")
+    store.faults.is_out = False
+    assert call("prune", "mine")[1] == "deleted runs/mine/checkpoints/16\n"
+    assert run.steps() == [8, 24, 32]
+    assert listed(call("list", "mine")[1])[16] == ("the store deletes nothing", "no", "yes")
+
+
+def test_the_newest_step_or_a_named_one_is_pulled(store: CheckpointStore, run: RunFolder, call: Call) -> None:
+    call("push", "mine")
+    kept = (run.checkpoints / "32" / "__0_0.distcp").read_bytes()
+    shutil.rmtree(run.checkpoints)
+    code, out, _ = call("pull", "mine")
+    said = r"runs/mine/checkpoints/32: fetched and verified, \S+ bytes\nnext: .* pretrain "
+    assert code == 0 and re.match(said, out), out
+    assert run.steps() == [32] and verify_checkpoint_files(run.checkpoints / "32", step=32) == []
+    assert (run.checkpoints / "32" / "__0_0.distcp").read_bytes() == kept
+    assert call("pull", "mine")[1] == "runs/mine/checkpoints/32: is here, every file as it was written\n"
+    (run.checkpoints / "32" / "__0_0.distcp").write_bytes(bytes(len(kept)))
+    assert "fetched and verified" in call("pull", "mine", "--step", "32")[1]
+    assert (run.checkpoints / "32" / "__0_0.distcp").read_bytes() == kept
+    assert "fetched and verified" in call("pull", "mine", "--step", "8")[1] and run.steps() == [8, 32]
+    code, _, err = call("pull", "mine", "--step", "9")
+    assert (code, err) == (2, f"error: s3://{BUCKET}/team/mine/9: no checkpoint of this run is whole there\n")
+
+
+def test_a_run_that_is_trained_and_a_run_without_a_store_are_refused(
+    store: CheckpointStore, run: RunFolder, call: Call, small_file: Path
+) -> None:
+    lock = RunLock.acquire(run.path, "another")
+    try:
+        for action, meanwhile in (("push", "uploads its checkpoints itself"), ("pull", "fetches what it needs")):
+            code, _, err = call(action, "mine")
+            assert code == 2 and f"trains this run, and {meanwhile}" in err
+    finally:
+        lock.release()
+    run.write_recipe(dump_yaml(load_recipe(str(small_file)).recipe), RunHeader("small", "", "", run="a1"))
+    code, _, err = call("push", "mine")
+    assert code == 2
+    assert err == f"error: {run.recipe_file}: s3_upload.upload_s3_path: expected s3://bucket/prefix, there is none\n"
+    code, _, err = call("list", "mine", "--step", "8")
+    assert code == 2 and "--step: checkpoints list looks at all steps" in err
