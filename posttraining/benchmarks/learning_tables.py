@@ -147,7 +147,7 @@ def _two_digits(chains: Sequence[Chain], problems: int, problem_seed: int) -> Se
 
 def _targets(chains: Sequence[Chain]) -> Section:
     def errors(value: Estimate) -> float:
-        return value.mean / value.error if value.error else math.inf * (value.mean > 0)
+        return value.mean / value.error if value.error else math.copysign(math.inf, value.mean) if value.mean else 0.0
 
     rows: list[tuple[str, ...]] = []
 
