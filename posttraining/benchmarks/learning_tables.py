@@ -182,7 +182,7 @@ def _targets(chains: Sequence[Chain]) -> Section:
     )
     notes = (
         "Settings were chosen after looking at held-out figures of another draw of problems (two-digit problems are "
-        "few, so many are in both draws): SFT's batch and examples after SFT of all these bases, what comes later "
+        "few, so many are in both draws): SFT's batch and rate after SFT of all these bases, what comes later "
         "(GRPO's penalty zone and steps) after chains from the first base alone; APO's learning rate was known before."
     )
     return Section("What had to be reached, pooled over the seeds", ("what", "wanted", "found", "reached"), rows, notes)
