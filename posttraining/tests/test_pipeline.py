@@ -170,8 +170,9 @@ def test_killed_within_a_stage_it_goes_on_from_the_last_checkpoint(chat: Path, t
         ),
         ([MERGE, MERGE], "mix", "stages.name: 'mix': stands twice"),
         ([{**MERGE, "name": "model"}], "model", "stages.name: 'model'"),
-        ([MERGE], "mixed", "final: 'mixed': expected the name of a stage: mix; did you mean mix"),
-        ([{**SCORES}], "scores", "'{mix}': expected a stage before this one: model"),
+        ([MERGE], "mixed", "final: 'mixed': expected a stage that leaves a model: mix; did you mean mix"),
+        ([MERGE, SCORES], "scores", "final: 'scores': expected a stage that leaves a model: mix"),
+        ([SCORES, MERGE], "mix", "'{mix}': expected a stage before this one: model"),
         ([{**MERGE, "recipe": "tinny"}], "mix", "'tinny': no such recipe of the stage merge"),
     ],
 )

@@ -29,6 +29,13 @@ def test_an_answer_is_judged_after_its_thoughts(text: str, mode: Mode, right: bo
     assert (score.problem, score.right, score.well_formed, score.tokens) == (3, right, well_formed, 9)
 
 
+def test_equal_forms_are_right_where_mathematics_is_checked() -> None:
+    half = Answer("<think>\n1:2\n</think>\n\\boxed{0.5}", 9, stopped=True)
+    assert judge(0, "1/2", half, "think", "math").right
+    assert not judge(0, "1/2", half, "think", "exact").right
+    assert not judge(0, "1/3", half, "think", "math").right
+
+
 def test_an_answer_cut_at_the_limit_keeps_no_format() -> None:
     assert not judge(0, "133", Answer(GOOD, 9, stopped=False), "think").well_formed
 

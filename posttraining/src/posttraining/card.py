@@ -33,7 +33,7 @@ def card(folder: Path, scores: str) -> str:
             "```python",
             "from transformers import pipeline",
             "",
-            f'chat = pipeline("text-generation", "{folder}")',
+            f'chat = pipeline("text-generation", "{folder.name}")',
             'print(chat([{"role": "user", "content": "…"}], max_new_tokens=256)[0]["generated_text"][-1]["content"])',
             "```",
             "",
@@ -42,8 +42,8 @@ def card(folder: Path, scores: str) -> str:
             f"Each stage started from the weights of the one before it. `{lineage.FILE}` holds every setting, the "
             "versions and the hashes.",
             "",
-            "| stage | settings | data fingerprint | weights sha256 |",
-            "|---|---|---|---|",
+            "| stage | settings | data | data fingerprint | weights sha256 |",
+            "|---|---|---|---|---|",
             *(_line(stage) for stage in stages),
             "",
             "## Scores",
@@ -62,5 +62,22 @@ def _line(stage: Mapping[str, Any]) -> str:
     config = stage.get("config") or {}
     settings = ", ".join(f"{key} {config[key]}" for key in _SHOWN if key in config)
     note = f" (let pass the guard: {stage['forced']})" if stage.get("forced") else ""
-    data = str(stage.get("data_fingerprint") or "–")[:16]
-    return f"| {stage['stage']}{note} | {settings or '–'} | `{data}` | `{stage['weights_sha256'][:16]}` |"
+    fingerprint = str(stage.get("data_fingerprint") or "–")[:16]
+    cells = [f"{stage['stage']}{note}", settings or "–", _data(config.get("data"))]
+    return f"| {' | '.join(cells)} | `{fingerprint}` | `{stage['weights_sha256'][:16]}` |"
+
+
+def _data(data: Any) -> str:
+    """What the config says of the data, in a few words."""
+    if not isinstance(data, Mapping):
+        return "–"
+    if data.get("generated"):
+        return f"{data.get('examples')} generated problems, {data['generated']}"
+    return ", ".join(_source(source) for source in data.get("sources") or [data])
+
+
+def _source(source: Mapping[str, Any]) -> str:
+    path = Path(str(source.get("path")))
+    # Of a file on this machine only what says which one it is.
+    names = ["/".join(path.parts[-2:]) if path.is_absolute() else str(path)]
+    return " ".join([*names, *(str(source[key]) for key in ("name", "split") if source.get(key))])

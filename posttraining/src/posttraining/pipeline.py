@@ -30,7 +30,7 @@ from posttraining.report import write_report
 from posttraining.settings import load, read_mapping
 
 COMMANDS = ("sft", "pairs", "prefer", "compare", "grpo", "merge", "evaluate")
-TRAINING = ("sft", "prefer", "compare", "grpo")
+TRAINING = ("sft", "prefer", "grpo")
 BASE = "model"
 """The name by which stages refer to the folder that the pipeline starts from."""
 
@@ -142,9 +142,10 @@ def _check(settings: PipelineSettings, file: str) -> None:
         if stage.command not in COMMANDS:
             expected = f"expected one of {', '.join(COMMANDS)}"
             raise mistake(file, f"{key}: command", stage.command, expected, nearest_name(stage.command, COMMANDS))
-    if settings.final not in names:
-        expected = f"expected the name of a stage: {', '.join(names)}"
-        raise mistake(file, "final", settings.final, expected, nearest_name(settings.final, names))
+    models = [stage.name for stage in settings.stages if stage.command in (*TRAINING, "merge")]
+    if settings.final not in models:
+        expected = f"expected a stage that leaves a model: {', '.join(models)}"
+        raise mistake(file, "final", settings.final, expected, nearest_name(settings.final, models))
 
 
 def _filled(value: Any, folders: Mapping[str, str], used: list[str], where: str) -> Any:

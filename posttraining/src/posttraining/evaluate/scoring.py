@@ -7,8 +7,10 @@ from typing import Literal
 
 from posttraining.answers import boxed_answer, is_right, keeps_format
 from posttraining.generation import Answer
+from posttraining.rewards import math_accuracy
 
 Mode = Literal["think", "no_think", "plain"]
+Check = Literal["exact", "math"]
 Kind = Literal["right", "well_formed", "tokens", "ended"]
 
 
@@ -49,8 +51,10 @@ class Summary:
     ended: Estimate
 
 
-def judge(problem: int, expected: str, answer: Answer, mode: Mode) -> Score:
+def judge(problem: int, expected: str, answer: Answer, mode: Mode, check: Check = "exact") -> Score:
     r"""Judge an answer: thoughts are stripped, then the last \boxed{} is compared with `expected`.
+
+    With `check` math, math-verify says whether they are equal: 1/2 is 0.5.
 
     A base model asked in its own plain form often goes on with further problems: of its text what follows the first
     \boxed{} is left out, and its format is that there is one and an end.
@@ -59,7 +63,8 @@ def judge(problem: int, expected: str, answer: Answer, mode: Mode) -> Score:
         text, kept = _to_first_box(answer.text), boxed_answer(answer.text) is not None
     else:
         text, kept = answer.text, keeps_format(answer.text, thinking=mode == "think")
-    return Score(problem, is_right(text, expected), kept and answer.stopped, answer.tokens, answer.stopped)
+    right = is_right(text, expected) if check == "exact" else bool(math_accuracy([[{"content": text}]], [expected])[0])
+    return Score(problem, right, kept and answer.stopped, answer.tokens, answer.stopped)
 
 
 def _to_first_box(text: str) -> str:

@@ -16,7 +16,7 @@ from posttraining.datasets import DataSettings, as_conversations, load_data
 from posttraining.errors import NO_VALUE, mistake
 from posttraining.evaluate.harness import HarnessSettings, check_harness, run_harness
 from posttraining.evaluate.results import answers_file, read_results, write_answers, write_results
-from posttraining.evaluate.scoring import Mode, judge
+from posttraining.evaluate.scoring import Check, Mode, judge
 from posttraining.files import publish, work_folder
 from posttraining.generation import Backend, Generator, Prompt
 from posttraining.model_folder import check_length, check_model_folder
@@ -35,6 +35,8 @@ class TaskSettings:
     """Rows with `prompt` and `answer`; of a generated task, always its held-out problems."""
     mode: Mode = "think"
     """think or no_think: the chat template's; plain: the base model's own form, without a template."""
+    check: Check = "exact"
+    """exact: the last box holds the answer as it is written; math: math-verify finds the two equal."""
     temperature: float = 0.0
     """0: greedy; 1 with nothing cut: what training by reinforcement samples from."""
     samples: int = 1
@@ -143,7 +145,7 @@ def _ask(settings: EvaluateSettings, file: str, model: str, folder: str, part: P
         )
         expected *= task.samples
         scores = [
-            judge(place % len(prompts), right, answer, task.mode)
+            judge(place % len(prompts), right, answer, task.mode, task.check)
             for place, (right, answer) in enumerate(zip(expected, answers, strict=True))
         ]
         write_answers(answers_file(part, model, task.name), scores, [answer.text for answer in answers])
