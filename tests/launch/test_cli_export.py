@@ -73,7 +73,7 @@ def test_an_export_is_not_put_among_checkpoints(tmp_path: Path, monkeypatch: pyt
 def test_a_damaged_checkpoint_is_not_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run = begun_run(Path("runs"), "tiny-1", (3,))
-    with pytest.raises(UserError, match=r"checkpoints/3: manifest\.json: damaged"):
+    with pytest.raises(UserError, match=r"checkpoints/3/manifest\.json: damaged"):
         export("tiny-1", Path("out"))
     (run.checkpoints / "3" / "recipe.yaml").write_bytes(b"\x80")
     with pytest.raises(UserError, match=r"checkpoints/3/recipe\.yaml: cannot be read"):

@@ -120,7 +120,7 @@ def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(arguments: list[str], m
         ("show tiny --sett a=b", "show: --sett: no such option; did you mean --set?"),
         ("show tiny --zzz", "show: --zzz: no such option; expected one of --set, --nodes, --gpus-per-node, --help"),
         ("--bogus", "--bogus: no such option; expected one of --version, --help"),
-        ("checkpoints lst x", "'lst' is not one of 'list', 'verify', 'prune'; did you mean list?"),
+        ("checkpoints lst x", "'lst' is not one of 'list', 'verify', 'push', 'pull', 'prune'; did you mean list?"),
         (
             "pretrain tiny --launcher foo",
             "invalid value for '--launcher': 'foo' is not one of 'auto', 'local', 'slurm'",
