@@ -96,7 +96,7 @@ def test_through_errors_throttling_and_cut_connections_every_step_arrives_and_a_
 
 
 def wait_for_object(store: CheckpointStore, key: str, process: Process) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 240
     while key not in store.objects(key):
         assert process.is_running() and time.monotonic() < end, process.end()
         time.sleep(0.05)
