@@ -55,6 +55,7 @@ def taught(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "output_dir": str(folder / "sft"),
         "data": {"path": str(rows)},
         "learning_rate": 1e-2,
+        "per_device_train_batch_size": 16,
         "early_at": 0.1,
         "save_strategy": "no",
         "logging_steps": 20,
