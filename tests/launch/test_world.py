@@ -116,6 +116,7 @@ def test_a_mistake_that_all_ranks_find_is_told_by_the_first(
 ) -> None:
     from launch.train import rank
 
+    monkeypatch.setattr(rank.torch_dist, "is_initialized", lambda: True)
     monkeypatch.setattr(rank.torch_dist, "get_rank", lambda: number)
     monkeypatch.setattr(rank.torch_dist, "destroy_process_group", lambda: None)
     with StopRequest() as stop:
