@@ -124,9 +124,9 @@ def _margins(chains: Sequence[Chain]) -> Section:
             rows.append((str(chain.seed), name, str(found["pairs"]), *cells))
     columns = ("seed", "loss", "held-out pairs", "margin before", "after", "gain", "ranked right")
     notes = (
-        "Margin: log p(chosen) - log p(rejected) in nats. Both losses see the same pairs with the same settings. At their "
-        "start the gradients of apo_zero and DPO differ by a factor of two alone (β/4 and β/2 on either answer), which "
-        "Adam takes out; at this learning rate training stays near it, and the two can hardly differ."
+        "Margin: log p(chosen) - log p(rejected) in nats. Both losses see the same pairs with the same settings. At "
+        "their start the gradients of apo_zero and DPO differ by a factor of two alone (β/4 and β/2 on either answer), "
+        "which Adam takes out; at this learning rate training stays near it, and the two can hardly differ."
     )
     return Section("Preference margins", columns, rows, notes)
 

@@ -60,6 +60,17 @@ def test_the_shipped_pipeline_plans_every_stage_with_its_folders(chat: Path, tmp
     assert not list(tmp_path.iterdir())
 
 
+def test_a_value_may_name_several_stages_and_names_may_have_hyphens(chat: Path, tmp_path: Path) -> None:
+    again = {
+        **MERGE,
+        "name": "mix-again",
+        "set": {**MERGE["set"], "models": [{"model": "{mix}"}, {"model": "{model}"}]},
+    }
+    last = {**SCORES, "set": {**SCORES["set"], "models": {"start": "{model}", "end": "{mix-again}"}}}
+    words = planned(config(tmp_path, chat, [MERGE, again, last]))[-1].overrides
+    assert f"models={{start: {chat}, end: {tmp_path / 'out' / 'mix-again'}}}" in words
+
+
 def test_a_fingerprint_follows_the_recipe_and_every_stage_before(chat: Path, tmp_path: Path) -> None:
     first = planned(config(tmp_path, chat, [MERGE, SCORES]))
     same = planned(config(tmp_path, chat, [MERGE, SCORES]))

@@ -34,7 +34,7 @@ TRAINING = ("sft", "prefer", "grpo")
 BASE = "model"
 """The name by which stages refer to the folder that the pipeline starts from."""
 
-_REFERENCE = re.compile(r"\{(\w+)\}")
+_REFERENCE = re.compile(r"\{([\w-]+)\}")
 
 
 @dataclass(frozen=True)
