@@ -151,3 +151,42 @@ def test_data_that_are_not_one_thing(
 ) -> None:
     keys = {"model": str(chat), "output_dir": str(tmp_path / "out"), "data": data}
     assert said in error_of("sft", keys, capsys)
+
+
+@pytest.mark.parametrize(
+    ("command", "key", "value", "said"),
+    [
+        ("sft", "learning_rate", -1.0, "expected a finite number, at least 0"),
+        ("sft", "learning_rate", float("nan"), "expected a number"),
+        ("sft", "per_device_train_batch_size", 0, "expected at least 1"),
+        ("prefer", "per_device_eval_batch_size", 0, "expected at least 1"),
+        ("sft", "gradient_accumulation_steps", 0, "expected at least 1"),
+        ("sft", "cpu_threads", 0, "expected at least 1"),
+        ("sft", "seed", -1, "expected a whole number from 0 to 2**32 - 1"),
+        ("sft", "report_to", "wandbb", "did you mean wandb?"),
+        ("sft", "report_to", "comet_ml", "which is not installed"),
+        ("sft", "save_steps", 0, "expected a number above 0"),
+        ("sft", "logging_steps", -1, "expected a number above 0"),
+        ("sft", "max_steps", 0, "expected at least 1, or -1"),
+        ("sft", "num_train_epochs", 0, "expected a number above 0"),
+        ("sft", "max_length", 0, "expected at least 1"),
+        ("sft", "eval_strategy", False, '"no"'),
+        ("sft", "loss_type", "nl", "did you mean nll?"),
+        ("prefer", "beta", 0, "expected a number above 0"),
+        ("prefer", "loss_type", [], "expected of sigmoid"),
+        ("compare", "runs", {"a": {"loss_type": ["apo_zer"]}}, "runs.a: loss_type: ['apo_zer']: expected of sigmoid"),
+        ("grpo", "num_generations", 0, "expected at least 2"),
+        ("grpo", "max_completion_length", 0, "expected at least 1"),
+        ("grpo", "temperature", 0, "expected a number above 0"),
+        ("grpo", "alarms.window", 0, "expected at least 1"),
+        ("grpo", "use_vllm", True, "needs the package vllm"),
+    ],
+)
+def test_a_value_out_of_its_limits(
+    command: str, key: str, value: Any, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = {"model": str(tmp_path / "nowhere"), "output_dir": str(tmp_path / "out"), key: value}
+    error = error_of(command, keys, capsys)
+    assert f"{key.split('.')[0]}" in error
+    assert said in error
+    assert list(tmp_path.iterdir()) == []

@@ -57,12 +57,12 @@ def run(config: str, overrides: Sequence[str] = (), force: str | None = None) ->
     mapping, _ = read_mapping(config, STAGE, overrides)
     common = {key: value for key, value in mapping.items() if key not in _OWN}
     settings, _ = build(mapping, config, (CompareSettings, DPOConfig))
-    folder = check_model_folder(settings.model)
-    require_sft(folder, STAGE, force)
     if not settings.runs or not settings.seeds:
         raise mistake(config, "runs" if settings.seeds else "seeds", NO_VALUE, "is empty")
     for name, keys in settings.runs.items():
         build({**common, **keys}, f"{config}: runs.{name}", (PreferSettings, DPOConfig))
+    folder = check_model_folder(settings.model)
+    require_sft(folder, STAGE, force)
     load_data(settings.data, "pairs", config)
     output = Path(settings.output_dir)
     work = work_folder(output, {"config": mapping, "parent": lineage.weights_sha256(folder)})
