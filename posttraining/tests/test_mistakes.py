@@ -163,8 +163,6 @@ def test_data_that_are_not_one_thing(
         ("sft", "gradient_accumulation_steps", 0, "expected at least 1"),
         ("sft", "cpu_threads", 0, "expected at least 1"),
         ("sft", "seed", -1, "expected a whole number from 0 to 2**32 - 1"),
-        ("sft", "report_to", "wandbb", "did you mean wandb?"),
-        ("sft", "report_to", "comet_ml", "which is not installed"),
         ("sft", "save_steps", 0, "expected a number above 0"),
         ("sft", "logging_steps", -1, "expected a number above 0"),
         ("sft", "max_steps", 0, "expected at least 1, or -1"),
@@ -179,7 +177,6 @@ def test_data_that_are_not_one_thing(
         ("grpo", "max_completion_length", 0, "expected at least 1"),
         ("grpo", "temperature", 0, "expected a number above 0"),
         ("grpo", "alarms.window", 0, "expected at least 1"),
-        ("grpo", "use_vllm", True, "needs the package vllm"),
     ],
 )
 def test_a_value_out_of_its_limits(
@@ -190,3 +187,25 @@ def test_a_value_out_of_its_limits(
     assert f"{key.split('.')[0]}" in error
     assert said in error
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "key", "value", "said"),
+    [
+        ("sft", "report_to", "wandbb", "report_to: 'wandbb': expected none, all or one of"),
+        ("prefer", "report_to", "comet_ml", "report_to: 'comet_ml': needs its package, which is not installed"),
+    ],
+)
+def test_a_tracker_that_is_not_there(
+    command: str, key: str, value: str, said: str, chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = {**rows_for(command, tmp_path), "model": str(chat), key: value}
+    assert said in error_of(command, keys, capsys)
+    assert list(tmp_path.glob(".*")) == []
+
+
+def test_a_lineage_that_is_not_one(chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (chat / "training_lineage.json").write_text("{")
+    keys = {**rows_for("sft", tmp_path), "model": str(chat)}
+    assert "training_lineage.json: not a lineage of format 1" in error_of("sft", keys, capsys)
+    assert list(tmp_path.glob(".*")) == []

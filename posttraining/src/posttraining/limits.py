@@ -66,9 +66,6 @@ def check_values(cls: type[Any], values: Mapping[str, Any], file: str | Path, pr
             raise mistake(file, f"{prefix}{name}", value, expected)
     if trains:
         _check_losses(cls, values, file)
-        _check_reports(values, file)
-        if values.get("use_vllm") and find_spec("vllm") is None:
-            raise mistake(file, "use_vllm", True, "needs the package vllm, which is not installed")
 
 
 def _check_losses(cls: type[Any], values: Mapping[str, Any], file: str | Path) -> None:
@@ -82,20 +79,19 @@ def _check_losses(cls: type[Any], values: Mapping[str, Any], file: str | Path) -
             raise mistake(file, "loss_type", given, f"expected of {', '.join(known)}", nearest)
 
 
-def _check_reports(values: Mapping[str, Any], file: str | Path) -> None:
-    given = values.get("report_to")
-    names = [name for name in (given if isinstance(given, list) else [given]) if name not in (None, "none", "all")]
-    if not names:
-        return
+def check_packages(arguments: Any) -> None:
+    """Raise Mistake where a trainer's `arguments` need a package that is not there: a tracker's, or vllm."""
     from transformers.integrations.integration_utils import (
         INTEGRATION_TO_CALLBACK,
         get_available_reporting_integrations,
     )
 
     available = get_available_reporting_integrations()
-    for name in names:
+    for name in arguments.report_to:
         if name not in INTEGRATION_TO_CALLBACK:
             expected = f"expected none, all or one of {', '.join(INTEGRATION_TO_CALLBACK)}"
-            raise mistake(file, "report_to", given, expected, nearest_name(str(name), INTEGRATION_TO_CALLBACK))
+            raise mistake(None, "report_to", name, expected, nearest_name(str(name), INTEGRATION_TO_CALLBACK))
         if name not in available:
-            raise mistake(file, "report_to", given, f"needs the package of {name}, which is not installed")
+            raise mistake(None, "report_to", name, "needs its package, which is not installed")
+    if getattr(arguments, "use_vllm", False) and find_spec("vllm") is None:
+        raise mistake(None, "use_vllm", True, "needs the package vllm, which is not installed")

@@ -57,8 +57,10 @@ def run(config: str, overrides: Sequence[str] = ()) -> None:
     training.train(trainer, work, settings.early_at)
     training.finish(trainer, work, tokenizer, data)
     if trainer.is_world_process_zero():
-        loss = training.last_value(trainer, "loss")
-        print(f"{settings.stage}: {trainer.state.global_step} steps, loss {loss:.3f}, in {settings.output_dir}")
+        # Fewer steps than logging_steps log no loss but the mean of all of them.
+        losses = (training.last_value(trainer, name) for name in ("loss", "train_loss"))
+        loss = next((f"{value:.3f}" for value in losses if value is not None), "n/a")
+        print(f"{settings.stage}: {trainer.state.global_step} steps, loss {loss}, in {settings.output_dir}")
         print(f"Next: posttraining pairs CONFIG --set model={settings.output_dir}")
 
 
