@@ -13,6 +13,8 @@ from test_prefer import pairs
 from tiny_model import write_chat
 
 from posttraining.cli import main
+from posttraining.errors import Mistake
+from posttraining.files import own_work_folder
 
 
 @pytest.fixture
@@ -209,3 +211,44 @@ def test_a_lineage_that_is_not_one(chat: Path, tmp_path: Path, capsys: pytest.Ca
     keys = {**rows_for("sft", tmp_path), "model": str(chat)}
     assert "training_lineage.json: not a lineage of format 1" in error_of("sft", keys, capsys)
     assert list(tmp_path.glob(".*")) == []
+
+
+@pytest.mark.parametrize("command", ["sft", "prefer", "compare"])
+def test_an_output_that_no_folder_can_be(
+    command: str, chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = {**rows_for(command, tmp_path), "model": str(chat)}
+    (tmp_path / "file").write_text("")
+    (tmp_path / ".taken.work").write_text("")
+    for output, said in (
+        (tmp_path / "file" / "out", "no folder can be made there"),
+        (tmp_path / "taken", "no folder can be made there"),
+        (Path("/proc/x"), "no folder can be made there"),
+        (tmp_path / ("n" * 300), "no folder can be made there"),
+        (chat / "out", "is in the folder of the model"),
+    ):
+        assert said in error_of(command, {**keys, "output_dir": str(output)}, capsys)
+    assert "chat" in error_of(command, {**keys, "output_dir": str(chat)}, capsys)
+    assert not (chat / "out").exists()
+
+
+def test_a_mistake_does_not_stand_in_the_way_of_the_corrected_command(
+    chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = {**rows_for("sft", tmp_path), "model": str(chat)}
+    absent = {**keys, "data": {"path": str(tmp_path / "absent.jsonl")}}
+    assert "no such file" in error_of("sft", absent, capsys)
+    assert not (tmp_path / ".out.work").exists()
+    with own_work_folder(tmp_path / "out", {"settings": 1}) as work:
+        (work / "result").mkdir()
+        (tmp_path / ".out.work" / "checkpoint-1").mkdir()
+        assert "is being written by another process" in error_of("sft", keys, capsys)
+    (tmp_path / ".out.work").mkdir()
+    (tmp_path / ".out.work" / "identity").write_text("of a killed process that had no checkpoint")
+    with own_work_folder(tmp_path / "out", {"settings": 2}) as work:
+        (work / "checkpoint").write_text("")
+    with (
+        pytest.raises(Mistake, match="unfinished work with other settings"),
+        own_work_folder(tmp_path / "out", {"settings": 3}),
+    ):
+        pass

@@ -9,7 +9,6 @@ from conftest import overrides
 from test_sft import keys
 
 from posttraining import sft, training
-from posttraining.cli import main
 from posttraining.errors import StageFailed
 
 
@@ -21,9 +20,7 @@ def test_fewer_steps_than_logging_steps_end_well(
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
-def test_a_diverged_model_is_not_published(
-    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_diverged_model_is_not_published(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = keys(base, tmp_path, max_steps=5, learning_rate=1e30)
     with pytest.raises(StageFailed, match=r"the tensor \S+ holds values that are not finite"):
         sft.run("tiny", overrides(words))

@@ -51,11 +51,11 @@ def run(config: str, overrides: Sequence[str] = ()) -> None:
     (settings, arguments), mapping = load(config, STAGE, (SftSettings, SFTConfig), overrides)
     folder = check_model_folder(settings.model)
     check_length(folder, "max_length", arguments.max_length, config)
-    data = load_data(settings.data, "chats", config)
-    work = training.begin(settings, arguments, settings.stage, mapping, None)
-    trainer, tokenizer = build(settings, arguments, data, load_held_out(settings.data, "chats", config))
-    training.train(trainer, work, settings.early_at)
-    training.finish(trainer, work, tokenizer, data)
+    with training.begin(settings, arguments, settings.stage, mapping, None) as work:
+        data = load_data(settings.data, "chats", config)
+        trainer, tokenizer = build(settings, arguments, data, load_held_out(settings.data, "chats", config))
+        training.train(trainer, work, settings.early_at)
+        training.finish(trainer, work, tokenizer, data)
     if trainer.is_world_process_zero():
         # Fewer steps than logging_steps log no loss but the mean of all of them.
         losses = (training.last_value(trainer, name) for name in ("loss", "train_loss"))

@@ -6,7 +6,8 @@ import json
 import shutil
 import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from posttraining import lineage
 from posttraining.datasets import data_fingerprint
 from posttraining.errors import StageFailed
-from posttraining.files import publish, work_folder, write_whole
+from posttraining.files import check_apart, own_work_folder, publish, work_folder, write_whole
 from posttraining.limits import check_packages
 from posttraining.model_folder import save_tokenizer_and_configs
 from posttraining.settings import StageSettings
@@ -67,23 +68,31 @@ class Work:
     """The reason given to the guard, where it would have refused `parent`."""
 
 
+@contextmanager
 def begin(
     settings: StageSettings, arguments: TrainingArguments, stage: str, config: Mapping[str, Any], forced: str | None
-) -> Work:
-    """Make or find the stage's work folder and let the trainer write there; set the threads of a CPU.
+) -> Iterator[Work]:
+    """Make or find the stage's work folder, lock it until the block ends, and let the trainer write there; set the
+    threads of a CPU.
 
-    Raises Mistake where `output_dir` is taken, or holds an unfinished training with other settings.
+    Raises Mistake where `output_dir` is taken, cannot be made, is in the model's folder, is being written by another
+    process, or holds an unfinished training with other settings.
     """
     check_packages(arguments)
     quiet(settings.cpu_threads)
     parent = Path(settings.model)
     lineage.read(parent)  # what a stage's end needs, so that it is not found damaged only then
     content = {"stage": stage, "config": config, "parent": lineage.weights_sha256(parent)}
-    with arguments.main_process_first(desc="work folder"):
-        folder = work_folder(Path(settings.output_dir), content)
-    work = Work(folder, Path(settings.output_dir), parent, stage, config, forced)
-    arguments.output_dir = str(work.folder)
-    return work
+    output = Path(settings.output_dir)
+    check_apart(output, parent)
+    with ExitStack() as held:
+        with arguments.main_process_first(local=False, desc="work folder"):
+            if arguments.process_index == 0:
+                folder = held.enter_context(own_work_folder(output, content))
+            else:
+                folder = work_folder(output, content)
+        arguments.output_dir = str(folder)
+        yield Work(folder, output, parent, stage, config, forced)
 
 
 def quiet(cpu_threads: int | None) -> None:
@@ -128,7 +137,10 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
         if damaged is None:
             return whole[step]
         earlier = any(other < step for other in whole)
-        print(f"{damaged}: damaged; {'tries the checkpoint before' if earlier else 'starts from the beginning'}", flush=True)
+        print(
+            f"{damaged}: damaged; {'tries the checkpoint before' if earlier else 'starts from the beginning'}",
+            flush=True,
+        )
     return None
 
 
@@ -166,7 +178,7 @@ def finish(trainer: Any, work: Work, tokenizer: Any, data: Any, extra: Mapping[s
             _complete(trainer, work, tokenizer, early, {"kept_at_step": _step_of(early)}, data_fingerprint(data))
             early.rename(folder / EARLY)
         publish(folder, work.output)
-        shutil.rmtree(work.folder)
+        shutil.rmtree(work.folder, ignore_errors=True)  # NFS keeps the lock while it is held
     trainer.accelerator.wait_for_everyone()
 
 
