@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from test_sft import keys
 
 from posttraining import sft, training
 from posttraining.errors import StageFailed
+from posttraining.files import own_work_folder
 
 
 def test_fewer_steps_than_logging_steps_end_well(
@@ -48,3 +51,12 @@ def test_a_damaged_checkpoint_is_passed_over(
     said = capsys.readouterr().out
     assert f"checkpoint-6/{name}: damaged; tries the checkpoint before" in said
     assert "sft: goes on from step 2" in said
+
+
+def test_two_processes_do_not_train_into_one_folder(base: Path, tmp_path: Path) -> None:
+    words = overrides(keys(base, tmp_path, rows=4000))
+    command = [sys.executable, "-m", "posttraining", "sft", "tiny", *(word for one in words for word in ("--set", one))]
+    with own_work_folder(tmp_path / "out", {"stage": "another's"}):
+        second = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert second.returncode == 2
+    assert second.stderr == f"error: {tmp_path / 'out'}: is being written by another process\n"
