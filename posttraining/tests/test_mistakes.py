@@ -13,6 +13,8 @@ from test_prefer import pairs
 from tiny_model import write_chat
 
 from posttraining.cli import main
+from posttraining.errors import Mistake
+from posttraining.files import own_work_folder
 
 
 @pytest.fixture
@@ -151,3 +153,102 @@ def test_data_that_are_not_one_thing(
 ) -> None:
     keys = {"model": str(chat), "output_dir": str(tmp_path / "out"), "data": data}
     assert said in error_of("sft", keys, capsys)
+
+
+@pytest.mark.parametrize(
+    ("command", "key", "value", "said"),
+    [
+        ("sft", "learning_rate", -1.0, "expected a finite number, at least 0"),
+        ("sft", "learning_rate", float("nan"), "expected a number"),
+        ("sft", "per_device_train_batch_size", 0, "expected at least 1"),
+        ("prefer", "per_device_eval_batch_size", 0, "expected at least 1"),
+        ("sft", "gradient_accumulation_steps", 0, "expected at least 1"),
+        ("sft", "cpu_threads", 0, "expected at least 1"),
+        ("sft", "seed", -1, "expected a whole number from 0 to 2**32 - 1"),
+        ("sft", "save_steps", 0, "expected a number above 0"),
+        ("sft", "logging_steps", -1, "expected a number above 0"),
+        ("sft", "max_steps", 0, "expected at least 1, or -1"),
+        ("sft", "num_train_epochs", 0, "expected a number above 0"),
+        ("sft", "max_length", 0, "expected at least 1"),
+        ("sft", "eval_strategy", False, '"no"'),
+        ("sft", "loss_type", "nl", "did you mean nll?"),
+        ("prefer", "beta", 0, "expected a number above 0"),
+        ("prefer", "loss_type", [], "expected of sigmoid"),
+        ("compare", "runs", {"a": {"loss_type": ["apo_zer"]}}, "runs.a: loss_type: ['apo_zer']: expected of sigmoid"),
+        ("grpo", "num_generations", 0, "expected at least 2"),
+        ("grpo", "max_completion_length", 0, "expected at least 1"),
+        ("grpo", "temperature", 0, "expected a number above 0"),
+        ("grpo", "alarms.window", 0, "expected at least 1"),
+    ],
+)
+def test_a_value_out_of_its_limits(
+    command: str, key: str, value: Any, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = {"model": str(tmp_path / "nowhere"), "output_dir": str(tmp_path / "out"), key: value}
+    error = error_of(command, keys, capsys)
+    assert f"{key.split('.')[0]}" in error
+    assert said in error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "key", "value", "said"),
+    [
+        ("sft", "report_to", "wandbb", "report_to: 'wandbb': expected none, all or one of"),
+        ("prefer", "report_to", "comet_ml", "report_to: 'comet_ml': needs its package, which is not installed"),
+    ],
+)
+def test_a_tracker_that_is_not_there(
+    command: str, key: str, value: str, said: str, chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = {**rows_for(command, tmp_path), "model": str(chat), key: value}
+    assert said in error_of(command, keys, capsys)
+    assert list(tmp_path.glob(".*")) == []
+
+
+def test_a_lineage_that_is_not_one(chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (chat / "training_lineage.json").write_text("{")
+    keys = {**rows_for("sft", tmp_path), "model": str(chat)}
+    assert "training_lineage.json: not a lineage of format 1" in error_of("sft", keys, capsys)
+    assert list(tmp_path.glob(".*")) == []
+
+
+@pytest.mark.parametrize("command", ["sft", "prefer", "compare"])
+def test_an_output_that_no_folder_can_be(
+    command: str, chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = {**rows_for(command, tmp_path), "model": str(chat)}
+    (tmp_path / "file").write_text("")
+    (tmp_path / ".taken.work").write_text("")
+    for output, said in (
+        (tmp_path / "file" / "out", "no folder can be made there"),
+        (tmp_path / "taken", "no folder can be made there"),
+        (Path("/proc/x"), "no folder can be made there"),
+        (tmp_path / ("n" * 300), "no folder can be made there"),
+        (chat / "out", "is in the folder of the model"),
+    ):
+        assert said in error_of(command, {**keys, "output_dir": str(output)}, capsys)
+    assert "chat" in error_of(command, {**keys, "output_dir": str(chat)}, capsys)
+    assert not (chat / "out").exists()
+
+
+def test_a_mistake_does_not_stand_in_the_way_of_the_corrected_command(
+    chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = {**rows_for("sft", tmp_path), "model": str(chat)}
+    absent = {**keys, "data": {"path": str(tmp_path / "absent.jsonl")}}
+    assert "no such file" in error_of("sft", absent, capsys)
+    assert not (tmp_path / ".out.work").exists()
+    with own_work_folder(tmp_path / "out", {"settings": 1}) as work:
+        (work / "result").mkdir()
+        (tmp_path / ".out.work" / "checkpoint-1").mkdir()
+        assert "is being written by another process" in error_of("sft", keys, capsys)
+    (tmp_path / ".out.work").mkdir()
+    (tmp_path / ".out.work" / "identity").write_text("of a killed process that had no checkpoint")
+    with own_work_folder(tmp_path / "out", {"settings": 2}) as work:
+        (work / "checkpoint").write_text("")
+    with (
+        pytest.raises(Mistake, match="unfinished work with other settings"),
+        own_work_folder(tmp_path / "out", {"settings": 3}),
+    ):
+        pass

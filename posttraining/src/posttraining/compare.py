@@ -21,7 +21,7 @@ from typing import Any
 from posttraining import lineage, prefer
 from posttraining.datasets import load_data
 from posttraining.errors import NO_VALUE, mistake
-from posttraining.files import publish, work_folder
+from posttraining.files import check_apart, own_work_folder, publish
 from posttraining.guard import require_sft
 from posttraining.model_folder import check_model_folder
 from posttraining.prefer import MARGINS, PreferSettings
@@ -57,30 +57,31 @@ def run(config: str, overrides: Sequence[str] = (), force: str | None = None) ->
     mapping, _ = read_mapping(config, STAGE, overrides)
     common = {key: value for key, value in mapping.items() if key not in _OWN}
     settings, _ = build(mapping, config, (CompareSettings, DPOConfig))
-    folder = check_model_folder(settings.model)
-    require_sft(folder, STAGE, force)
     if not settings.runs or not settings.seeds:
         raise mistake(config, "runs" if settings.seeds else "seeds", NO_VALUE, "is empty")
     for name, keys in settings.runs.items():
         build({**common, **keys}, f"{config}: runs.{name}", (PreferSettings, DPOConfig))
+    folder = check_model_folder(settings.model)
+    require_sft(folder, STAGE, force)
     load_data(settings.data, "pairs", config)
     output = Path(settings.output_dir)
-    work = work_folder(output, {"config": mapping, "parent": lineage.weights_sha256(folder)})
-    result = work / "result"
-    result.mkdir(exist_ok=True)
-    for name, keys in settings.runs.items():
-        for seed in settings.seeds:
-            target = result / f"{name}-{seed}"
-            if not target.is_dir():
-                prefer.train({**common, **keys, "seed": seed, "output_dir": str(target)}, config, force)
-    rows = [row for name in settings.runs for seed in settings.seeds for row in _rows(result, name, seed)]
-    (result / CSV).write_text(to_csv(rows), encoding="utf-8")
-    _plot(rows, settings.plotted, result / PLOT)
-    for path in result.glob("*/*.safetensors"):
-        if not settings.keep_models:
-            path.unlink()
-    publish(result, output)
-    shutil.rmtree(work)
+    check_apart(output, folder)
+    with own_work_folder(output, {"config": mapping, "parent": lineage.weights_sha256(folder)}) as work:
+        result = work / "result"
+        result.mkdir(exist_ok=True)
+        for name, keys in settings.runs.items():
+            for seed in settings.seeds:
+                target = result / f"{name}-{seed}"
+                if not target.is_dir():
+                    prefer.train({**common, **keys, "seed": seed, "output_dir": str(target)}, config, force)
+        rows = [row for name in settings.runs for seed in settings.seeds for row in _rows(result, name, seed)]
+        (result / CSV).write_text(to_csv(rows), encoding="utf-8")
+        _plot(rows, settings.plotted, result / PLOT)
+        for path in result.glob("*/*.safetensors"):
+            if not settings.keep_models:
+                path.unlink()
+        publish(result, output)
+        shutil.rmtree(work, ignore_errors=True)  # NFS keeps the lock while it is held
     print(summary(rows))
     print(f"Next: see {output / PLOT}; {output / CSV} has every value")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from posttraining.errors import NO_VALUE, mistake
+from posttraining.errors import NO_VALUE, Mistake, mistake
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -60,22 +61,86 @@ def publish(folder: Path, path: Path) -> None:
     sync(path.parent)
 
 
+_IDENTITY, _LOCK = "identity", "lock"
+
+
 def work_folder(output: Path, content: Mapping[str, Any]) -> Path:
     """`.<name>.work` beside `output`, where a stage keeps what it has so far; made where it is not there.
 
-    `content` (what JSON can hold) is what the stage computes from. Raises Mistake where `output` is taken, or where
-    the folder belongs to other content.
+    `content` (what JSON can hold) is what the stage computes from. Raises Mistake where `output` is taken or no folder
+    can be made there, or where the folder belongs to other content.
     """
-    check_absent(output)
-    folder = output.with_name(f".{output.name}.work")
-    identity = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    file = folder / "identity"
+    folder, identity = _made(output), _identity(content)
+    file = folder / _IDENTITY
     if not file.is_file():
         write_whole(file, identity)
     if file.read_text(encoding="utf-8") != identity:
         expected = "holds unfinished work with other settings; move it away or choose another output_dir"
         raise mistake(folder, None, NO_VALUE, expected)
     return folder
+
+
+@contextmanager
+def own_work_folder(output: Path, content: Mapping[str, Any]) -> Iterator[Path]:
+    """`work_folder` for one process alone: locked until the block ends. Raises Mistake where another process has it.
+
+    Other content does not matter while nothing is in the folder that a stage could go on from, and a folder with
+    nothing in it is removed when the block ends.
+    """
+    folder = _made(output)
+    try:
+        descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise _unusable(output, error) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise mistake(output, None, NO_VALUE, "is being written by another process") from error
+        except OSError:
+            pass  # a file system without locks
+        try:
+            if not _holds_results(folder):
+                (folder / _IDENTITY).unlink(missing_ok=True)
+            yield work_folder(output, content)
+        finally:
+            if not _holds_results(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(descriptor)
+
+
+def check_apart(output: Path, model: Path) -> None:
+    """Raise Mistake where `output` would be in the folder of the `model` that a stage starts from."""
+    if output.resolve().is_relative_to(model.resolve()):
+        raise mistake(None, "output_dir", str(output), f"is in the folder of the model, {model}; choose another")
+
+
+def _made(output: Path) -> Path:
+    folder = output.with_name(f".{output.name}.work")
+    try:
+        check_absent(output)
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        if isinstance(error, Mistake):
+            raise
+        raise _unusable(output, error) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise mistake(None, "output_dir", str(output), f"cannot be written: no permission to write in {folder}")
+    return folder
+
+
+def _unusable(output: Path, error: Exception) -> Mistake:
+    reason = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) else str(error)
+    return mistake(None, "output_dir", str(output), f"no folder can be made there: {reason}")
+
+
+def _identity(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _holds_results(folder: Path) -> bool:
+    return any(path.is_file() and path.name not in (_IDENTITY, _LOCK) for path in folder.rglob("*"))
 
 
 def check_absent(path: Path) -> None:

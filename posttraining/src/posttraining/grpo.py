@@ -53,13 +53,13 @@ def run(config: str, overrides: Sequence[str] = (), force: str | None = None) ->
     arguments.reward_weights = [choice.weight for choice in settings.rewards]
     rewards = resolve(settings.rewards, config)
     forced = require_sft(folder, STAGE, force)
-    data = as_conversations(load_data(settings.data, "prompts", config))
-    work = training.begin(settings, arguments, STAGE, mapping, forced)
-    trainer, tokenizer, alarms = build(settings, arguments, rewards, data, work.folder / "alarms.jsonl")
-    training.train(trainer, work)
-    if alarms.rung and settings.alarms.action == "stop":
-        raise StageFailed(f"{alarms.rung[-1]}; its checkpoints are in {work.folder}")
-    training.finish(trainer, work, tokenizer, data)
+    with training.begin(settings, arguments, STAGE, mapping, forced) as work:
+        data = as_conversations(load_data(settings.data, "prompts", config))
+        trainer, tokenizer, alarms = build(settings, arguments, rewards, data, work.folder / "alarms.jsonl")
+        training.train(trainer, work)
+        if alarms.rung and settings.alarms.action == "stop":
+            raise StageFailed(f"{alarms.rung[-1]}; its checkpoints are in {work.folder}")
+        training.finish(trainer, work, tokenizer, data)
     if trainer.is_world_process_zero():
         reward, length = (training.last_value(trainer, name) for name in ("reward", "completions/mean_length"))
         print(

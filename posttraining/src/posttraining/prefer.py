@@ -62,15 +62,15 @@ def train(mapping: Mapping[str, Any], config: str, force: str | None = None) -> 
     folder = check_model_folder(settings.model)
     forced = require_sft(folder, STAGE, force)
     check_length(folder, "max_length", arguments.max_length, config)
-    data, held_out = load_data(settings.data, "pairs", config), load_held_out(settings.data, "pairs", config)
-    if held_out is None and arguments.eval_strategy != "no":
-        raise mistake(config, "eval_strategy", str(arguments.eval_strategy.value), "needs data.held_out_path")
-    work = training.begin(settings, arguments, STAGE, mapping, forced)
-    trainer, tokenizer = make_trainer(settings, arguments, data, held_out)
-    training.train(trainer, work)
-    gained = margins(trainer) if held_out is not None and arguments.precompute_ref_log_probs else None
-    extra = {MARGINS: json.dumps(gained, indent=2) + "\n"} if gained else {}
-    training.finish(trainer, work, tokenizer, data, extra)
+    with training.begin(settings, arguments, STAGE, mapping, forced) as work:
+        data, held_out = load_data(settings.data, "pairs", config), load_held_out(settings.data, "pairs", config)
+        if held_out is None and arguments.eval_strategy != "no":
+            raise mistake(config, "eval_strategy", str(arguments.eval_strategy.value), "needs data.held_out_path")
+        trainer, tokenizer = make_trainer(settings, arguments, data, held_out)
+        training.train(trainer, work)
+        gained = margins(trainer) if held_out is not None and arguments.precompute_ref_log_probs else None
+        extra = {MARGINS: json.dumps(gained, indent=2) + "\n"} if gained else {}
+        training.finish(trainer, work, tokenizer, data, extra)
     main = bool(trainer.is_world_process_zero())
     if main:
         losses = "+".join(arguments.loss_type)

@@ -13,6 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from posttraining.errors import NO_VALUE, Mistake, mistake, nearest_name
+from posttraining.limits import check_values
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 """The shipped recipes, <name>/<stage>.yaml."""
@@ -114,6 +115,7 @@ def _object(cls: type[Any], mapping: Mapping[str, Any], file: str | Path, prefix
             values[entry.name] = _value(mapping[entry.name], hints[entry.name], file, key)
         elif entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING:
             raise mistake(file, f"{prefix}{entry.name}", NO_VALUE, "is missing")
+    check_values(cls, values, file, prefix)
     try:
         return cls(**values)
     except Mistake:
@@ -136,7 +138,11 @@ def _value(value: Any, hint: Any, file: str | Path, key: str) -> Any:
         fits, converted = _fit(value, option, file, key)
         if fits:
             return converted
-    raise mistake(file, key, value, f"expected {' or '.join(_type_name(option) for option in options)}")
+    expected = f"expected {' or '.join(_type_name(option) for option in options)}"
+    if isinstance(value, bool) and str in options:
+        # YAML 1.1 reads no, off, yes and on so.
+        expected += f'; a word such as {"yes" if value else "no"} needs quotes: "{"yes" if value else "no"}"'
+    raise mistake(file, key, value, expected)
 
 
 def _fit(value: Any, hint: Any, file: str | Path, key: str) -> tuple[bool, Any]:

@@ -51,14 +51,16 @@ def run(config: str, overrides: Sequence[str] = ()) -> None:
     (settings, arguments), mapping = load(config, STAGE, (SftSettings, SFTConfig), overrides)
     folder = check_model_folder(settings.model)
     check_length(folder, "max_length", arguments.max_length, config)
-    data = load_data(settings.data, "chats", config)
-    work = training.begin(settings, arguments, settings.stage, mapping, None)
-    trainer, tokenizer = build(settings, arguments, data, load_held_out(settings.data, "chats", config))
-    training.train(trainer, work, settings.early_at)
-    training.finish(trainer, work, tokenizer, data)
+    with training.begin(settings, arguments, settings.stage, mapping, None) as work:
+        data = load_data(settings.data, "chats", config)
+        trainer, tokenizer = build(settings, arguments, data, load_held_out(settings.data, "chats", config))
+        training.train(trainer, work, settings.early_at)
+        training.finish(trainer, work, tokenizer, data)
     if trainer.is_world_process_zero():
-        loss = training.last_value(trainer, "loss")
-        print(f"{settings.stage}: {trainer.state.global_step} steps, loss {loss:.3f}, in {settings.output_dir}")
+        # Fewer steps than logging_steps log no loss but the mean of all of them.
+        losses = (training.last_value(trainer, name) for name in ("loss", "train_loss"))
+        loss = next((f"{value:.3f}" for value in losses if value is not None), "n/a")
+        print(f"{settings.stage}: {trainer.state.global_step} steps, loss {loss}, in {settings.output_dir}")
         print(f"Next: posttraining pairs CONFIG --set model={settings.output_dir}")
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,9 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from posttraining import lineage
 from posttraining.datasets import data_fingerprint
-from posttraining.files import publish, work_folder, write_whole
+from posttraining.errors import StageFailed
+from posttraining.files import check_apart, own_work_folder, publish, work_folder, write_whole
+from posttraining.limits import check_packages
 from posttraining.model_folder import save_tokenizer_and_configs
 from posttraining.settings import StageSettings
 
@@ -64,21 +68,31 @@ class Work:
     """The reason given to the guard, where it would have refused `parent`."""
 
 
+@contextmanager
 def begin(
     settings: StageSettings, arguments: TrainingArguments, stage: str, config: Mapping[str, Any], forced: str | None
-) -> Work:
-    """Make or find the stage's work folder and let the trainer write there; set the threads of a CPU.
+) -> Iterator[Work]:
+    """Make or find the stage's work folder, lock it until the block ends, and let the trainer write there; set the
+    threads of a CPU.
 
-    Raises Mistake where `output_dir` is taken, or holds an unfinished training with other settings.
+    Raises Mistake where `output_dir` is taken, cannot be made, is in the model's folder, is being written by another
+    process, or holds an unfinished training with other settings.
     """
+    check_packages(arguments)
     quiet(settings.cpu_threads)
     parent = Path(settings.model)
+    lineage.read(parent)  # what a stage's end needs, so that it is not found damaged only then
     content = {"stage": stage, "config": config, "parent": lineage.weights_sha256(parent)}
-    with arguments.main_process_first(desc="work folder"):
-        folder = work_folder(Path(settings.output_dir), content)
-    work = Work(folder, Path(settings.output_dir), parent, stage, config, forced)
-    arguments.output_dir = str(work.folder)
-    return work
+    output = Path(settings.output_dir)
+    check_apart(output, parent)
+    with ExitStack() as held:
+        with arguments.main_process_first(local=False, desc="work folder"):
+            if arguments.process_index == 0:
+                folder = held.enter_context(own_work_folder(output, content))
+            else:
+                folder = work_folder(output, content)
+        arguments.output_dir = str(folder)
+        yield Work(folder, output, parent, stage, config, forced)
 
 
 def quiet(cpu_threads: int | None) -> None:
@@ -110,14 +124,40 @@ def train(trainer: Any, work: Work, early_at: float | None = None) -> None:
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:
-    """The last checkpoint that was written to its end (the trainer writes its own state last); None without any."""
+    """The last checkpoint that was written to its end (the trainer writes its own state last) and whose files can be
+    read; None without any. One that is damaged is named in a line."""
     whole: dict[int, Path] = {}
     for checkpoint in folder.glob("checkpoint-*"):
         try:
             whole[int(json.loads((checkpoint / TRAINER_STATE_NAME).read_text("utf-8"))["global_step"])] = checkpoint
         except (OSError, ValueError, LookupError):
             continue
-    return whole[max(whole)] if whole else None
+    for step in sorted(whole, reverse=True):
+        damaged = _damaged_file(whole[step])
+        if damaged is None:
+            return whole[step]
+        earlier = any(other < step for other in whole)
+        print(
+            f"{damaged}: damaged; {'tries the checkpoint before' if earlier else 'starts from the beginning'}",
+            flush=True,
+        )
+    return None
+
+
+def _damaged_file(checkpoint: Path) -> Path | None:
+    """The first file of weights or of the optimizer that is not what its ending says; None where all are."""
+    from safetensors import SafetensorError, safe_open
+
+    for file in sorted(checkpoint.iterdir()):
+        try:
+            if file.suffix == ".safetensors":
+                with safe_open(file, framework="pt"):  # type: ignore[no-untyped-call]
+                    continue
+            if file.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(file):
+                return file
+        except (OSError, SafetensorError):
+            return file
+    return None
 
 
 def finish(trainer: Any, work: Work, tokenizer: Any, data: Any, extra: Mapping[str, str] | None = None) -> None:
@@ -138,7 +178,7 @@ def finish(trainer: Any, work: Work, tokenizer: Any, data: Any, extra: Mapping[s
             _complete(trainer, work, tokenizer, early, {"kept_at_step": _step_of(early)}, data_fingerprint(data))
             early.rename(folder / EARLY)
         publish(folder, work.output)
-        shutil.rmtree(work.folder)
+        shutil.rmtree(work.folder, ignore_errors=True)  # NFS keeps the lock while it is held
     trainer.accelerator.wait_for_everyone()
 
 
@@ -154,8 +194,22 @@ def _complete(
     """Bring a folder that the trainer saved into the form in which stages pass models on."""
     (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle with this machine's paths
     save_tokenizer_and_configs(trainer.accelerator.unwrap_model(trainer.model), tokenizer, folder)
+    _check_finite(folder, work.stage)
     config = {**work.config, **note}
     lineage.append(folder, work.parent, work.stage, config, fingerprint, forced=work.forced)
+
+
+def _check_finite(folder: Path, stage: str) -> None:
+    """Raise StageFailed where a weight of the folder is infinite or not a number: no such model is passed on."""
+    import torch
+    from safetensors import safe_open
+
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:  # type: ignore[no-untyped-call]
+            for name in tensors.keys():  # noqa: SIM118 (it is no mapping)
+                if not torch.isfinite(tensors.get_tensor(name)).all():
+                    expected = "holds values that are not finite: the training diverged (a lower learning_rate helps)"
+                    raise StageFailed(f"{stage}: the tensor {name} {expected}")
 
 
 class _Lines(TrainerCallback):

@@ -1,0 +1,97 @@
+"""Values that have the right type and that torch or TRL would stumble over later: refused where a config is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from posttraining.errors import mistake, nearest_name
+
+Limit = tuple[Callable[[Any], bool], str]
+"""What a value has to be: the test, and the words for it."""
+
+_ONE: Limit = (lambda value: value >= 1, "expected at least 1")
+_ABOVE_ZERO: Limit = (lambda value: math.isfinite(value) and value > 0, "expected a number above 0")
+_FINITE: Limit = (math.isfinite, "expected a finite number")
+# numpy, which the trainers seed too, takes 32 bits.
+_SEED: Limit = (lambda value: 0 <= value < 2**32, "expected a whole number from 0 to 2**32 - 1")
+
+_EVERYWHERE: Mapping[str, Limit] = {"cpu_threads": _ONE}
+_TRAINING: Mapping[str, Limit] = {
+    "learning_rate": (lambda value: math.isfinite(value) and value >= 0, "expected a finite number, at least 0"),
+    "per_device_train_batch_size": _ONE,
+    "per_device_eval_batch_size": _ONE,
+    "gradient_accumulation_steps": _ONE,
+    "seed": _SEED,
+    "data_seed": _SEED,
+    "save_steps": _ABOVE_ZERO,
+    "logging_steps": _ABOVE_ZERO,
+    "max_steps": (lambda value: value == -1 or value > 0, "expected at least 1, or -1: num_train_epochs decides"),
+    "num_train_epochs": _ABOVE_ZERO,
+    "max_length": _ONE,
+    "num_generations": (lambda value: value >= 2, "expected at least 2, which are compared with each other"),
+    "max_completion_length": _ONE,
+    "temperature": _ABOVE_ZERO,
+    "alarms.window": _ONE,
+    "alarms.length_growth": _FINITE,
+    "alarms.waits_rise": _FINITE,
+}
+
+# What the trainers of TRL 1.x compare `loss_type` with.
+_LOSSES: Mapping[str, tuple[str, ...]] = {
+    "SFTConfig": ("nll", "dft"),
+    "DPOConfig": (
+        *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot"),
+        *("aot_unpaired", "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"),
+    ),
+    "GRPOConfig": ("grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
+}
+
+
+def check_values(cls: type[Any], values: Mapping[str, Any], file: str | Path, prefix: str) -> None:
+    """Raise Mistake where one of `values`, which are of the types of `cls`' fields, is out of its limits.
+
+    `prefix`: of the keys, where they are a section's.
+    """
+    trains = cls.__name__ in _LOSSES
+    limits = {**_EVERYWHERE, **(_TRAINING if trains or prefix else {})}
+    if cls.__name__ == "DPOConfig":
+        limits["beta"] = _ABOVE_ZERO
+    for name, value in values.items():
+        fits, expected = limits.get(f"{prefix}{name}", (None, ""))
+        if fits is not None and isinstance(value, int | float) and not fits(value):
+            raise mistake(file, f"{prefix}{name}", value, expected)
+    if trains:
+        _check_losses(cls, values, file)
+
+
+def _check_losses(cls: type[Any], values: Mapping[str, Any], file: str | Path) -> None:
+    if "loss_type" not in values:
+        return
+    known, given = _LOSSES[cls.__name__], values["loss_type"]
+    names = given if isinstance(given, list) else [given]
+    for name in names or [""]:
+        if name not in known:
+            nearest = nearest_name(str(name), known)
+            raise mistake(file, "loss_type", given, f"expected of {', '.join(known)}", nearest)
+
+
+def check_packages(arguments: Any) -> None:
+    """Raise Mistake where a trainer's `arguments` need a package that is not there: a tracker's, or vllm."""
+    from transformers.integrations.integration_utils import (
+        INTEGRATION_TO_CALLBACK,
+        get_available_reporting_integrations,
+    )
+
+    available = get_available_reporting_integrations()
+    for name in arguments.report_to:
+        if name not in INTEGRATION_TO_CALLBACK:
+            expected = f"expected none, all or one of {', '.join(INTEGRATION_TO_CALLBACK)}"
+            raise mistake(None, "report_to", name, expected, nearest_name(str(name), INTEGRATION_TO_CALLBACK))
+        if name not in available:
+            raise mistake(None, "report_to", name, "needs its package, which is not installed")
+    if getattr(arguments, "use_vllm", False) and find_spec("vllm") is None:
+        raise mistake(None, "use_vllm", True, "needs the package vllm, which is not installed")

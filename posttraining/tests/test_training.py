@@ -1,0 +1,62 @@
+"""What every stage that trains does with a short, a diverged or a damaged training."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import overrides
+from test_sft import keys
+
+from posttraining import sft, training
+from posttraining.errors import StageFailed
+from posttraining.files import own_work_folder
+
+
+def test_fewer_steps_than_logging_steps_end_well(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sft.run("tiny", overrides(keys(base, tmp_path, max_steps=1, logging_steps=50)))
+    assert "sft: 1 steps, loss " in capsys.readouterr().out
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_a_diverged_model_is_not_published(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = keys(base, tmp_path, max_steps=5, learning_rate=1e30)
+    with pytest.raises(StageFailed, match=r"the tensor \S+ holds values that are not finite"):
+        sft.run("tiny", overrides(words))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt"])
+def test_a_damaged_checkpoint_is_passed_over(
+    name: str, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = keys(base, tmp_path, max_steps=6, save_steps=2, save_total_limit=3)
+
+    def ends(*_: object) -> None:
+        raise StageFailed("ends before it is published")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "finish", ends)
+        with pytest.raises(StageFailed):
+            sft.run("tiny", overrides(words))
+    work = tmp_path / ".out.work"
+    for step in (6, 4):
+        file = work / f"checkpoint-{step}" / name
+        file.write_bytes(file.read_bytes()[:1000])
+    sft.run("tiny", overrides(words))
+    said = capsys.readouterr().out
+    assert f"checkpoint-6/{name}: damaged; tries the checkpoint before" in said
+    assert "sft: goes on from step 2" in said
+
+
+def test_two_processes_do_not_train_into_one_folder(base: Path, tmp_path: Path) -> None:
+    words = overrides(keys(base, tmp_path, rows=4000))
+    command = [sys.executable, "-m", "posttraining", "sft", "tiny", *(word for one in words for word in ("--set", one))]
+    with own_work_folder(tmp_path / "out", {"stage": "another's"}):
+        second = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert second.returncode == 2
+    assert second.stderr == f"error: {tmp_path / 'out'}: is being written by another process\n"
