@@ -39,7 +39,11 @@ def load(tmp_path: Path, kind: Any, rows: list[dict[str, Any]]) -> Any:
         ("chats", {"messages": [USER, {**REPLY, "content": None}]}, "messages: content: null: expected text"),
         ("chats", {"messages": [USER]}, "messages: expected an assistant's turn"),
         ("chats", {"messages": [USER, REPLY], "tools": "add"}, "tools: 'add': expected a list"),
-        ("chats", {"messages": [USER, REPLY], "chat_template_kwargs": "x"}, "chat_template_kwargs: 'x': expected a map"),
+        (
+            "chats",
+            {"messages": [USER, REPLY], "chat_template_kwargs": "x"},
+            "chat_template_kwargs: 'x': expected a map",
+        ),
         ("prompts", {"prompt": 7}, "prompt: 7: expected text, or a list"),
         ("prompts", {"prompt": "a", "answer": 0.5}, "answer: 0.5: expected text or a whole number"),
         ("pairs", {**PAIR, "rejected": "6"}, "expected chosen and rejected in one form"),
@@ -92,9 +96,7 @@ def test_bytes_that_are_no_utf_8_are_one_line(
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.parquet"])
-def test_half_a_file_is_one_line(
-    name: str, chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_half_a_file_is_one_line(name: str, chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / name).write_text(json.dumps(chat_rows(1)[0]) + '\n{"messages": [{"role"')
     keys = {"model": str(chat), "output_dir": str(tmp_path / "out"), "data": {"path": str(tmp_path / name)}}
     assert "cannot be read" in error_of("sft", keys, capsys)
