@@ -42,7 +42,7 @@ def load(tmp_path: Path, kind: Any, rows: list[dict[str, Any]]) -> Any:
         (
             "chats",
             {"messages": [USER, REPLY], "chat_template_kwargs": "x"},
-            "chat_template_kwargs: 'x': expected a map",
+            "kwargs: 'x': expected a map",
         ),
         ("prompts", {"prompt": 7}, "prompt: 7: expected text, or a list"),
         ("prompts", {"prompt": "a", "answer": 0.5}, "answer: 0.5: expected text or a whole number"),
@@ -64,7 +64,7 @@ def test_the_row_that_is_wrong_is_counted_from_the_first(tmp_path: Path) -> None
 
 def test_pairs_that_never_differ_are_refused_and_one_equal_pair_is_not(tmp_path: Path) -> None:
     equal = {**PAIR, "rejected": PAIR["chosen"]}
-    with pytest.raises(Mistake, match="a.yaml: data: chosen and rejected are equal in all rows"):
+    with pytest.raises(Mistake, match=r"a.yaml: data: chosen and rejected are equal in all rows"):
         load(tmp_path, "pairs", [equal, equal])
     assert len(load(tmp_path, "pairs", [equal, PAIR])) == 2
 

@@ -41,7 +41,7 @@ def of_a_column(completions: list[Any], difficulty: list[int], **_: Any) -> list
 
 
 def test_a_row_without_what_a_reward_needs_is_no_traceback() -> None:
-    with pytest.raises(Mistake, match="a row has no 'difficulty', which the reward test_reward_mistakes.of_a_column"):
+    with pytest.raises(Mistake, match=r"a row has no 'difficulty', which the reward test_reward_mistakes.of_a_column"):
         call("of_a_column")
 
 
@@ -95,7 +95,7 @@ def test_a_reward_that_cannot_be_used_is_refused(
 
 def test_a_reward_that_needs_an_answer_names_the_row_without_one() -> None:
     exact = resolve([RewardChoice("posttraining.rewards.accuracy")], "grpo.yaml")
-    with pytest.raises(Mistake, match="data: row 0 has no 'answer', which the reward posttraining.rewards.accuracy"):
+    with pytest.raises(Mistake, match=r"data: row 0 has no 'answer', which the reward posttraining.rewards.accuracy"):
         check_answers(exact, from_rows([{"prompt": "a"}]), "grpo.yaml")
     with pytest.raises(Mistake, match="data: row 1 has no 'answer'"):
         check_answers(exact, from_rows([{"prompt": "a", "answer": "1"}, {"prompt": "b", "answer": None}]), "grpo.yaml")

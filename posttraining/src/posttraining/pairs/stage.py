@@ -20,7 +20,7 @@ from posttraining.chat import require_template
 from posttraining.datasets import data_fingerprint
 from posttraining.errors import NO_VALUE, mistake
 from posttraining.files import publish, work_folder
-from posttraining.model_folder import check_length, check_model_folder, load_tokenizer
+from posttraining.model_folder import check_finite, check_length, check_model_folder, load_tokenizer
 from posttraining.pairs.answers import SIDES, generate_missing, is_complete, read_answers, side_settings
 from posttraining.pairs.card import render_card
 from posttraining.pairs.filters import Filters
@@ -60,6 +60,7 @@ def _checked_model(settings: PairsSettings, side: Any, config: str) -> str:
     folder = check_model_folder(model)
     check_length(folder, f"{side}.max_new_tokens", how.max_new_tokens, config)
     require_template(load_tokenizer(folder), folder)
+    check_finite(folder)
     return lineage.weights_sha256(folder)
 
 
