@@ -46,7 +46,7 @@ def test_a_later_stage_that_cannot_be_read_ends_it_before_the_first(
 def test_a_folder_within_the_models_and_one_below_a_file_are_refused(chat: Path, tmp_path: Path) -> None:
     file = config(tmp_path, chat, [MERGE])
     for output in (chat, chat / "out"):
-        with pytest.raises(Mistake, match="output_dir: .*: lies in the model's folder"):
+        with pytest.raises(Mistake, match=r"output_dir: .*: lies in the model's folder"):
             pipeline.run(file, [f"output_dir={output}"])
     with pytest.raises(Mistake, match=r"output_dir: .*pipeline.yaml is a file; expected a folder"):
         pipeline.run(file, [f"output_dir={file}/out"])

@@ -133,3 +133,19 @@ def test_figures_out_of_range(
     place = keys["tasks"][0] if command == "evaluate" and "batch_size" not in changes else keys
     place |= changes
     assert said in error_of(command, keys, capsys)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "pairs"])
+def test_prompts_that_leave_no_room_for_an_answer_are_counted(
+    command: str, chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": text, "answer": "1"} for text in ("a", "b" * 250, "c" * 260)]
+    data = {"path": str(write_rows(tmp_path / "long.jsonl", rows))}
+    keys = keys_of(command, chat, tmp_path)
+    if command == "evaluate":
+        keys["tasks"][0]["data"] = data
+    else:
+        keys["data"] = data
+    error = error_of(command, keys, capsys)
+    assert "2 of 3 prompts (the first is row 1, with" in error
+    assert "in 256, the context of" in error

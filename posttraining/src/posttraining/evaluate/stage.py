@@ -21,6 +21,7 @@ from posttraining.evaluate.scoring import Check, Mode, judge
 from posttraining.files import publish, work_folder
 from posttraining.generation import Backend, Generator, Prompt
 from posttraining.model_folder import check_finite, check_length, check_model_folder
+from posttraining.prompt_length import check_prompts
 from posttraining.report import all_tables
 from posttraining.settings import load
 from posttraining.tasks import arithmetic
@@ -150,12 +151,15 @@ def _ask(settings: EvaluateSettings, file: str, model: str, folder: str, part: P
         prepare_tokenizer(generator.tokenizer, generator.model)
     for task in todo:
         prompts, expected = _problems(task, file)
+        template = None if task.mode == "plain" else {"enable_thinking": task.mode == "think"}
+        where = f"{file}: tasks: {task.name}"
+        check_prompts(Path(folder), generator.tokenizer, prompts, task.max_new_tokens, where, template)
         answers = generator(
             prompts * task.samples,
             max_new_tokens=task.max_new_tokens,
             temperature=task.temperature,
             seed=settings.seed,
-            template=None if task.mode == "plain" else {"enable_thinking": task.mode == "think"},
+            template=template,
         )
         expected *= task.samples
         scores = [
