@@ -2,4 +2,5 @@
 
 from posttraining.cli import main
 
-main()
+if __name__ == "__main__":  # a process that this one spawns imports the module again
+    main()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from posttraining.errors import NO_VALUE, Mistake, mistake, nearest_name
+from posttraining.rows import check_rows
 from posttraining.tasks import arithmetic
 
 Kind = Literal["chats", "prompts", "pairs"]
@@ -72,7 +73,7 @@ class DataSettings:
 def load_data(settings: DataSettings, kind: Kind, file: str | Path | None = None) -> Any:
     """The `datasets.Dataset` that `settings` describe, with the columns of `kind`; `file` is what messages name.
 
-    Raises Mistake where a source cannot be read, no row is left or a column is missing.
+    Raises Mistake where a source cannot be read, no row is left, a column is missing or a row holds something else.
     """
     given = [key for key in ("path", "sources", "generated") if getattr(settings, key)]
     if len(given) != 1:
@@ -96,9 +97,9 @@ def as_conversations(data: Any) -> Any:
     """Rows of prompts with those that are text made a user's turn, for a model that knows chats."""
     if not isinstance(data[0]["prompt"], str):
         return data
-    # The column's type changes, which one map over the column itself cannot do.
-    prompts = [[{"role": "user", "content": prompt}] for prompt in data["prompt"]]
-    return data.remove_columns("prompt").add_column("prompt", prompts)
+    # The column's type changes, which one map over the column itself cannot do; without any column rows are lost.
+    turns = [[{"role": "user", "content": prompt}] for prompt in data["prompt"]]
+    return data.add_column("_turns", turns).remove_columns("prompt").rename_column("_turns", "prompt")
 
 
 def load_held_out(settings: DataSettings, kind: Kind, file: str | Path | None = None) -> Any | None:
@@ -168,6 +169,11 @@ def _read(source: SourceSettings, file: str | Path | None) -> Any:
     logging.set_verbosity(logging.CRITICAL)  # what is wrong is in the error, which is shown
     path = Path(source.path)
     builder = _BUILDERS.get(path.suffix)
+    endings = ", ".join(_BUILDERS)
+    if path.is_dir():
+        raise mistake(file, "data.path", source.path, f"is a folder; expected a file that ends in one of {endings}")
+    if path.is_file() and not builder:
+        raise mistake(file, "data.path", source.path, f"expected a file that ends in one of {endings}")
     if builder and not path.is_file():
         raise mistake(file, "data.path", source.path, "no such file")
     if builder and path.stat().st_size == 0:
@@ -186,8 +192,25 @@ def _kept(kind: Kind) -> list[str]:
 
 
 def _checked(data: Any, kind: Kind, file: str | Path | None, key: str) -> Any:
+    """`data` with the columns that stages of this kind read. Raises Mistake where a row does not hold them."""
     if len(data) == 0:
         raise mistake(file, key, NO_VALUE, "holds no rows")
+    try:
+        _check_columns(data, kind, file, key)
+        check_rows(data, kind, file, key)
+    except UnicodeDecodeError as error:  # bytes are read as text when a row is asked for
+        raise mistake(file, key, NO_VALUE, f"cannot be read: its text is not UTF-8 ({error})") from error
+    if "answer" in data.column_names and not isinstance(data[0]["answer"], str):
+        answers = [None if answer is None else str(answer) for answer in data["answer"]]
+        data = data.remove_columns("answer").add_column("answer", answers)
+    data = data.select_columns([name for name in _kept(kind) if name in data.column_names])
+    if "chat_template_kwargs" in data.column_names and None in data["chat_template_kwargs"]:
+        # A row without the column, beside rows with it: it is rendered as the template does by default.
+        data = data.map(lambda row: {"chat_template_kwargs": row["chat_template_kwargs"] or {"enable_thinking": None}})
+    return data
+
+
+def _check_columns(data: Any, kind: Kind, file: str | Path | None, key: str) -> None:
     for column in COLUMNS[kind]:
         if column not in data.column_names:
             found = ", ".join(data.column_names)
@@ -195,8 +218,3 @@ def _checked(data: Any, kind: Kind, file: str | Path | None, key: str) -> Any:
         empty = next((number for number, value in enumerate(data[column]) if not value), None)
         if empty is not None:
             raise mistake(file, key, NO_VALUE, f"row {empty} has an empty {column!r}")
-    data = data.select_columns([name for name in _kept(kind) if name in data.column_names])
-    if "chat_template_kwargs" in data.column_names and None in data["chat_template_kwargs"]:
-        # A row without the column, beside rows with it: it is rendered as the template does by default.
-        data = data.map(lambda row: {"chat_template_kwargs": row["chat_template_kwargs"] or {"enable_thinking": None}})
-    return data

@@ -1,4 +1,4 @@
-"""Merging models of one family: their weights' average, or any linear combination.
+"""Merging models of one family: their weights' average, or a weighted mean.
 
     posttraining merge tiny --set 'models=[{model: grpo, weight: 0.9}, {model: sft, weight: 0.1}]' --set output_dir=mix
 
@@ -17,7 +17,7 @@ from typing import Any, Literal
 from posttraining import lineage
 from posttraining.errors import NO_VALUE, mistake
 from posttraining.files import whole_folder
-from posttraining.model_folder import check_model_folder
+from posttraining.model_folder import check_finite, check_model_folder, load_model
 from posttraining.settings import load
 from posttraining.weights_average import write_average
 
@@ -55,6 +55,9 @@ def run(config: str, overrides: Sequence[str] = ()) -> None:
     folders, weights = [Path(parent.model) for parent in settings.models], _weights(settings, config)
     for folder in folders:
         check_model_folder(folder)
+        _check_lineage(folder)
+        check_finite(folder)
+    load_model(folders[0])  # has every weight that its config asks for; the others must have the same
     for other in folders[1:]:
         _check_alike(folders[0], other)
     target = Path(settings.output_dir)
@@ -80,7 +83,16 @@ def _weights(settings: MergeSettings, file: str) -> list[float]:
     weights = [weight for weight in given if weight is not None]
     if len(weights) < len(parents) or not math.isclose(sum(weights), 1, abs_tol=1e-6):
         raise mistake(file, "models.weight", given, "expected one for each model, adding up to 1")
+    if not all(0 <= weight <= 1 for weight in weights):
+        raise mistake(file, "models.weight", given, "expected shares from 0 to 1")
     return weights
+
+
+def _check_lineage(folder: Path) -> None:
+    """Raise Mistake where the weights are not those that the folder's lineage ends with."""
+    if lineage.read(folder) and not lineage.matches_weights(folder):
+        expected = f"its weights are not those that {lineage.FILE} names, so the merge's lineage would be wrong"
+        raise mistake(folder, None, NO_VALUE, expected)
 
 
 def _check_alike(first: Path, other: Path) -> None:

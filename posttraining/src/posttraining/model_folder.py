@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from posttraining.chat import name_special_tokens
 from posttraining.errors import NO_VALUE, mistake
 
+INDEX = "model.safetensors.index.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def check_model_folder(path: str | Path) -> Path:
-    """The folder at `path`; Mistake where it does not hold a config.json, a tokenizer and safetensors weights."""
+    """The folder at `path`; Mistake where it does not hold a config.json, a tokenizer and whole safetensors files."""
     folder = Path(path)
     if not folder.is_dir():
         raise mistake(folder, None, NO_VALUE, "no such folder; expected a model in Hugging Face form")
@@ -24,7 +26,42 @@ def check_model_folder(path: str | Path) -> Path:
         raise mistake(folder, None, NO_VALUE, f"no tokenizer; expected {' or '.join(TOKENIZER_FILES)}")
     if not any(folder.glob("*.safetensors")):
         raise mistake(folder, None, NO_VALUE, "no *.safetensors file; expected a folder with weights")
+    _check_files(folder)
     return folder
+
+
+def check_finite(folder: Path) -> None:
+    """Raise Mistake where a weight of the model in `folder` is infinite or no number. Reads all of them."""
+    from safetensors import safe_open
+
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - no mapping
+                tensor = file.get_tensor(name)
+                if tensor.is_floating_point() and not tensor.isfinite().all():
+                    raise mistake(path, name, NO_VALUE, "has values that are infinite or no numbers")
+
+
+def _check_files(folder: Path) -> None:
+    """Raise Mistake where a safetensors file is cut short or damaged, or one that the index names is not there."""
+    from safetensors import SafetensorError, safe_open
+
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="np"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise mistake(path, None, NO_VALUE, f"is cut short or damaged ({error})") from error
+    index = folder / INDEX
+    if not index.is_file():
+        return
+    try:
+        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise mistake(index, None, NO_VALUE, f"is no index of weights ({error})") from error
+    for name in sorted(named):
+        if not (folder / name).is_file():
+            raise mistake(folder / name, None, NO_VALUE, f"is not there, and {INDEX} names it")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -48,7 +85,8 @@ def check_length(folder: Path, key: str, length: int | None, file: str | Path | 
 def load_model(path: str | Path, dtype: str = "auto", **kwargs: Any) -> Any:
     """The causal language model in a folder, in evaluation mode; `dtype`: a torch dtype's name, auto = the folder's.
 
-    Further arguments go to from_pretrained. Raises Mistake where transformers cannot read it.
+    Further arguments go to from_pretrained. Raises Mistake where transformers cannot read it, and where a weight that
+    the config asks for is missing or has another shape, which transformers would replace by random numbers.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -56,14 +94,36 @@ def load_model(path: str | Path, dtype: str = "auto", **kwargs: Any) -> Any:
     folder = check_model_folder(path)
     had_bar = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what is missing is said in one line below
     try:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, **kwargs).eval()
-    except (ValueError, OSError, RuntimeError, LookupError) as error:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            output_loading_info=True,
+            **{"ignore_mismatched_sizes": True, **kwargs},
+        )
+    except (ValueError, OSError, RuntimeError, LookupError, ImportError, TypeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[:1]
         raise mistake(folder, None, NO_VALUE, f"transformers cannot read the model: {''.join(reason)}") from error
     finally:
         if had_bar:
             logging.enable_progress_bar()
+        logging.set_verbosity(verbosity)
+    _check_loaded(folder, found)
+    return model.eval()
+
+
+def _check_loaded(folder: Path, found: Mapping[str, Any]) -> None:
+    """Raise Mistake where what from_pretrained reports shows that some weights are not those of the files."""
+    for name, stored, wanted in sorted(found["mismatched_keys"]):
+        expected = f"expected the shape {tuple(wanted)}, which config.json asks for"
+        raise mistake(folder, name, tuple(stored), expected)
+    missing = sorted(found["missing_keys"])
+    if missing:
+        others = f" (nor are {len(missing) - 1} others)" if missing[1:] else ""
+        raise mistake(folder, missing[0], NO_VALUE, f"is in none of the files, and config.json asks for it{others}")
 
 
 def load_tokenizer(path: str | Path) -> Any:

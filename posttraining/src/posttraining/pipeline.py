@@ -28,6 +28,7 @@ from posttraining.files import write_whole
 from posttraining.model_folder import check_model_folder
 from posttraining.report import write_report
 from posttraining.settings import load, read_mapping
+from posttraining.stage_check import check_stages
 
 COMMANDS = ("sft", "pairs", "prefer", "compare", "grpo", "merge", "evaluate")
 TRAINING = ("sft", "prefer", "grpo")
@@ -35,6 +36,7 @@ BASE = "model"
 """The name by which stages refer to the folder that the pipeline starts from."""
 
 _REFERENCE = re.compile(r"\{([\w-]+)\}")
+_HALF_REFERENCE = re.compile(r"\{([\w-]+)(?![\w}-])|(?<![\w{-])([\w-]+)\}")
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,9 @@ def run(config: str, overrides: Sequence[str] = ()) -> None:
     (settings,), _ = load(config, "pipeline", (PipelineSettings,), overrides)
     planned = plan(settings, config)
     output = Path(settings.output_dir)
+    if not all(one.folder.exists() for one in planned):
+        stages = [(one.stage.command, one.stage.recipe, one.overrides) for one in planned]
+        check_stages(stages, elsewhere=bool(settings.launcher))
     output.mkdir(parents=True, exist_ok=True)
     with (output / ".lock").open("a") as lock:
         _lock(lock.fileno(), output)
@@ -132,6 +137,7 @@ def plan(settings: PipelineSettings, file: str) -> list[Planned]:
 
 
 def _check(settings: PipelineSettings, file: str) -> None:
+    _check_output(settings, file)
     names = [stage.name for stage in settings.stages]
     for stage in settings.stages:
         key = f"stages: {stage.name}"
@@ -142,10 +148,23 @@ def _check(settings: PipelineSettings, file: str) -> None:
         if stage.command not in COMMANDS:
             expected = f"expected one of {', '.join(COMMANDS)}"
             raise mistake(file, f"{key}: command", stage.command, expected, nearest_name(stage.command, COMMANDS))
+        if "output_dir" in stage.set:
+            expected = "the pipeline gives every stage a folder of its own; expected no such key"
+            raise mistake(file, f"{key}: set.output_dir", stage.set["output_dir"], expected)
     models = [stage.name for stage in settings.stages if stage.command in (*TRAINING, "merge")]
     if settings.final not in models:
         expected = f"expected a stage that leaves a model: {', '.join(models)}"
         raise mistake(file, "final", settings.final, expected, nearest_name(settings.final, models))
+
+
+def _check_output(settings: PipelineSettings, file: str) -> None:
+    """Raise Mistake where stages cannot have their folders in `output_dir`, or would write into the model's."""
+    output, model = Path(settings.output_dir).resolve(), Path(settings.model).resolve()
+    if output.is_relative_to(model):
+        raise mistake(file, "output_dir", settings.output_dir, "lies in the model's folder; expected one beside it")
+    for path in (output, *output.parents):
+        if path.exists() and not path.is_dir():
+            raise mistake(file, "output_dir", settings.output_dir, f"{path} is a file; expected a folder")
 
 
 def _filled(value: Any, folders: Mapping[str, str], used: list[str], where: str) -> Any:
@@ -156,6 +175,9 @@ def _filled(value: Any, folders: Mapping[str, str], used: list[str], where: str)
         return {key: _filled(entry, folders, used, where) for key, entry in value.items()}
     if not isinstance(value, str):
         return value
+    for opened, closed in _HALF_REFERENCE.findall(value):
+        if opened in folders or closed in folders:
+            raise mistake(where, "set", value, f"a brace is missing; expected {{{opened or closed}}}")
     for name in _REFERENCE.findall(value):
         if name not in folders:
             expected = f"expected a stage before this one: {', '.join(folders)}"
@@ -205,7 +227,7 @@ def _run_stage(settings: PipelineSettings, output: Path, one: Planned, lock: int
     write_whole(record_file, json.dumps(record | {"seconds": round(seconds, 1)}, indent=2) + "\n")
     if code:
         ended = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        again = "the same command goes on from here"
+        again = "mend what it says above and start again" if code == 2 else "the same command goes on from here"
         raise StageFailed(f"stage {one.stage.name} {ended}; {again}", exit_code=2 if code == 2 else 1)
     if not one.folder.is_dir():
         raise StageFailed(f"stage {one.stage.name} ended well and left no {one.folder}")

@@ -8,6 +8,7 @@ row is rendered, and a system message that is not in the text is an error.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,7 @@ def render(tokenizer: Any, row: Mapping[str, Any], *, learn_all: bool = False) -
     marked = marks_what_is_learnt(tokenizer)
     rendered = tokenizer.apply_chat_template(
         [{key: value for key, value in turn.items() if value is not None} for turn in row["messages"]],
-        tools=row.get("tools"),
+        tools=json.loads(tools) if isinstance(tools := row.get("tools"), str) else tools,
         tokenize=True,
         return_dict=True,
         return_assistant_tokens_mask=marked,

@@ -6,15 +6,22 @@ one message, `[{"role": "assistant", "content": "…"}]`.
 """
 
 import importlib
+import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from posttraining.answers import is_right, keeps_format, strip_reasoning
-from posttraining.errors import mistake
+from posttraining.errors import NO_VALUE, StageFailed, mistake
 
 Reward = Callable[..., list[float | None]]
 Completion = Sequence[Mapping[str, str]]
+
+GIVEN = ("prompts", "completions", "completion_ids")
+"""Columns that every reward is called with, beside those of the data."""
+SILENT_CALLS = 3
+"""Calls without any verdict, from the first on, after which a reward is taken to have none ever."""
 
 
 @dataclass(frozen=True)
@@ -87,29 +94,127 @@ def soft_overlong_penalty(max_completion_len: int, soft_punish_cache: int) -> So
     return SoftOverlongPenalty(max_completion_len, soft_punish_cache)
 
 
-def resolve(choices: Sequence[RewardChoice], file: str) -> list[Reward]:
-    """The functions that the rewards of the recipe `file` name, in order.
+class CheckedReward:
+    """A reward that must say what `Reward` does: a finite number or None for each completion.
 
-    Raises Mistake for a path that does not import, something that cannot be called, or arguments that do not fit.
+    A class and no closure, so that rollout workers can be handed it.
+    """
+
+    def __init__(self, function: Reward, path: str) -> None:
+        """`path`: what messages call the reward."""
+        self.function, self.path = function, path
+        self.__name__ = getattr(function, "__name__", path.rpartition(".")[2])
+        self._silent_calls: int | None = 0
+
+    def __call__(self, **columns: Any) -> list[float | None]:
+        """What the reward says. Raises Mistake for a row without what it needs, StageFailed where its words
+        are no list of numbers, or never a number at all."""
+        for name in _required(self.function):
+            if any(value is None for value in columns.get(name, [None])):
+                raise mistake(None, "data", NO_VALUE, f"a row has no {name!r}, which the reward {self.path} needs")
+        values = self.function(**columns)
+        wanted = len(columns["completions"])
+        try:
+            verdicts = [None if value is None else float(value) for value in values]
+        except (TypeError, ValueError) as error:
+            raise StageFailed(f"{self.path}: expected a list of numbers, not {values!r:.80}") from error
+        if len(verdicts) != wanted:
+            raise StageFailed(f"{self.path}: gave {len(verdicts)} numbers for {wanted} completions")
+        for verdict in verdicts:
+            if verdict is not None and not math.isfinite(verdict):
+                raise StageFailed(f"{self.path}: gave {verdict}; expected finite numbers, or None for no verdict")
+        self._count_silence(verdicts)
+        return verdicts
+
+    def _count_silence(self, verdicts: Sequence[float | None]) -> None:
+        """A batch whose answers cannot be read has no verdict; the first three in a row are no accident."""
+        if self._silent_calls is None:
+            return
+        self._silent_calls = self._silent_calls + 1 if all(verdict is None for verdict in verdicts) else None
+        if self._silent_calls == SILENT_CALLS:
+            raise StageFailed(f"{self.path}: gave None for every completion of its first {SILENT_CALLS} batches")
+
+
+def resolve(choices: Sequence[RewardChoice], file: str) -> list[Reward]:
+    """The functions that the rewards of the recipe `file` name, in order; what they say is checked at every call.
+
+    Raises Mistake for a path that does not import, something that cannot be called, arguments that do not fit, or a
+    weight that is no finite number.
     """
     if not choices:
         raise mistake(file, "rewards", [], "expected at least one, such as posttraining.rewards.accuracy")
-    return [_resolve(choice, file) for choice in choices]
+    for choice in choices:
+        if not math.isfinite(choice.weight):
+            raise mistake(file, "rewards.weight", choice.weight, f"expected a finite number for {choice.path}")
+    rewards = [_resolve(choice, file) for choice in choices]
+    return [
+        reward if inspect.iscoroutinefunction(reward) else CheckedReward(reward, choice.path)
+        for reward, choice in zip(rewards, choices, strict=True)
+    ]
+
+
+def check_answers(rewards: Sequence[Reward], data: Any, file: str) -> None:
+    """Raise Mistake where a reward asks for a column that the rows of prompts lack, or for the answer of a row without.
+
+    `rewards`: as `resolve` gives them.
+    """
+    for reward in rewards:
+        function, path = getattr(reward, "function", reward), getattr(reward, "path", str(reward))
+        for name in _required(function):
+            if name not in (*GIVEN, *data.column_names):
+                raise mistake(file, "data", NO_VALUE, f"row 0 has no {name!r}, which the reward {path} needs")
+            if name in data.column_names and None in data[name]:
+                row = list(data[name]).index(None)
+                raise mistake(file, "data", NO_VALUE, f"row {row} has no {name!r}, which the reward {path} needs")
+
+
+def _required(function: Any) -> list[str]:
+    """The names of the parameters that a call must give; none where they cannot be known."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [one.name for one in parameters if one.kind in kinds and one.default is inspect.Parameter.empty]
+
+
+def _takes_any_column(function: Any) -> bool:
+    """Whether a function takes every column of the data, as rewards are called; True where that cannot be known."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return True
+    return not inspect.isclass(function) and any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters)
 
 
 def _resolve(choice: RewardChoice, file: str) -> Reward:
-    module, _, name = choice.path.rpartition(".")
+    found = _imported(choice.path, file)
+    if choice.arguments:
+        return _made(found, choice, file)
+    if not _takes_any_column(found):
+        needs = f"({', '.join(_required(found))})"
+        expected = f"expected a reward, which takes **kwargs, or rewards.arguments {needs} for what makes one"
+        raise mistake(file, "rewards.path", choice.path, expected)
+    return found
+
+
+def _imported(path: str, file: str) -> Any:
     expected = "expected a dotted path that imports, such as posttraining.rewards.accuracy"
+    module, _, name = path.rpartition(".")
+    if not all(part.isidentifier() for part in path.split(".")):
+        raise mistake(file, "rewards.path", path, f"does not import (no absolute path); {expected}")
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise mistake(file, "rewards.path", choice.path, f"does not import ({error}); {expected}") from error
+    except Exception as error:  # a module may raise whatever it likes while it is imported
+        raise mistake(file, "rewards.path", path, f"does not import ({error}); {expected}") from error
     if not callable(found):
-        raise mistake(file, "rewards.path", choice.path, f"is a {type(found).__name__} and no function; {expected}")
-    if not choice.arguments:
-        return found
+        raise mistake(file, "rewards.path", path, f"is a {type(found).__name__} and no function; {expected}")
+    return found
+
+
+def _made(found: Any, choice: RewardChoice, file: str) -> Reward:
     try:
-        made = found(**choice.arguments)
+        made: Reward = found(**choice.arguments)
     except TypeError as error:
         raise mistake(
             file, "rewards.arguments", choice.arguments, f"{choice.path} does not take them: {error}"

@@ -9,8 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from posttraining.errors import NO_VALUE, mistake
-
-INDEX = "model.safetensors.index.json"
+from posttraining.model_folder import INDEX
 
 
 def write_average(folders: Sequence[Path], weights: Sequence[float], target: Path) -> int:

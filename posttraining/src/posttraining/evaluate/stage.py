@@ -6,6 +6,7 @@ Tasks are asked of every model in one process. What is scored is kept beside `ou
 evaluation that was killed goes on where it was.
 """
 
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,13 +14,14 @@ from pathlib import Path
 
 from posttraining import lineage
 from posttraining.datasets import DataSettings, as_conversations, load_data
-from posttraining.errors import NO_VALUE, mistake
+from posttraining.errors import NO_VALUE, mistake, nearest_name
 from posttraining.evaluate.harness import HarnessSettings, check_harness, run_harness
 from posttraining.evaluate.results import answers_file, read_results, write_answers, write_results
 from posttraining.evaluate.scoring import Check, Mode, judge
 from posttraining.files import publish, work_folder
 from posttraining.generation import Backend, Generator, Prompt
-from posttraining.model_folder import check_length, check_model_folder
+from posttraining.model_folder import check_finite, check_length, check_model_folder
+from posttraining.prompt_length import check_prompts
 from posttraining.report import all_tables
 from posttraining.settings import load
 from posttraining.tasks import arithmetic
@@ -106,17 +108,30 @@ def _check(settings: EvaluateSettings, file: str) -> None:
     for name in [*names, *settings.models]:
         if names.count(name) > 1 or not name.replace("-", "").replace("_", "").isalnum():
             raise mistake(file, "name", name, "expected letters, digits, - and _, and no name twice")
+    if settings.batch_size < 1:
+        raise mistake(file, "batch_size", settings.batch_size, "expected 1 or more")
+    for task in settings.tasks:
+        _check_task(task, settings, file)
     for folder in map(check_model_folder, settings.models.values()):
         for task in settings.tasks:
             check_length(folder, f"tasks: {task.name}: max_new_tokens", task.max_new_tokens, file)
-    for task in settings.tasks:
-        for key, value in (("max_new_tokens", task.max_new_tokens), ("samples", task.samples)):
-            if value < 1:
-                raise mistake(file, f"tasks: {task.name}: {key}", value, "expected 1 or more")
-        if task.mode == "plain" and not task.data.generated:
-            raise mistake(file, f"tasks: {task.name}: mode", task.mode, "only generated problems have a plain form")
+        check_finite(folder)
     if settings.harness is not None:
         check_harness(settings.harness, file)
+
+
+def _check_task(task: TaskSettings, settings: EvaluateSettings, file: str) -> None:
+    for key, value in (("max_new_tokens", task.max_new_tokens), ("samples", task.samples)):
+        if value < 1:
+            raise mistake(file, f"tasks: {task.name}: {key}", value, "expected 1 or more")
+    if not 0 <= task.temperature < math.inf:
+        raise mistake(file, f"tasks: {task.name}: temperature", task.temperature, "expected a number from 0 on")
+    if task.models and not set(task.models) & set(settings.models):
+        expected = f"expected some of the models: {', '.join(settings.models)}"
+        nearest = nearest_name(task.models[0], settings.models)
+        raise mistake(file, f"tasks: {task.name}: models", task.models, expected, nearest)
+    if task.mode == "plain" and not task.data.generated:
+        raise mistake(file, f"tasks: {task.name}: mode", task.mode, "only generated problems have a plain form")
 
 
 def _asks(task: TaskSettings, model: str) -> bool:
@@ -136,12 +151,15 @@ def _ask(settings: EvaluateSettings, file: str, model: str, folder: str, part: P
         prepare_tokenizer(generator.tokenizer, generator.model)
     for task in todo:
         prompts, expected = _problems(task, file)
+        template = None if task.mode == "plain" else {"enable_thinking": task.mode == "think"}
+        where = f"{file}: tasks: {task.name}"
+        check_prompts(Path(folder), generator.tokenizer, prompts, task.max_new_tokens, where, template)
         answers = generator(
             prompts * task.samples,
             max_new_tokens=task.max_new_tokens,
             temperature=task.temperature,
             seed=settings.seed,
-            template=None if task.mode == "plain" else {"enable_thinking": task.mode == "think"},
+            template=template,
         )
         expected *= task.samples
         scores = [
@@ -160,6 +178,9 @@ def _problems(task: TaskSettings, file: str) -> tuple[list[Prompt], list[str]]:
         rows = as_conversations(load_data(data, "prompts", file))
         if "answer" not in rows.column_names:
             raise mistake(file, f"tasks: {task.name}: data", NO_VALUE, "its rows have no 'answer'")
+        if None in rows["answer"]:
+            row = list(rows["answer"]).index(None)
+            raise mistake(file, f"tasks: {task.name}: data: row {row}", NO_VALUE, "has no 'answer'")
         return list(rows["prompt"]), [str(answer) for answer in rows["answer"]]
     if data.examples is None or data.examples < 1:
         raise mistake(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -30,6 +31,13 @@ class SideSettings:
     """Prompts answered at once by transformers; vLLM schedules by itself."""
     template: dict[str, Any] = field(default_factory=dict)
     """Arguments of the chat template: {enable_thinking: false}."""
+
+    def __post_init__(self) -> None:
+        for key in ("max_new_tokens", "samples", "batch_size"):
+            if getattr(self, key) < 1:
+                raise mistake(None, key, getattr(self, key), "expected 1 or more")
+        if not 0 <= self.temperature < math.inf:
+            raise mistake(None, "temperature", self.temperature, "expected a number from 0 on")
 
 
 @dataclass(kw_only=True)
@@ -94,3 +102,5 @@ class PairsSettings(StageSettings):
             raise mistake(None, "shard", self.shard, f"expected 0 … {self.shards - 1}")
         if self.chunk < 1:
             raise mistake(None, "chunk", self.chunk, "expected 1 or more")
+        if self.held_out_prompts < 0:
+            raise mistake(None, "held_out_prompts", self.held_out_prompts, "expected 0 or more")

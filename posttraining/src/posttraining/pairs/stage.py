@@ -20,12 +20,13 @@ from posttraining.chat import require_template
 from posttraining.datasets import data_fingerprint
 from posttraining.errors import NO_VALUE, mistake
 from posttraining.files import publish, work_folder
-from posttraining.model_folder import check_length, check_model_folder, load_tokenizer
+from posttraining.model_folder import check_finite, check_length, check_model_folder, load_tokenizer
 from posttraining.pairs.answers import SIDES, generate_missing, is_complete, read_answers, side_settings
 from posttraining.pairs.card import render_card
 from posttraining.pairs.filters import Filters
 from posttraining.pairs.prompts import Prompt, load_prompts
 from posttraining.pairs.settings import PairsSettings
+from posttraining.prompt_length import check_prompts
 from posttraining.settings import load
 
 STAGE = "pairs"
@@ -43,6 +44,11 @@ def run(config: str, overrides: Sequence[str] = ()) -> None:
     quiet(settings.cpu_threads)
     hashes: dict[str, str] = {side: _checked_model(settings, side, config) for side in SIDES}
     prompts, repeated = load_prompts(settings, config)
+    turns = [prompt.turns for prompt in prompts]
+    for side in SIDES:
+        model, how = side_settings(settings, side)
+        tokenizer, where = load_tokenizer(model), f"{config}: {side}"
+        check_prompts(Path(model), tokenizer, turns, how.max_new_tokens, where, how.template)
     kept = {key: value for key, value in mapping.items() if key not in _OF_THE_PROCESS}
     output = Path(settings.output_dir)
     work = work_folder(output, {"config": kept, "models": hashes})
@@ -60,6 +66,7 @@ def _checked_model(settings: PairsSettings, side: Any, config: str) -> str:
     folder = check_model_folder(model)
     check_length(folder, f"{side}.max_new_tokens", how.max_new_tokens, config)
     require_template(load_tokenizer(folder), folder)
+    check_finite(folder)
     return lineage.weights_sha256(folder)
 
 

@@ -1,0 +1,58 @@
+"""Whether the settings of every stage of a pipeline can be read, found out before the first stage runs."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+from posttraining.errors import Mistake
+from posttraining.settings import load
+
+Stage = tuple[str, str, Sequence[str]]
+"""Command, recipe and overrides."""
+
+
+def check_stages(stages: Sequence[Stage], *, elsewhere: bool) -> None:
+    """Raise the Mistake that a stage would end with for a key, a type or a value of its settings.
+
+    `elsewhere`: training is started by a launcher, perhaps on other machines; what TRL says about this machine, such
+    as that it has no bf16, does not count then. A process of its own reads the settings: TRL's claim a GPU.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        pool.submit(_check, list(stages), elsewhere).result()
+
+
+def _check(stages: Sequence[Stage], elsewhere: bool) -> None:
+    for command, recipe, overrides in stages:
+        try:
+            loaded, _ = load(recipe, command, _classes(command), overrides)
+        except Mistake as error:
+            # What a class itself refuses has a cause, an unknown key or another type has none.
+            if error.__cause__ is None or not elsewhere:
+                raise
+            continue
+        if command == "grpo":
+            from posttraining.rewards import resolve
+
+            resolve(loaded[0].rewards, recipe)
+
+
+def _classes(command: str) -> tuple[type[Any], ...]:
+    """The dataclasses that a command's recipe is read into."""
+    import trl
+
+    from posttraining import compare, grpo, merge, prefer, sft
+    from posttraining.evaluate.stage import EvaluateSettings
+    from posttraining.pairs.settings import PairsSettings
+
+    return {
+        "sft": (sft.SftSettings, trl.SFTConfig),
+        "pairs": (PairsSettings,),
+        "prefer": (prefer.PreferSettings, trl.DPOConfig),
+        "compare": (compare.CompareSettings, trl.DPOConfig),
+        "grpo": (grpo.GrpoSettings, trl.GRPOConfig),
+        "merge": (merge.MergeSettings,),
+        "evaluate": (EvaluateSettings,),
+    }[command]
