@@ -12,7 +12,8 @@ from tiny_model import write_chat
 from posttraining import lineage, merge
 from posttraining.errors import Mistake
 from posttraining.generation import Generator
-from posttraining.weights_average import INDEX, write_average
+from posttraining.model_folder import INDEX
+from posttraining.weights_average import write_average
 
 
 @pytest.fixture(scope="module")
