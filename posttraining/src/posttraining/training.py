@@ -151,7 +151,7 @@ def _damaged_file(checkpoint: Path) -> Path | None:
     for file in sorted(checkpoint.iterdir()):
         try:
             if file.suffix == ".safetensors":
-                with safe_open(file, framework="pt"):  # type: ignore[no-untyped-call]
+                with safe_open(file, framework="pt"):
                     continue
             if file.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(file):
                 return file
@@ -205,7 +205,7 @@ def _check_finite(folder: Path, stage: str) -> None:
     from safetensors import safe_open
 
     for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:  # type: ignore[no-untyped-call]
+        with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (it is no mapping)
                 if not torch.isfinite(tensors.get_tensor(name)).all():
                     expected = "holds values that are not finite: the training diverged (a lower learning_rate helps)"
