@@ -229,6 +229,7 @@ def test_an_output_that_no_folder_can_be(
     ):
         assert said in error_of(command, {**keys, "output_dir": str(output)}, capsys)
     assert "chat" in error_of(command, {**keys, "output_dir": str(chat)}, capsys)
+    assert "is there already" in error_of(command, {**keys, "output_dir": "/"}, capsys)
     assert not (chat / "out").exists()
 
 

@@ -117,9 +117,9 @@ def check_apart(output: Path, model: Path) -> None:
 
 
 def _made(output: Path) -> Path:
-    folder = output.with_name(f".{output.name}.work")
     try:
         check_absent(output)
+        folder = output.with_name(f".{output.name}.work")
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         if isinstance(error, Mistake):
