@@ -149,7 +149,8 @@ def resolve(choices: Sequence[RewardChoice], file: str) -> list[Reward]:
     rewards: list[Reward] = []
     for choice in choices:
         reward = _resolve(choice, file)
-        rewards.append(reward if inspect.iscoroutinefunction(reward) else CheckedReward(reward, choice.path))
+        asynchronous: bool = inspect.iscoroutinefunction(reward)  # the trainer awaits these itself
+        rewards.append(reward if asynchronous else CheckedReward(reward, choice.path))
     return rewards
 
 
