@@ -146,11 +146,12 @@ def resolve(choices: Sequence[RewardChoice], file: str) -> list[Reward]:
     for choice in choices:
         if not math.isfinite(choice.weight):
             raise mistake(file, "rewards.weight", choice.weight, f"expected a finite number for {choice.path}")
-    rewards = [_resolve(choice, file) for choice in choices]
-    return [
-        reward if inspect.iscoroutinefunction(reward) else CheckedReward(reward, choice.path)
-        for reward, choice in zip(rewards, choices, strict=True)
-    ]
+    rewards: list[Reward] = []
+    for choice in choices:
+        reward = _resolve(choice, file)
+        asynchronous: bool = inspect.iscoroutinefunction(reward)  # the trainer awaits these itself
+        rewards.append(reward if asynchronous else CheckedReward(reward, choice.path))
+    return rewards
 
 
 def check_answers(rewards: Sequence[Reward], data: Any, file: str) -> None:
