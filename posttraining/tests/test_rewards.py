@@ -86,7 +86,7 @@ def test_paths_become_functions_and_factories_are_called() -> None:
         RewardChoice("trl.rewards.think_format_reward"),
     ]
     exact, penalty, _ = resolve(choices, "grpo.yaml")
-    assert exact.function is accuracy and exact.__name__ == "accuracy"
+    assert getattr(exact, "function", None) is accuracy and exact.__name__ == "accuracy"
     assert penalty(completions=said("a"), completion_ids=[[0] * 3]) == [-0.5]
 
 

@@ -18,7 +18,8 @@ from posttraining.datasets import DataSettings, as_conversations, load_data
 from posttraining.errors import NO_VALUE, StageFailed, mistake
 from posttraining.guard import require_sft
 from posttraining.model_folder import check_length, check_model_folder, load_model, load_tokenizer
-from posttraining.rewards import RewardChoice, resolve
+from posttraining.prompt_length import check_prompts
+from posttraining.rewards import RewardChoice, check_answers, resolve
 from posttraining.settings import StageSettings, load
 
 STAGE = "grpo"
@@ -55,6 +56,9 @@ def run(config: str, overrides: Sequence[str] = (), force: str | None = None) ->
     forced = require_sft(folder, STAGE, force)
     with training.begin(settings, arguments, STAGE, mapping, forced) as work:
         data = as_conversations(load_data(settings.data, "prompts", config))
+        check_answers(rewards, data, config)
+        tokens, kwargs = arguments.max_completion_length or 0, arguments.chat_template_kwargs
+        check_prompts(folder, load_tokenizer(folder), data["prompt"], tokens, f"{config}: data", kwargs)
         trainer, tokenizer, alarms = build(settings, arguments, rewards, data, work.folder / "alarms.jsonl")
         training.train(trainer, work)
         if alarms.rung and settings.alarms.action == "stop":
