@@ -14,6 +14,7 @@ from posttraining.datasets import DataSettings
 from posttraining.errors import Mistake
 from posttraining.evaluate import scoring, stage
 from posttraining.evaluate.results import read_results
+from posttraining.files import own_work_folder
 from posttraining.report import all_tables, gains_table, scores_table
 from posttraining.tasks.arithmetic import is_held_out
 
@@ -150,6 +151,14 @@ def test_a_bad_config_is_one_line_and_exit_code_2(
 ) -> None:
     keys: dict[str, Any] = {"models": {"chat": models["chat"]}, "tasks": [task("greedy")], **change}
     assert message in refused(capsys, config(tmp_path, **keys))
+
+
+def test_a_second_evaluation_into_one_folder_is_refused_while_the_first_runs(
+    models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = config(tmp_path, models, [task("greedy")])
+    with own_work_folder(Path(yaml.safe_load(Path(file).read_text())["output_dir"]), {}):
+        assert "is being written by another process" in refused(capsys, file)
 
 
 def test_a_folder_that_is_taken_is_refused(models: dict[str, str], tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from posttraining.errors import NO_VALUE, mistake, nearest_name
 from posttraining.evaluate.harness import HarnessSettings, check_harness, run_harness
 from posttraining.evaluate.results import answers_file, read_results, write_answers, write_results
 from posttraining.evaluate.scoring import Check, Mode, judge
-from posttraining.files import publish, work_folder
+from posttraining.files import own_work_folder, publish
 from posttraining.generation import Backend, Generator, Prompt
 from posttraining.model_folder import check_finite, check_length, check_model_folder
 from posttraining.prompt_length import check_prompts
@@ -83,17 +83,17 @@ def run(config: str, overrides: Sequence[str] = ()) -> None:
     target = Path(settings.output_dir)
     asked = {model: [task.name for task in settings.tasks if _asks(task, model)] for model in settings.models}
     weights = {model: lineage.weights_sha256(Path(folder)) for model, folder in settings.models.items()}
-    work = work_folder(target, {"config": mapping, "weights": weights})
-    part = work / "scores"
-    for model, folder in settings.models.items():
-        _ask(settings, config, model, folder, part)
-    harness = {
-        name: run_harness(settings.harness, Path(folder), part / "harness" / name)
-        for name, folder in (settings.models.items() if settings.harness else ())
-    }
-    write_results(part, asked, mapping, harness)
-    publish(part, target)
-    shutil.rmtree(work)
+    with own_work_folder(target, {"config": mapping, "weights": weights}) as work:
+        part = work / "scores"
+        for model, folder in settings.models.items():
+            _ask(settings, config, model, folder, part)
+        harness = {
+            name: run_harness(settings.harness, Path(folder), part / "harness" / name)
+            for name, folder in (settings.models.items() if settings.harness else ())
+        }
+        write_results(part, asked, mapping, harness)
+        publish(part, target)
+        shutil.rmtree(work)
     results = read_results(target)
     print(all_tables(results))
     print(f"Next: see {target}: every answer is there with its text")
