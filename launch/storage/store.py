@@ -114,7 +114,8 @@ class RunStore:
 
     def check_bucket(self) -> None:
         """Raise StoreFailed where the bucket is not there for us."""
-        self._try("", lambda: self._client.list_objects_v2(Bucket=self.bucket, Prefix=self._key(""), MaxKeys=1))
+        request = {"Bucket": self.bucket, "Prefix": self._key(""), "MaxKeys": 1}
+        self._try("", lambda: self._client.list_objects_v2(**request), may_be_absent=False)
 
     def folders(self, name: str = "") -> list[str]:
         """The names of what lies below a folder (`""`, or ending with a slash) in folders of their own."""
@@ -137,7 +138,8 @@ class RunStore:
 
     def write(self, name: str, body: bytes) -> None:
         """Make, or replace, a small object."""
-        self._try(name, lambda: self._client.put_object(Bucket=self.bucket, Key=self._key(name), Body=body))
+        request = {"Bucket": self.bucket, "Key": self._key(name), "Body": body}
+        self._try(name, lambda: self._client.put_object(**request), may_be_absent=False)
 
     def holds(self, name: str, entry: FileEntry) -> bool:
         """Whether an object is there with the content that a manifest says; it is read where its size is right."""
@@ -218,7 +220,7 @@ class RunStore:
     def _pages(self, name: str) -> Iterator[dict[str, Any]]:
         request = {"Bucket": self.bucket, "Prefix": self._key(name), "Delimiter": "/"}
         while True:
-            page = self._try(name, lambda: self._client.list_objects_v2(**request))
+            page = self._try(name, lambda: self._client.list_objects_v2(**request), may_be_absent=False)
             yield page
             if not page.get("IsTruncated"):
                 return
@@ -239,8 +241,12 @@ class RunStore:
         if self._sending.throttle is not None:
             self._sending.throttle.take(count, self._sending.watch)
 
-    def _try(self, name: str, request: Callable[[], T]) -> T:
-        """What a request returns, tried again as long as patience lasts. Raises _Absent too."""
+    def _try(self, name: str, request: Callable[[], T], *, may_be_absent: bool = True) -> T:
+        """What a request returns, tried again as long as patience lasts.
+
+        Raises _Absent too where the request is for an object or an upload; elsewhere it is the bucket that is not
+        there, also where the answer was cut before it said so.
+        """
         from botocore.exceptions import BotoCoreError, ClientError
 
         failures = 0
@@ -249,7 +255,7 @@ class RunStore:
             try:
                 result = request()
             except (BotoCoreError, ClientError) as error:
-                if _code(error) in _ABSENT:
+                if may_be_absent and _code(error) in _ABSENT:
                     raise _Absent from None
                 failures += 1
                 self._wait(name, remote_reason(error), failures, is_refusal=_is_refusal(error))

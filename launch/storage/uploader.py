@@ -1,11 +1,12 @@
 """The uploader of a node: `python -m launch.storage.uploader RECIPE --node NAME …`, started by the first rank of each
 disk and outside every collective: nothing in the training ever waits for it.
 
-It looks at the disk by itself, sends the oldest checkpoint that waits, gives up what waits too long, and says how far
-it is in `uploads/<node>.json`. It ends when the process that started it does, at once; the next one goes on where it
-was. It deletes nothing.
+It looks at the disk by itself, sends the oldest checkpoint that waits, and says how far it is in `uploads/<node>.json`.
+What the launch gives up it is told by a line on stdin each. It ends when the process that started it does, at once; the
+next one goes on where it was. It deletes nothing.
 """
 
+import json
 import os
 import signal
 import sys
@@ -17,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data.transfer import Stopped, Watch
-from launch.storage.backlog import Backlog
+from launch.storage.backlog import waiting_of
 from launch.storage.remote import own
 from launch.storage.state import (
     Checkpoint,
@@ -68,8 +69,8 @@ class Uploader:
         self._lock = threading.RLock()
         """Around what the thread that sends and the one that looks both change."""
         self._here: dict[Checkpoint, LocalCheckpoint] = {}
-        self._stop = threading.Event()
-        """Ends everything."""
+        self._stop, self._wake = threading.Event(), threading.Event()
+        """Ends everything; has it look at once."""
         self._trouble, self._trouble_at, self._told = "", 0.0, ""
         self._sent_bytes = self._sending_bytes = 0
         rate = upload.max_megabytes_per_second
@@ -93,7 +94,8 @@ class Uploader:
                 self.look()
             except (OSError, UserError) as error:  # of the run's folder: it will be there again
                 self._note(describe(error))
-            self._stop.wait(LOOK_SECONDS)
+            self._wake.wait(LOOK_SECONDS)
+            self._wake.clear()
         if self._thread is not None:
             self._thread.join()
         self._write(is_due=True)
@@ -101,21 +103,33 @@ class Uploader:
     def stop(self) -> None:
         """Have `run` end; what was sent stays."""
         self._stop.set()
+        self._wake.set()
 
     def look(self) -> None:
-        """See what is here, give up what is too much, and have the next one sent."""
+        """See what is here, and have the next one sent."""
         here = self._here = self._checkpoints()
-        backlog = Backlog(self._upload.max_backlog, here.keys(), self._done(), self._given_up)
         if len(self._nodes) > 1:
             self._give_up_what_others_did(here)
-        if self._thread is None or not self._thread.is_alive():
-            self._begin_next([here[key] for key in backlog.waiting()])
-        for one in backlog.excess(self._sending):
-            self._give_up(one)
-        backlog.done = self._done()
+        if self._sending is None:
+            self._begin_next([here[key] for key in waiting_of(here, self._done())])
         with self._lock:
-            self._state = replace(self._state, waiting=tuple(sorted({step for step, _ in backlog.waiting()})))
+            waiting = {step for step, _ in waiting_of(here, self._done())}
+            self._state = replace(self._state, waiting=tuple(sorted(waiting)))
         self._write(is_due=False)
+
+    def give_up(self, one: GivenUp) -> None:
+        """Send a checkpoint no more, unless that is being done; said once. Any thread may call this."""
+        key = one.step, one.identity
+        with self._lock:
+            if key in self._given_up or key in {(sent.step, sent.identity) for sent in self._state.uploaded}:
+                return
+            self._given_up[key] = one
+            ascending = sorted(self._given_up.values(), key=lambda given: given.step)
+            newest = ascending[-_REMEMBERED:]
+            kept = [given for given in ascending if given in newest or (given.step, given.identity) in self._here]
+            self._state = replace(self._state, given_up=tuple(kept))
+        say(f"step {one.step}: given up: {one.reason}")
+        self._wake.set()
 
     def _checkpoints(self) -> dict[Checkpoint, LocalCheckpoint]:
         """What is here; a manifest is read again only where it is another file than before."""
@@ -133,7 +147,7 @@ class Uploader:
         return found
 
     def _done(self) -> set[Checkpoint]:
-        return {(one.step, one.identity) for one in self._state.uploaded}
+        return {*((one.step, one.identity) for one in self._state.uploaded), *self._given_up}
 
     def _begin_next(self, waiting: Sequence[LocalCheckpoint]) -> None:
         now = time.monotonic()
@@ -142,8 +156,15 @@ class Uploader:
             return
         one = ready[0]
         self._sending = one.step, one.identity
-        self._thread = threading.Thread(target=self._send, args=(one,), name="send", daemon=True)
+        self._thread = threading.Thread(target=self._send_and_tell, args=(one,), name="send", daemon=True)
         self._thread.start()
+
+    def _send_and_tell(self, one: LocalCheckpoint) -> None:
+        try:
+            self._send(one)
+        finally:
+            self._sending = None
+            self._wake.set()
 
     def _send(self, one: LocalCheckpoint) -> None:
         key = one.step, one.identity
@@ -162,7 +183,7 @@ class Uploader:
             return
         except DamagedFile as error:
             if not self._is_gone(one):
-                self._give_up(GivenUp(*key, describe(error)))
+                self.give_up(GivenUp(*key, describe(error)))
             return
         except Exception as error:  # whatever it is, this goes on and says so
             if not self._is_gone(one):
@@ -172,7 +193,6 @@ class Uploader:
         finally:
             self._seconds[key] = self._seconds.get(key, 0.0) + time.monotonic() - began
             self._bytes[key] = self._bytes.get(key, 0) + self._sent_bytes
-            self._sending = None
         if is_whole:
             self._uploaded(one, was_there)
         else:
@@ -190,13 +210,6 @@ class Uploader:
         self._waits_for_others.pop(key, None)
         say(f"step {one.step}: {'was' if was_there else 'is'} in the store, read back ({number / 1e6:,.1f} MB sent)")
 
-    def _give_up(self, one: GivenUp) -> None:
-        with self._lock:
-            self._given_up[one.step, one.identity] = one
-            ascending = sorted(self._given_up.values(), key=lambda given: given.step)
-            self._state = replace(self._state, given_up=tuple(ascending[-_REMEMBERED:]))
-        say(f"step {one.step}: given up: {one.reason}")
-
     def _give_up_what_others_did(self, here: dict[Checkpoint, LocalCheckpoint]) -> None:
         """Without the parts of another node the rest is of no use."""
         if time.monotonic() < self._look_at_others:
@@ -205,7 +218,7 @@ class Uploader:
         joint = joint_state(self._folder.path)
         for key, one in given_up_of(joint.nodes if joint else ()).items():
             if key in here and key not in self._given_up:
-                self._give_up(one)
+                self.give_up(one)
 
     def _is_gone(self, one: LocalCheckpoint) -> bool:
         """Whether the checkpoint was deleted, or replaced, while it was sent."""
@@ -257,7 +270,7 @@ class Uploader:
 
 
 def main(words: Sequence[str]) -> int:
-    """Upload until stdin, which is the process that started this one, ends or says something."""
+    """Upload until stdin, which is the process that started this one, ends."""
     arguments = _parse(words)
     os.nice(_NICENESS)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
@@ -267,13 +280,14 @@ def main(words: Sequence[str]) -> int:
     folder = RunFolder.of(run.parent, run.name, recipe, arguments.node)
     nodes = tuple(arguments.nodes.split(","))
     uploader = Uploader(folder, recipe, arguments.node, nodes, arguments.launch_id)
-    threading.Thread(target=_wait_for_end, args=(uploader,), daemon=True).start()
+    threading.Thread(target=_listen, args=(uploader,), daemon=True).start()
     uploader.run()
     return 0
 
 
-def _wait_for_end(uploader: Uploader) -> None:
-    sys.stdin.buffer.read()
+def _listen(uploader: Uploader) -> None:
+    for line in sys.stdin.buffer:
+        uploader.give_up(GivenUp(**json.loads(line)))
     uploader.stop()
     time.sleep(_END_SECONDS)
     os._exit(0)  # a request that hangs: what it sent is as if it had not been

@@ -3,15 +3,20 @@
 Imports no torch.
 """
 
+import json
+import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from launch.storage.backlog import beyond_backlog
 from launch.storage.remote import local_identity
-from launch.storage.state import GivenUp, NodeState, Uploaded, log_file, read_state
+from launch.storage.state import Checkpoint, GivenUp, NodeState, Uploaded, log_file, read_state
 from launch.train.metrics import Event
 from launch.train.retention import Uploading
 from launch.train.run_folder import RunFolder
@@ -43,8 +48,12 @@ class Uploads:
         self._command = [sys.executable, "-P", "-m", "launch.storage.uploader", *words]
         self._began = time.time()
         self._state: NodeState | None = None
+        self._before = read_state(folder.path, node)
+        """What the uploader of an earlier launch knew, as long as this one's has not said anything."""
+        self._given_up: dict[Checkpoint, GivenUp] = {}
+        """That the uploader has not confirmed."""
         self._look_at = self._start_at = 0.0
-        self._told: set[Uploaded | GivenUp] = set()
+        self._told: set[Uploaded | GivenUp] = set(self._before.given_up if self._before else ())
         self._told_problem, self._is_slow = "", False
         self._lock = threading.Lock()
         """The thread that saves looks too."""
@@ -56,30 +65,60 @@ class Uploads:
         try:
             log.parent.mkdir(exist_ok=True)
             with log.open("ab") as out:
-                return subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT)
+                process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT)
         except OSError:
             return None
+        assert process.stdin is not None
+        os.set_blocking(process.stdin.fileno(), False)  # one that hangs is waited for by nobody
+        return process
 
     def look(self) -> NodeState | None:
         """How far it is, by its own word of half a second ago; None while it has not said anything."""
         now = time.monotonic()
         with self._lock:
             if now >= self._look_at:
-                self._look_at = now + _LOOK_SECONDS
-                state = read_state(self._folder.path, self._node)
-                self._state = state if state is not None and state.launch_id == self._launch_id else None
-                is_running = self._process is not None and self._process.poll() is None
-                if not is_running and now >= self._start_at:
-                    self._process = self._start()
+                self._look()
             return self._state
 
-    def uploading(self) -> Uploading:
-        """For the policy of what is kept on this disk."""
-        state = self.look()
-        done = [] if state is None else state.done
-        here = {step: local_identity(self._folder.step_folders(step)) for step in {step for step, _ in done}}
-        steps = {step for step, identity in done if identity == here[step]}
-        return Uploading(self._upload.remove_after_upload, steps)
+    def _look(self) -> None:
+        now = time.monotonic()
+        self._look_at = now + _LOOK_SECONDS
+        state = read_state(self._folder.path, self._node)
+        self._state = state if state is not None and state.launch_id == self._launch_id else None
+        is_running = self._process is not None and self._process.poll() is None
+        if not is_running and now >= self._start_at:
+            self._process = self._start()
+        for key in () if self._state is None else self._state.done:
+            self._given_up.pop(key, None)
+        self._tell_given_up()
+
+    def _tell_given_up(self) -> None:
+        """Tell the uploader, at every look until its state says so: it may have died, or be slow to hear."""
+        if self._process is None or self._process.stdin is None:
+            return
+        for one in self._given_up.values():
+            with suppress(OSError):
+                os.write(self._process.stdin.fileno(), json.dumps(asdict(one)).encode() + b"\n")
+
+    def _done(self) -> set[Checkpoint]:
+        """What nothing has to wait for any more, as far as that is known."""
+        state = self._state or self._before
+        return {*(() if state is None else state.done), *self._given_up}
+
+    def uploading(self, steps: Collection[int]) -> Uploading:
+        """For the policy of what is kept on this disk; gives up what is beyond `s3_upload.max_backlog`.
+
+        Args:
+            steps: those on this disk that are not damaged, the newest included.
+        """
+        here = {(step, local_identity(self._folder.step_folders(step))) for step in steps}
+        with self._lock:
+            self._look()
+            done, sending = self._done(), None if self._state is None else self._state.sending
+            excess = beyond_backlog(here, done, sending, self._upload.max_backlog)
+            self._given_up |= {(one.step, one.identity): one for one in excess}
+            self._tell_given_up()
+            return Uploading(self._upload.remove_after_upload, {step for step, _ in here.intersection(self._done())})
 
     def events(self, save_seconds: float | None) -> list[Event]:
         """What has happened since the last call: `upload` (a step is in the store, or was given up), `slow_upload`,
@@ -92,7 +131,9 @@ class Uploads:
         if state is None:
             return []
         found: list[Event] = []
-        waiting = list(state.waiting)
+        with self._lock:
+            given_up = {given for given in (*state.given_up, *self._given_up.values()) if given not in self._told}
+        waiting = [step for step in state.waiting if step not in {given.step for given in given_up}]
         for one in state.uploaded:
             if one.was_there or one.time < self._began or one in self._told:
                 continue
@@ -109,10 +150,9 @@ class Uploads:
                     }
                 )
             self._is_slow = is_slow
-        for given in state.given_up:
-            if given not in self._told:
-                self._told.add(given)
-                found.append(_event(given.step, None, 0, waiting, f"given up: {given.reason}"))
+        for given in sorted(given_up, key=lambda one: one.step):
+            self._told.add(given)
+            found.append(_event(given.step, None, 0, waiting, f"given up: {given.reason}"))
         if bool(state.problem) != bool(self._told_problem):
             found.append({"event": "upload_problem", "reason": state.problem or None, "waiting": waiting})
         self._told_problem = state.problem
@@ -158,8 +198,8 @@ class Uploads:
 
     def left(self) -> list[int]:
         """The steps on this disk that are neither in the store nor given up, as far as that is known."""
-        state = self.look()
-        known = {step for step, _ in state.done} if state is not None else set()
+        self.look()
+        known = {step for step, _ in self._done()}
         return [step for step in self._folder.steps() if step not in known]
 
     def _knows(self, state: NodeState, steps: list[int]) -> bool:

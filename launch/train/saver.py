@@ -146,7 +146,8 @@ class RunSaver:
         try:
             steps = [other for other in self._folder.steps() if other <= step]
             damaged = self.damaged | damaged_steps(self._folder, steps, checksums=False)
-            uploading = None if self._uploads is None else self._uploads.uploading()
+            good = [other for other in steps if other not in damaged]
+            uploading = None if self._uploads is None else self._uploads.uploading(good)
             for old in prunable_steps(steps, damaged, self._policy, uploading):
                 for left in delete_checkpoint(self._folder, old):
                     say(f"{left}: left where it is; no save wrote it")

@@ -77,8 +77,8 @@ class S3Upload(Section):
     """Delete a local checkpoint as soon as it is verified in the store and a newer one is there: keep_last 1."""
 
     max_backlog: PositiveInt = 3
-    """Steps that may wait to be uploaded beside the one that is being sent. Beyond it the oldest waiting one is given
-    up, and said so."""
+    """Steps that may wait to be uploaded beside the newest, the one that is being sent among them. Beyond it the oldest
+    that is not being sent is given up, and said so: a disk holds keep_last + 1 + max_backlog steps at most."""
 
     workers: PositiveInt = 8
     """Files that a node sends, or fetches, at the same time; each takes 32 MB of memory."""

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.transfer import Stopped, Watch
-from launch.storage.backlog import Backlog
+from launch.storage.backlog import beyond_backlog, waiting_of
 from launch.storage.throttle import Throttle
 from launch.train.retention import Uploading, prunable_steps, reasons_to_keep
 from nanotron_recipes.schema.checkpoints import Checkpoints
@@ -20,17 +20,37 @@ STEPS = st.lists(st.integers(1, 400), unique=True).map(sorted)
 def test_of_what_waits_the_oldest_are_given_up_never_the_newest_and_never_what_is_being_sent(
     steps: list[int], done: set[int], limit: int, is_sending: bool
 ) -> None:
-    backlog = Backlog(limit, [(step, "a") for step in steps], [(step, "a") for step in done])
-    waiting = [step for step, _ in backlog.waiting()]
+    here, finished = [(step, "a") for step in steps], [(step, "a") for step in done]
+    waiting = [step for step, _ in waiting_of(here, finished)]
     assert waiting == [step for step in steps if step not in done]
-    sending = (waiting[0], "a") if is_sending and waiting else None
-    given_up = [one.step for one in backlog.excess(sending)]
-    left = [step for step in waiting if step not in given_up and (step, "a") != sending]
-    assert len(left) <= limit
-    assert len(left) == min(limit, len(waiting) - (sending is not None)), "no more than must be"
-    assert not steps or steps[-1] not in given_up
-    assert sending is None or sending[0] not in given_up
-    assert all(old < young for old in given_up for young in left)
+    sending = waiting[0] if is_sending and waiting else None
+    given_up = [one.step for one in beyond_backlog(here, finished, sending, limit)]
+    older = [step for step in waiting if step != steps[-1]]
+    left = [step for step in older if step not in given_up]
+    assert len(left) == min(limit, len(older)), "no more than must be, and no fewer"
+    assert set(given_up) <= set(older) - {sending}
+    assert all(old < young for old in given_up for young in left if young != sending)
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.booleans(), st.data())
+def test_however_the_uploads_go_a_disk_never_holds_more_than_keep_last_the_one_that_is_saved_and_the_backlog(
+    keep_last: int, limit: int, keeps_one: bool, data: st.DataObject
+) -> None:
+    policy = Checkpoints(keep_last=keep_last)
+    disk: list[int] = []
+    done: set[tuple[int, str]] = set()
+    sending: int | None = None
+    for step in range(1, 30):
+        disk.append(step)
+        assert len(disk) <= keep_last + 1 + limit
+        here = [(one, "a") for one in disk]
+        done |= {(one.step, one.identity) for one in beyond_backlog(here, done, sending, limit)}
+        for old in prunable_steps(disk, (), policy, Uploading(keeps_one, {one for one, _ in done})):
+            disk.remove(old)
+        waiting = [one for one, _ in waiting_of([(one, "a") for one in disk], done)]
+        done |= {(one, "a") for one in data.draw(st.sets(st.sampled_from(waiting)) if waiting else st.just(set()))}
+        waiting = [one for one in waiting if (one, "a") not in done]
+        sending = data.draw(st.sampled_from([None, *waiting]))
 
 
 @given(STEPS, st.sets(st.integers(1, 400)), st.sets(st.integers(1, 400)), st.integers(1, 4), st.booleans())

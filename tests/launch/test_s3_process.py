@@ -124,3 +124,38 @@ def test_none_outlives_who_started_it(store: CheckpointStore, run: tuple[RunFold
         wait_for(lambda: store.faults.seen)
         starter.kill()
     wait_for(lambda: not uploader.is_running() or uploader.status() == psutil.STATUS_ZOMBIE, 30)
+
+
+def test_what_the_launch_gives_up_may_be_deleted_at_once_and_the_uploader_is_told_also_one_that_is_started_later(
+    store: CheckpointStore, run: tuple[RunFolder, Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, recipe = run
+    monkeypatch.setattr("launch.storage.uploads._AGAIN_SECONDS", 0.2)
+    store.faults.is_out = True
+    uploads = Uploads(folder, recipe, "a", ("a",), "l")
+    try:
+        wait_for(lambda: (state := uploads.look()) and state.sending == 8)
+        (first,) = uploaders()
+        first.kill()
+        first.wait()
+        for step in range(16, 56, 8):
+            make_checkpoint(folder.checkpoints, step)
+        uploading = uploads.uploading([8, 16, 24, 32, 40, 48])
+        assert set(uploading.done) == {16, 24}, "8 was being sent; 32, 40 and it may wait beside the newest"
+        told = [(event["step"], event["error"]) for event in uploads.events(None)]
+        reason = "given up: 5 steps waited beside the newest, and s3_upload.max_backlog is 3"
+        assert told == [(16, reason), (24, reason)]
+        wait_for(lambda: (state := uploads.look()) and [one.step for one in state.given_up] == [16, 24])
+        assert set(uploads.uploading([8, 16, 24, 32, 40, 48]).done) == {16, 24} and uploads.events(None) == []
+        store.faults.is_out = False
+        wait_for(lambda: uploaded(uploads) == [8, 32, 40, 48])
+        assert uploads.left() == []
+    finally:
+        uploads.end()
+    again = Uploads(folder, recipe, "a", ("a",), "l2")
+    try:
+        assert set(again.uploading([8, 16, 24, 32, 40, 48]).done) == {8, 16, 24, 32, 40, 48}, "it was written down"
+        wait_for(again.look)
+        assert again.events(None) == []
+    finally:
+        again.end()

@@ -117,7 +117,7 @@ def test_an_outage_of_the_store_stops_no_step_and_what_was_given_up_is_named(
         store.faults.is_out = True
         process.wait_for_step(run / "metrics.jsonl", 32)
         status, end = "", time.monotonic() + 90
-        while not ("wait" in status and "given up: " in status and len(saved(run)) <= 1 + 1 + 2):
+        while not ("wait" in status and "given up: " in status):
             assert time.monotonic() < end and process.is_running(), f"it waits for its uploads and says so: {status}"
             code, status, _ = start_process([*pretrain_command()[:-1], "status", "outage"], tmp_path).end()
             assert code == 0
@@ -135,8 +135,7 @@ def test_an_outage_of_the_store_stops_no_step_and_what_was_given_up_is_named(
     problems = [event["reason"] for event in records.events if event["event"] == "upload_problem"]
     assert problems[0] and problems[-1] is None
     assert saved(run) == [32]
-    # Saves are a second apart here: one more is there for a moment where the uploader looks late.
-    assert len(disk.most) <= 1 + 1 + 2 + 1, disk.most
+    assert len(disk.most) <= 1 + 1 + 2, disk.most
     saves = [event for event in records.events if event["event"] == "checkpoint"]
     assert all(event["error"] is None for event in saves)
 

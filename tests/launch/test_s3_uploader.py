@@ -15,7 +15,7 @@ from data.s3 import Patience
 from data.transfer import Stopped, TransferFailed, Watch
 from launch.storage.pull import Pull
 from launch.storage.remote import check_owner, local_identity, own, remote_checkpoints
-from launch.storage.state import joint_state, read_state, state_file
+from launch.storage.state import GivenUp, joint_state, read_state, state_file
 from launch.storage.store import ENDLESS, DamagedFile, RunStore, Sending, StoreFailed
 from launch.storage.uploader import Uploader
 from launch.train.run_folder import RunFolder
@@ -190,6 +190,11 @@ def test_who_asks_is_told_at_once_that_there_is_no_access_and_soon_that_there_is
     with pytest.raises(StoreFailed, match="NoSuchBucket") as failure:
         RunStore(upload.model_copy(update={"upload_s3_path": "s3://other/x"}), "run").check_bucket()
     assert failure.value.is_refusal
+    store.faults.share, store.faults.kinds = 1.0, ("cut",)
+    with pytest.raises(StoreFailed, match="s3://other/x/run: ") as failure:
+        RunStore(upload.model_copy(update={"upload_s3_path": "s3://other/x"}), "run").check_bucket()
+    assert failure.value.is_refusal, "the answer says only 404"
+    store.faults.share = 0.0
     store.faults.is_out = True
     soon = Patience(attempts=3, first_seconds=0.01)
     with pytest.raises(StoreFailed) as failure:
@@ -227,31 +232,27 @@ def test_steps_are_uploaded_as_they_appear_and_the_manifest_is_there_last(
         state_file(folder.path, "a").unlink()
 
 
-def test_in_an_outage_what_is_beyond_the_backlog_is_given_up_by_name_and_the_rest_arrives_afterwards(
+def test_what_it_is_told_to_give_up_is_named_and_not_sent_and_the_rest_arrives_after_an_outage(
     store: CheckpointStore, run: tuple[RunFolder, Recipe], tmp_path: Path
 ) -> None:
     folder, recipe = run
     store.faults.is_out = True
-    with uploading(Uploader(folder, recipe, "a", ("a",), "l1")):
-        for number, step in enumerate(range(8, 56, 8)):
+    with uploading(Uploader(folder, recipe, "a", ("a",), "l1")) as uploader:
+        for step in (8, 16, 24):
             make_checkpoint(folder.checkpoints, step)
-            wait_for(
-                lambda: (
-                    (state := read_state(folder.path, "a"))
-                    and step in state.waiting  # noqa: B023  # called at once
-                    and len(state.waiting) == min(number + 1, 3)  # noqa: B023
-                    and state.sending == 8
-                )
-            )
-        joint = joint_state(folder.path)
-        assert joint is not None and joint.waiting == (8, 40, 48) and list(joint.given_up) == [16, 24, 32]
-        assert "3 steps waited, and s3_upload.max_backlog is 2" in joint.given_up[16]
+        wait_for(lambda: (state := read_state(folder.path, "a")) and state.waiting == (8, 16, 24) and state.sending)
+        given_up = GivenUp(16, local_identity([folder.checkpoints / "16"]), "too many")
+        for _ in range(3):
+            uploader.give_up(given_up)
+        wait_for(lambda: read_state(folder.path, "a").waiting == (8, 24))
         wait_for(lambda: "127.0.0.1" in read_state(folder.path, "a").problem)
         store.faults.is_out = False
-        wait_for(lambda: uploaded(folder) == [8, 40, 48])
-    assert store.whole_steps("run", tmp_path) == [8, 40, 48]
-    joint = joint_state(folder.path)
-    assert joint is not None and not joint.problems and not joint.waiting and joint.newest == 48
+        wait_for(lambda: uploaded(folder) == [8, 24])
+        uploader.give_up(GivenUp(8, local_identity([folder.checkpoints / "8"]), "too late"))
+    assert store.whole_steps("run", tmp_path) == [8, 24]
+    state, joint = read_state(folder.path, "a"), joint_state(folder.path)
+    assert state is not None and state.given_up == (given_up,)
+    assert joint is not None and not joint.problems and not joint.waiting and joint.newest == 24
 
 
 def test_each_node_sends_what_it_holds_copies_once_and_the_step_is_whole_when_the_last_one_has(
