@@ -102,6 +102,10 @@ def wait_for_object(store: CheckpointStore, key: str, process: Process) -> None:
         time.sleep(0.05)
 
 
+def events_of(run: Path) -> set[str]:
+    return {event["event"] for event in read_metrics(run / "metrics.jsonl").events}
+
+
 def test_an_outage_of_the_store_stops_no_step_and_what_was_given_up_is_named(
     small_file: Path, start_process: StartProcess, store: CheckpointStore, tmp_path: Path
 ) -> None:
@@ -117,7 +121,7 @@ def test_an_outage_of_the_store_stops_no_step_and_what_was_given_up_is_named(
         store.faults.is_out = True
         process.wait_for_step(run / "metrics.jsonl", 32)
         status, end = "", time.monotonic() + 90
-        while not ("wait" in status and "given up: " in status):
+        while not ("wait" in status and "given up: " in status and "upload_problem" in events_of(run)):
             assert time.monotonic() < end and process.is_running(), f"it waits for its uploads and says so: {status}"
             code, status, _ = start_process([*pretrain_command()[:-1], "status", "outage"], tmp_path).end()
             assert code == 0
