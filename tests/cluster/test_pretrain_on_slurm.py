@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoint_store import checkpoint_store, credentials, uploading
+from checkpoint_store import checkpoint_store, uploading
+from s3_server import set_credentials
 from slurm_cluster import SlurmCluster
 from small_pretraining import curve, pretrain_command, small_recipe, write_recipe, write_text
 
@@ -279,7 +280,7 @@ def test_a_lost_node_whose_parts_only_the_store_has_is_replaced(
     submit: Submit, cluster: SlurmCluster, shared: Path, undisturbed: Curve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each part of a checkpoint is on one node's disk, and in S3."""
-    credentials(monkeypatch)
+    set_credentials(monkeypatch)
     disks = [f"checkpoints.checkpoints_path={cluster.scratch}/ckpt", f"data_staging.path={cluster.scratch}/shards-s3"]
     with checkpoint_store(cluster.own_address) as store:
         submitted = submit("stored", *(word for change in disks for word in ("--set", change)), *uploading(store))

@@ -3,19 +3,16 @@
 import hashlib
 import json
 import random
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from http.client import HTTPConnection, HTTPException
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal
 
-import boto3
-import pytest
+from s3_server import ProxyHandler, client_of, http_server, s3_server
 
 from parallel.checkpoint_files import read_manifest
 
@@ -66,8 +63,7 @@ class CheckpointStore:
     @cached_property
     def client(self) -> Any:
         """Of the store itself, past the proxy."""
-        session = boto3.session.Session("test", "test", region_name="us-east-1")
-        return session.client("s3", endpoint_url=f"http://127.0.0.1:{self.port}")
+        return client_of(self.port)
 
     def objects(self, prefix: str = "") -> dict[str, bytes]:
         """Everything below a prefix."""
@@ -99,30 +95,17 @@ class CheckpointStore:
 @contextmanager
 def checkpoint_store(address: str = "127.0.0.1") -> Iterator[CheckpointStore]:
     """One that is empty but for its bucket; its proxy listens on an address of this machine."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        store = CheckpointStore(server.get_host_and_port()[1], Faults())
-        connection = HTTPConnection("127.0.0.1", store.port)
-        connection.request("POST", "/moto-api/reset")  # servers of one process share what they hold
-        assert connection.getresponse().status == 200
-        store.client.create_bucket(Bucket=BUCKET)
-        with _proxy(store, address) as store.url:
+    with s3_server(BUCKET) as port:
+        store = CheckpointStore(port, Faults())
+        with http_server(_proxy(store), address) as store.url:
             yield store
-    finally:
-        server.stop()
 
 
-@contextmanager
-def _proxy(store: CheckpointStore, address: str) -> Iterator[str]:
+def _proxy(store: CheckpointStore) -> type[ProxyHandler]:
     lock = threading.Lock()
     faults = store.faults
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
+    class Handler(ProxyHandler):
         def pass_on(self) -> None:
             with lock:
                 faults.seen.append(f"{self.command} {self.path}")
@@ -150,56 +133,12 @@ def _proxy(store: CheckpointStore, address: str) -> Iterator[str]:
                 content = response.read()
             except (OSError, HTTPException):
                 return self.hang_up()
-            if fault == "cut":
-                content = content[: len(content) // 2]
-            self.answer(response.status, dict(response.getheaders()), content, is_cut=fault == "cut")
+            sent = len(content) // 2 if fault == "cut" else None
+            self.answer(response.status, dict(response.getheaders()), content, sent)
 
         do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = pass_on
 
-        def answer(self, status: int, headers: dict[str, str], body: bytes, *, is_cut: bool = False) -> None:
-            self.send_response(status)
-            left_out = ["connection", "transfer-encoding", "date", "server"]
-            left_out += [] if self.command == "HEAD" or is_cut else ["content-length"]
-            for name, value in headers.items():
-                if name.lower() not in left_out:
-                    self.send_header(name, value)
-            if "content-length" in left_out:
-                self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-            if is_cut:
-                self.wfile.flush()
-                self.hang_up()
-
-        def hang_up(self) -> None:
-            self.close_connection = True
-            self.connection.shutdown(socket.SHUT_RDWR)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Says nothing."""
-
-    server = ThreadingHTTPServer((address, 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://{address}:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-def credentials(patch: pytest.MonkeyPatch, key: str = "test", secret: str = "test") -> None:
-    """In the environment; nothing of this machine's own configuration counts."""
-    for name, value in (
-        ("AWS_ACCESS_KEY_ID", key),
-        ("AWS_SECRET_ACCESS_KEY", secret),
-        ("AWS_DEFAULT_REGION", "us-east-1"),
-        ("AWS_EC2_METADATA_DISABLED", "true"),
-        ("AWS_CONFIG_FILE", "/nonexistent"),
-        ("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent"),
-    ):
-        patch.setenv(name, value)
+    return Handler
 
 
 def uploading(store: CheckpointStore, **more: Any) -> list[str]:

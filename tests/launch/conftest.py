@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkpoint_store import CheckpointStore, checkpoint_store
+from s3_server import set_credentials
 from small_pretraining import Process, StartProcess, small_recipe, write_recipe, write_text
 
 from data.tokenization import tokenize
@@ -45,6 +47,14 @@ def start_process() -> Iterator[StartProcess]:
     yield start
     for process in started:
         process.close()
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[CheckpointStore]:
+    """A store of checkpoints that lets us in."""
+    set_credentials(monkeypatch)
+    with checkpoint_store() as running:
+        yield running
 
 
 @pytest.fixture

@@ -2,11 +2,11 @@
 
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from checkpoint_store import BUCKET, CheckpointStore, checkpoint_store, credentials
+from checkpoint_store import BUCKET, CheckpointStore
 from test_s3_uploader import make_checkpoint
 
 from launch.cli import main
@@ -19,13 +19,6 @@ from nanotron_recipes.loading import dump_yaml, load_recipe
 from parallel.checkpoint_files import verify_checkpoint_files
 
 Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[CheckpointStore]:
-    credentials(monkeypatch)
-    with checkpoint_store() as running:
-        yield running
 
 
 @pytest.fixture

@@ -1,22 +1,13 @@
 """Nodes with disks of their own, played by one machine, whose only second copy is in the store."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-from checkpoint_store import CheckpointStore, checkpoint_store, credentials, uploading
+from checkpoint_store import CheckpointStore, uploading
 from small_pretraining import StartProcess, curve, pretrain_command
 
 from launch.storage.state import joint_state
 from launch.train.metrics import read_metrics
-
-
-@pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[CheckpointStore]:
-    credentials(monkeypatch)
-    with checkpoint_store() as running:
-        yield running
 
 
 def test_a_node_that_is_lost_with_its_disk_costs_nothing_that_was_uploaded(

@@ -1,10 +1,10 @@
 """What a launch makes of the store before any rank starts: the past is frozen there as on a disk."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from checkpoint_store import BUCKET, CheckpointStore, checkpoint_store, credentials
+from checkpoint_store import BUCKET, CheckpointStore
 
 from launch.storage.remote import own, run_store
 from launch.storage.task import LocalCheckpoint, UploadTask
@@ -14,13 +14,6 @@ from nanotron_recipes.loading import load_recipe
 from parallel.checkpoint_files import Manifest, describe_files, write_manifest
 
 Prepare = Callable[..., PreparedRun]
-
-
-@pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[CheckpointStore]:
-    credentials(monkeypatch)
-    with checkpoint_store() as running:
-        yield running
 
 
 @pytest.fixture

@@ -3,12 +3,12 @@
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
-from checkpoint_store import BUCKET, CheckpointStore, checkpoint_store, credentials
+from checkpoint_store import BUCKET, CheckpointStore
 from small_pretraining import REPOSITORY
 from test_s3_uploader import make_checkpoint
 
@@ -30,13 +30,6 @@ uploads = Uploads(RunFolder.of(Path("runs"), "mine", recipe, "a"), recipe, "a", 
 print("started", flush=True)
 time.sleep(600)
 """
-
-
-@pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[CheckpointStore]:
-    credentials(monkeypatch)
-    with checkpoint_store() as running:
-        yield running
 
 
 @pytest.fixture

@@ -2,12 +2,10 @@
 
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-from checkpoint_store import BUCKET, CheckpointStore, checkpoint_store, credentials
+from checkpoint_store import BUCKET, CheckpointStore
 
 from launch.storage.uploads import Uploads
 from launch.train.parity import start_engine
@@ -21,13 +19,6 @@ from parallel.rank_pool import RankPool
 from parallel.together import gather
 
 KEEP_LAST = 2
-
-
-@pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[CheckpointStore]:
-    credentials(monkeypatch)
-    with checkpoint_store() as running:
-        yield running
 
 
 def uploaded_steps(uploads: Uploads | None) -> list[int]:

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from checkpoint_store import BUCKET, CheckpointStore, checkpoint_store, credentials, uploading
+from checkpoint_store import BUCKET, CheckpointStore, checkpoint_store, uploading
+from s3_server import set_credentials
 from small_pretraining import Process, StartProcess, curve, pretrain_command
 
 from launch.train.metrics import read_metrics
@@ -19,7 +20,7 @@ from launch.train.metrics import read_metrics
 @pytest.fixture(scope="module")
 def store() -> Iterator[CheckpointStore]:
     with pytest.MonkeyPatch.context() as patch:
-        credentials(patch)
+        set_credentials(patch)
         with checkpoint_store() as running:
             yield running
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from checkpoint_store import BUCKET, CheckpointStore, checkpoint_store, credentials
+from checkpoint_store import BUCKET, CheckpointStore
 
 from data.s3 import Patience
 from data.transfer import Stopped, TransferFailed, Watch
@@ -37,13 +37,6 @@ QUICK = Patience(attempts=ENDLESS.attempts, first_seconds=0.01, longest_seconds=
 MIB = 1 << 20
 PART = 5 * MIB
 """The least that a store takes as a part."""
-
-
-@pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[CheckpointStore]:
-    credentials(monkeypatch)
-    with checkpoint_store() as running:
-        yield running
 
 
 @pytest.fixture
