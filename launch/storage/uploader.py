@@ -33,6 +33,7 @@ from launch.storage.state import (
 from launch.storage.store import ENDLESS, DamagedFile, RunStore, Sending
 from launch.storage.task import LocalCheckpoint, UploadTask
 from launch.storage.throttle import Throttle
+from launch.storage.trouble import Trouble
 from launch.train.arguments import Parser
 from launch.train.run_folder import RunFolder
 from launch.train.streams import describe, say
@@ -42,8 +43,6 @@ from nanotron_recipes.recipe import Recipe
 
 LOOK_SECONDS = 0.5
 HEARTBEAT_SECONDS = 10.0
-TROUBLE_SECONDS = 4.0
-"""A store that fails for so long without one good answer in between is said to; a single error is not worth a word."""
 OTHERS_SECONDS = 2.0
 """Between two looks at what other nodes have sent."""
 _REMEMBERED = 50
@@ -71,11 +70,11 @@ class Uploader:
         self._here: dict[Checkpoint, LocalCheckpoint] = {}
         self._stop, self._wake = threading.Event(), threading.Event()
         """Ends everything; has it look at once."""
-        self._trouble, self._trouble_at, self._told = "", 0.0, ""
+        self._trouble = Trouble()
         self._sent_bytes = self._sending_bytes = 0
         rate = upload.max_megabytes_per_second
         throttle = None if rate is None else Throttle(rate * 1e6)
-        sending = Sending(Watch(self._advance, self._note, self._stop), self._well, throttle)
+        sending = Sending(Watch(self._advance, self._trouble.note, self._stop), self._trouble.well, throttle)
         self._store = RunStore(upload, folder.name, patience=ENDLESS, sending=sending)
         self._sending: Checkpoint | None = None
         self._began = 0.0
@@ -93,7 +92,7 @@ class Uploader:
             try:
                 self.look()
             except (OSError, UserError) as error:  # of the run's folder: it will be there again
-                self._note(describe(error))
+                self._trouble.note(describe(error))
             self._wake.wait(LOOK_SECONDS)
             self._wake.clear()
         if self._thread is not None:
@@ -187,7 +186,7 @@ class Uploader:
             return
         except Exception as error:  # whatever it is, this goes on and says so
             if not self._is_gone(one):
-                self._note(f"{type(error).__name__}: {describe(error)}")
+                self._trouble.note(f"{type(error).__name__}: {describe(error)}")
                 self._stop.wait(OTHERS_SECONDS)
             return
         finally:
@@ -231,25 +230,6 @@ class Uploader:
         with self._lock:
             self._sent_bytes += count
 
-    def _note(self, reason: str) -> None:
-        if not self._trouble:
-            self._trouble_at = time.monotonic()
-        self._trouble = reason
-
-    def _well(self) -> None:
-        self._trouble = ""
-
-    def _problem(self) -> str:
-        """What there is to say of the store."""
-        trouble = self._trouble
-        if not trouble and self._told:
-            say("the store answers again")
-            self._told = ""
-        elif trouble and not self._told and time.monotonic() - self._trouble_at >= TROUBLE_SECONDS:
-            say(f"problem: {trouble}")
-            self._told = trouble
-        return self._told
-
     def _write(self, *, is_due: bool) -> None:
         """Say how far it is, where that is another thing than before."""
         with self._lock:
@@ -261,7 +241,7 @@ class Uploader:
             sent_bytes=sent if sending else 0,
             sending_bytes=self._sending_bytes if sending else 0,
             bytes_per_second=sent / seconds if sending else 0.0,
-            problem=self._problem(),
+            problem=self._trouble.told(),
         )
         lasting = replace(state, sent_bytes=0, bytes_per_second=0.0, time=0.0)
         if is_due or lasting != self._said or time.monotonic() - self._written > HEARTBEAT_SECONDS:

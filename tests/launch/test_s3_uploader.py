@@ -50,7 +50,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("launch.storage.uploader.ENDLESS", QUICK)
     monkeypatch.setattr("launch.storage.uploader.LOOK_SECONDS", 0.02)
     monkeypatch.setattr("launch.storage.uploader.OTHERS_SECONDS", 0.1)
-    monkeypatch.setattr("launch.storage.uploader.TROUBLE_SECONDS", 0.1)
+    monkeypatch.setattr("launch.storage.trouble.TROUBLE_SECONDS", 0.1)
 
 
 def patient(upload: S3Upload, watch: Watch | None = None) -> RunStore:
