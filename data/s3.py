@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data.s3_client import s3_client
+from data.text_files import remote_reason
 from data.transfer import CHUNK, PartialFile, Stopped, TransferFailed, Watch
 from nanotron_recipes.errors import UserError
 
@@ -99,7 +100,7 @@ class S3Prefix:
 
         if not isinstance(error, (exceptions.ClientError, exceptions.BotoCoreError)):
             raise error
-        reason = " ".join(str(error).split())
+        reason = remote_reason(error)
         lost = exceptions.ConnectionError, exceptions.HTTPClientError, exceptions.IncompleteReadError
         may_help = isinstance(error, lost)
         if isinstance(error, exceptions.ClientError):

@@ -24,4 +24,14 @@ def s3_client(*, endpoint_url: str | None = None, connections: int = 10, attempt
         response_checksum_validation="when_required",
     )
     # A session of its own: boto3's default one is not made for threads.
-    return boto3.session.Session().client("s3", endpoint_url=endpoint_url, config=config)
+    client = boto3.session.Session().client("s3", endpoint_url=endpoint_url, config=config)
+    client.meta.events.register("before-call.s3.HeadBucket", _region_unknown)
+    return client
+
+
+def _region_unknown(**request: Any) -> tuple[Any, dict[str, Any]]:
+    """The answer to the request with which botocore, redirected without being told to which region, asks for it: a
+    server that redirects everything redirects that too, without end. Nothing here asks it otherwise."""
+    from botocore.awsrequest import AWSResponse
+
+    return AWSResponse("", 200, {}, None), {"ResponseMetadata": {"HTTPStatusCode": 200, "HTTPHeaders": {}}}

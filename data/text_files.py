@@ -194,5 +194,12 @@ def _named_errors(where: str) -> Iterator[None]:
 
 def remote_reason(error: Exception) -> str:
     """What a library says of a storage that cannot be reached, in one short line."""
+    response = getattr(error, "response", None)
+    answer = response if isinstance(response, dict) else {}
+    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if status and not answer.get("Error", {}).get("Code"):
+        return f"HTTP status {status}; expected the answer of an S3 store"
+    if 300 <= status < 400:
+        return f"HTTP status {status}, a redirect; expected the server and region where the bucket is"
     text = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
     return shorten(text, _LONGEST_REASON)

@@ -42,7 +42,9 @@ class PartialFile:
     def __init__(self, path: Path, size: int, watch: Watch) -> None:
         """Takes over what an earlier attempt left at `path`."""
         self.path, self.size, self._watch = path, size, watch
-        self._file = path.open("a+b", buffering=0)
+        # Through no link that somebody has put there.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        self._file = os.fdopen(descriptor, "a+b", buffering=0)
         self._digest = hashlib.sha256()
         self.length = 0
         """Bytes that are there."""

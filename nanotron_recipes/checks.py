@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import regex
 
@@ -182,17 +183,29 @@ def _upload(recipe: Recipe) -> Iterator[Problem]:
     url, server = upload.upload_s3_path, upload.endpoint_url
     if url is not None and s3_place(url) is None and "${" not in url:
         yield Problem("s3_upload.upload_s3_path", url, "expected s3://bucket/prefix")
-    if server is not None and re.match(r"\w+://[^/]*@", server):
-        expected = "expected no user in it: credentials are those of AWS's own configuration"
-        yield Problem("s3_upload.endpoint_url", "(hidden)", expected)
-    elif server is not None and not re.fullmatch(r"https?://[^/\s]+(/\S*)?", server) and "${" not in server:
-        yield Problem("s3_upload.endpoint_url", server, "expected http:// or https:// and a server")
+    yield from _server("s3_upload.endpoint_url", server)
+
+
+def _server(key: str, url: str | None) -> Iterator[Problem]:
+    """What is wrong with an endpoint. What may be a secret is not shown."""
+    if url is None or "${" in url:
+        return
+    if re.match(r"[^/]*//[^/]*@|[^?#]*[?#]", url):
+        expected = "expected no user, query or fragment in it: credentials are those of AWS's own configuration"
+        yield Problem(key, "(hidden)", expected)
+    elif not re.fullmatch(r"https?://[^/\s]+(/\S*)?", url) or not _has_port(url):
+        yield Problem(key, url, "expected http:// or https://, a server, and perhaps a port up to 65535")
+
+
+def _has_port(url: str) -> bool:
+    try:
+        return urlsplit(url).port != 0
+    except ValueError:
+        return False
 
 
 def _staging(recipe: Recipe) -> Iterator[Problem]:
-    url = recipe.data_staging.endpoint_url
-    if url is not None and not re.fullmatch(r"https?://[^/\s]+(/\S*)?", url) and "${" not in url:
-        yield Problem("data_staging.endpoint_url", url, "expected http:// or https:// and a server")
+    yield from _server("data_staging.endpoint_url", recipe.data_staging.endpoint_url)
     read_from: dict[str, str] = {}
     for index, stage in enumerate(recipe.data_stages):
         folders, key = stage.data.dataset.dataset_folder, f"data_stages.{index}.data.dataset.dataset_read_path"

@@ -126,10 +126,13 @@ def _list(folder: RunFolder, recipe: Recipe, steps: list[int], damaged: set[int]
             verified = "yes" if there is not None and there.num_bytes else ""
             table.add_row(str(step), size, "", verified, "the store deletes nothing", "no", *in_store)
             continue
-        files = [file for path in folder.step_folders(step) for file in path.iterdir()]
-        newest = max((file.stat().st_mtime for file in files if file.name == MANIFEST_FILE), default=None)
+        try:
+            files = {file: file.stat() for path in folder.step_folders(step) for file in path.iterdir()}
+        except FileNotFoundError:  # a run that goes on has deleted it meanwhile
+            continue
+        newest = max((found.st_mtime for file, found in files.items() if file.name == MANIFEST_FILE), default=None)
         when = "unknown" if newest is None else f"{datetime.fromtimestamp(newest):%Y-%m-%d %H:%M}"
-        size = format_bytes(sum(file.stat().st_size for file in files))
+        size = format_bytes(sum(found.st_size for found in files.values()))
         verified, reason = "no" if step in damaged else "yes", reasons.get(step, "not kept: prune")
         table.add_row(str(step), size, when, verified, reason, _places(folder, step), *in_store)
     Console(soft_wrap=True).print(table)

@@ -29,6 +29,7 @@ from launch.train.retention import Uploading
 from launch.train.run_folder import NODE, RunFolder
 from launch.train.run_lock import holder_of
 from launch.train.seen_checkpoint import problems_of_step
+from launch.train.streams import describe
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.numbers import short_number
 from nanotron_recipes.recipe import Recipe
@@ -155,8 +156,9 @@ def pull(folder: RunFolder, recipe: Recipe, only: int | None) -> None:
     try:
         with _progress(found.manifest.num_bytes) as watch:
             come = Pull(store, found, place).run(watch)
-    except TransferFailed as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (TransferFailed, OSError) as error:
+        reason = str(error) if isinstance(error, TransferFailed) else f"{place}: {describe(error)}"
+        print(f"error: {reason}", file=sys.stderr)
         raise typer.Exit(1) from None
     print(f"{place}: fetched and verified, {short_number(come)} bytes")
     print(f"next: nanotron-recipes pretrain {folder.recipe_file} --run {folder.name}")

@@ -27,8 +27,7 @@ def look_into_store(folder: RunFolder, recipe: Recipe, *, is_new: bool) -> tuple
     if store is None:
         return 0, []
     try:
-        if is_new:
-            store.check_bucket()
+        store.check_bucket()
         check_owner(store, folder, folder.header().run if folder.exists() else "")
         return (newest_fitting_step(store, folder, _newest_here(folder)) if folder.exists() else 0), []
     except StoreFailed as error:

@@ -1,13 +1,17 @@
 """Bringing a checkpoint from the store to this machine's disk: each file is hashed on the way, then the folder gets its
 name."""
 
+import fcntl
 import os
+import shutil
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from data.s3 import S3Prefix
-from data.transfer import Watch
+from data.transfer import TransferFailed, Watch
 from launch.storage.remote import RemoteCheckpoint, entries_of
 from launch.storage.store import RunStore
 from nanotron_recipes.errors import UserError
@@ -19,8 +23,6 @@ from parallel.checkpoint_files import (
     compare_file,
     what_is_in_the_way,
 )
-
-_PART = ".part"
 
 
 @dataclass(frozen=True)
@@ -43,18 +45,22 @@ class Pull:
         The folder has its name when all of that is whole and durable; a damaged checkpoint that had it is replaced.
 
         Raises:
-            UserError: what is in the store is not what its manifest says, the name is taken, or there is no access.
-            TransferFailed: the store gave up.
+            UserError: what is in the store is not what its manifest says, the name is taken, another process brings it,
+                or there is no access.
+            TransferFailed: the store gave up, or there is no room.
             OSError: the disk did.
         """
-        from parallel.checkpoint_writer import take_name
-
         in_the_way = what_is_in_the_way(self.folder)
         if in_the_way:
             raise UserError(in_the_way)
-        watch = watch or Watch()
         partial = self.folder.with_name(self.folder.name + PARTIAL_SUFFIX)
         partial.mkdir(parents=True, exist_ok=True)
+        with _only_one(partial):
+            return self._bring(partial, watch or Watch())
+
+    def _bring(self, partial: Path, watch: Watch) -> int:
+        from parallel.checkpoint_writer import take_name
+
         here = [entry for entry in self.checkpoint.manifest.files if self._keep(entry, partial)]
         first, count = self.share
         wanted = [
@@ -62,6 +68,7 @@ class Pull:
             for index, entry in enumerate(entries_of(self.checkpoint.manifest))
             if index % count == first and entry not in here
         ]
+        self._require_space(partial, wanted)
         objects = S3Prefix(
             self.store.bucket,
             f"{self.store.prefix}/{self.checkpoint.folder.rstrip('/')}",
@@ -76,6 +83,16 @@ class Pull:
         take_name(self.folder, partial)
         return sum(entry.size for entry in wanted)
 
+    def _require_space(self, partial: Path, wanted: Sequence[FileEntry]) -> None:
+        begun = (partial / _part_of(entry) for entry in wanted)
+        needed = sum(entry.size for entry in wanted) - sum(file.stat().st_size for file in begun if file.is_file())
+        free = shutil.disk_usage(partial).free
+        if needed > free:
+            raise TransferFailed(
+                f"{partial}: no room: {needed / 1e9:,.3f} GB are to come, {free / 1e9:,.3f} GB are free; delete what "
+                "is there, or other files"
+            )
+
     def _keep(self, entry: FileEntry, partial: Path) -> bool:
         """Whether a file is here already, from an earlier attempt or in the checkpoint that is to be replaced."""
         if compare_file(partial, entry, read=True) is None:
@@ -87,8 +104,26 @@ class Pull:
         return True
 
 
+def _part_of(entry: FileEntry) -> str:
+    return f".{entry.name}.part"
+
+
+@contextmanager
+def _only_one(partial: Path) -> Iterator[None]:
+    """Keeps other processes from bringing the same checkpoint to this folder. Raises UserError where one does."""
+    descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{partial}: another process fetches this checkpoint; wait for it") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _bring(objects: S3Prefix, entry: FileEntry, folder: Path, watch: Watch) -> None:
-    part = folder / f".{entry.name}{_PART}"
+    part = folder / _part_of(entry)
     if objects.copy(entry.name, entry.size, part, watch) != entry.sha256:
         part.unlink()
         raise UserError(f"{objects.url(entry.name)}: its content is not what its manifest says (SHA-256 differs)")

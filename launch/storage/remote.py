@@ -146,7 +146,7 @@ def check_owner(store: RunStore, folder: RunFolder, run: str) -> None:
     try:
         owner = json.loads(text)
         of_run, begun_in = str(owner["run"]), str(owner["folder"])
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise UserError(
             f"{store.url(OWNER)}: damaged; expected which run the checkpoints beside it belong to"
         ) from None

@@ -33,6 +33,8 @@ MOST_PARTS = 10_000
 _CHUNK = 1 << 22
 _ABSENT = {"NoSuchKey", "NoSuchUpload", "NotFound", "404"}
 _AGAIN = {"InternalError", "RequestTimeout", "RequestLimitExceeded", "ServiceUnavailable", "SlowDown", "Throttling"}
+_OF_A_LISTING = {"Name", "Prefix", "MaxKeys", "KeyCount", "IsTruncated"}
+"""Of which every listing has some."""
 _ANSWERS_SOON = Patience(attempts=4, first_seconds=0.5, longest_seconds=4.0)
 
 
@@ -114,8 +116,7 @@ class RunStore:
 
     def check_bucket(self) -> None:
         """Raise StoreFailed where the bucket is not there for us."""
-        request = {"Bucket": self.bucket, "Prefix": self._key(""), "MaxKeys": 1}
-        self._try("", lambda: self._client.list_objects_v2(**request), may_be_absent=False)
+        self._list("", Prefix=self._key(""), MaxKeys=1)
 
     def folders(self, name: str = "") -> list[str]:
         """The names of what lies below a folder (`""`, or ending with a slash) in folders of their own."""
@@ -218,13 +219,22 @@ class RunStore:
         self._quietly(end)  # not everybody may list them
 
     def _pages(self, name: str) -> Iterator[dict[str, Any]]:
-        request = {"Bucket": self.bucket, "Prefix": self._key(name), "Delimiter": "/"}
+        request = {"Prefix": self._key(name), "Delimiter": "/"}
         while True:
-            page = self._try(name, lambda: self._client.list_objects_v2(**request), may_be_absent=False)
+            page = self._list(name, **request)
             yield page
             if not page.get("IsTruncated"):
                 return
             request["ContinuationToken"] = page["NextContinuationToken"]
+
+    def _list(self, name: str, **request: Any) -> dict[str, Any]:
+        """A page of names."""
+        found: dict[str, Any] = self._try(
+            name, lambda: self._client.list_objects_v2(Bucket=self.bucket, **request), may_be_absent=False
+        )
+        if _OF_A_LISTING.isdisjoint(found):  # a page for people, which a network shows to who is not logged in
+            raise StoreFailed(f"{self.url(name)}: it answers, but not as an S3 store does", is_refusal=True)
+        return found
 
     def _sha256(self, name: str) -> str:
         digest = hashlib.sha256()
@@ -307,5 +317,5 @@ def _is_refusal(error: Exception) -> bool:
 
     if isinstance(error, exceptions.ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        return 400 <= status < 500 and status not in (408, 429) and _code(error) not in _AGAIN
+        return 300 <= status < 500 and status not in (408, 429) and _code(error) not in _AGAIN
     return isinstance(error, exceptions.NoCredentialsError | exceptions.PartialCredentialsError)

@@ -1,9 +1,12 @@
 """`checkpoints list|push|pull|prune` of a run that has a store."""
 
+import fcntl
+import os
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from checkpoint_store import BUCKET, CheckpointStore
@@ -146,3 +149,43 @@ def test_a_run_that_is_trained_and_a_run_without_a_store_are_refused(
     assert err == f"error: {run.recipe_file}: s3_upload.upload_s3_path: expected s3://bucket/prefix, there is none\n"
     code, _, err = call("list", "mine", "--step", "8")
     assert code == 2 and "--step: checkpoints list looks at all steps" in err
+
+
+def test_a_pull_that_has_no_room_or_is_not_alone_says_so_and_leaves_nothing_under_the_steps_name(
+    store: CheckpointStore, run: RunFolder, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call("push", "mine", "--step", "32")
+    shutil.rmtree(run.checkpoints / "32")
+    partial = run.checkpoints / "32.partial"
+    with monkeypatch.context() as patch:
+        patch.setattr("launch.storage.pull.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+        code, _, err = call("pull", "mine")
+    assert code == 1 and re.fullmatch(rf"error: {partial}: no room: 0\.000 GB are to come, .*\n", err), err
+    descriptor = os.open(partial, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    code, _, err = call("pull", "mine")
+    os.close(descriptor)
+    assert (code, err) == (2, f"error: {partial}: another process fetches this checkpoint; wait for it\n")
+    victim = run.path / "precious"
+    victim.write_text("mine")
+    (partial / ".__0_0.distcp.part").symlink_to(victim.absolute())
+    code, _, err = call("pull", "mine")
+    assert code == 1 and "error: runs/mine/checkpoints/32" in err and victim.read_text() == "mine"
+    (partial / ".__0_0.distcp.part").unlink()
+    assert run.steps() == [8, 16, 24] and call("pull", "mine")[0] == 0 and run.steps() == [8, 16, 24, 32]
+
+
+def test_a_step_that_a_run_deletes_while_it_is_listed_is_left_out(
+    store: CheckpointStore, run: RunFolder, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from launch.cli import checkpoints_in_store
+
+    before = checkpoints_in_store.steps_in_store
+
+    def deleting(*arguments: Any) -> Any:
+        shutil.rmtree(run.checkpoints / "8")
+        return before(*arguments)
+
+    monkeypatch.setattr(checkpoints_in_store, "steps_in_store", deleting)
+    code, out, err = call("list", "mine")
+    assert (code, err) == (0, "") and set(listed(out)) == {16, 24, 32}

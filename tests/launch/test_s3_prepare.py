@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from checkpoint_store import BUCKET, CheckpointStore
+from s3_server import ProxyHandler, http_server
 
 from launch.storage.remote import own, run_store
 from launch.storage.task import LocalCheckpoint, UploadTask
@@ -99,3 +100,37 @@ def test_a_store_that_does_not_answer_is_a_note_and_one_that_refuses_is_a_mistak
             prepare(elsewhere, run="new")
         (note,) = [note for note in prepare(elsewhere).notes if "upload_s3_path" in note]
     assert note.endswith("training does not wait for it") and begun.folder.exists()
+
+
+class Portal(ProxyHandler):
+    """What a network shows to who is not logged in: a page, or the way to it."""
+
+    status = 200
+
+    def page(self) -> None:
+        headers = {"Location": f"http://{self.headers['Host']}/login", "Content-Type": "text/html"}
+        self.answer(self.status, headers if self.status != 200 else {}, b"<html>Welcome</html>")
+
+    do_GET = do_HEAD = do_PUT = page
+
+
+@pytest.mark.parametrize("status", [200, 301, 302, 307, 401])
+def test_what_answers_but_is_no_store_is_a_mistake_of_a_new_run_and_a_note_of_one_that_goes_on(
+    prepare: Prepare, status: int
+) -> None:
+    begun = prepare()
+    with http_server(type("Handler", (Portal,), {"status": status})) as url:
+        elsewhere = f"s3_upload.endpoint_url={url}"
+        expected = "not as an S3 store does" if status == 200 else f"HTTP status {status}"
+        with pytest.raises(UserError, match=rf"s3_upload.upload_s3_path: s3://{BUCKET}/team/new.*{expected}"):
+            prepare(elsewhere, run="new")
+        (note,) = [note for note in prepare(elsewhere).notes if "upload_s3_path" in note]
+    assert expected in note and note.endswith("training does not wait for it") and begun.folder.exists()
+
+
+@pytest.mark.parametrize("owner", [b"<html>", b"[" * 100_000, b"[]", b""])
+def test_an_owner_that_cannot_be_read_is_named(prepare: Prepare, store: CheckpointStore, owner: bytes) -> None:
+    prepare()
+    store.client.put_object(Bucket=BUCKET, Key="team/mine/owner.json", Body=owner)
+    with pytest.raises(UserError, match=r"team/mine/owner.json: damaged; expected which run"):
+        prepare()
