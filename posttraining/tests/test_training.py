@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import overrides
@@ -24,7 +25,7 @@ def test_fewer_steps_than_logging_steps_end_well(
 
 
 # Weights that each step makes a 1e29-fold of what they were are infinite after the second.
-DIVERGES = {"max_steps": 5, "learning_rate": 0.1, "warmup_steps": 0, "weight_decay": 1e30}
+DIVERGES: dict[str, Any] = {"max_steps": 5, "learning_rate": 0.1, "warmup_steps": 0, "weight_decay": 1e30}
 
 
 def test_a_diverged_model_is_not_published(base: Path, tmp_path: Path) -> None:
