@@ -10,7 +10,9 @@ from safetensors.torch import load_file, save_file
 from tiny_model import write_chat
 
 from posttraining import lineage, merge
-from posttraining.errors import Mistake
+from posttraining.cli import main
+from posttraining.errors import Mistake, StageFailed
+from posttraining.files import whole_folder
 from posttraining.generation import Generator
 from posttraining.model_folder import INDEX
 from posttraining.weights_average import write_average
@@ -105,6 +107,80 @@ def test_another_tokenizer_or_template_is_refused(
     with pytest.raises(Mistake, match=file):
         merge.run(*changed(parents, tmp_path, file, old, new))
     assert not (tmp_path / "merged").exists()
+
+
+def soup(parents: tuple[Path, Path], tmp_path: Path) -> list[str]:
+    """A soup of copies of both, `one` and `two`."""
+    folders = [Path(shutil.copytree(parent, tmp_path / parent.name)) for parent in parents]
+    return config(tmp_path, [{"model": str(folder)} for folder in folders], "soup")
+
+
+def refused(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line with which a merge ends that leaves nothing."""
+    with pytest.raises(SystemExit) as ended:
+        main(["merge", *words])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1, error
+    assert not (tmp_path / "merged").exists() and not list(tmp_path.glob(".*"))
+    return error
+
+
+@pytest.mark.parametrize("step", ["load_model", "_check_alike", "_copy_settings", "find_not_finite"])
+def test_a_model_that_is_removed_meanwhile_is_named(
+    step: str,
+    parents: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words, original = soup(parents, tmp_path), getattr(merge, step)
+
+    def removes(*arguments: Path) -> object:
+        result = original(*arguments)
+        shutil.rmtree(tmp_path / "two")
+        return result
+
+    monkeypatch.setattr(merge, step, removes)
+    assert str(tmp_path / "two") in refused(words, tmp_path, capsys)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "training_lineage.json"]
+)
+def test_a_file_that_cannot_be_read_is_named(
+    name: str, parents: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, file = soup(parents, tmp_path), tmp_path / "two" / name
+    file.write_bytes(b"\xff\xfe{")
+    assert name in refused(words, tmp_path, capsys)
+    if name == "training_lineage.json":
+        return  # without one a model may be merged
+    for target in ("nowhere", name):
+        file.unlink()
+        file.symlink_to(target)
+        assert str(tmp_path / "two") in refused(words, tmp_path, capsys)
+
+
+def test_a_mean_beyond_the_dtype_of_the_first_is_not_published(parents: tuple[Path, Path], tmp_path: Path) -> None:
+    words = soup(parents, tmp_path)
+    for name, change in (("one", torch.Tensor.half), ("two", lambda tensor: tensor + 1e6)):
+        file = tmp_path / name / "model.safetensors"
+        save_file({key: change(tensor) for key, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+        (tmp_path / name / lineage.FILE).unlink()
+    with pytest.raises(StageFailed, match="has values beyond those of its dtype"):
+        merge.run(*words)
+    assert not (tmp_path / "merged").exists()
+
+
+def test_what_a_killed_merge_left_is_removed(parents: tuple[Path, Path], tmp_path: Path) -> None:
+    words = config(tmp_path, [{"model": str(parent)} for parent in parents], "soup")
+    with whole_folder(tmp_path / "merged") as part:
+        left = shutil.copytree(part.parent, tmp_path / "left")
+    (left / "part" / "model-of-other-settings.safetensors").write_text("cut")
+    shutil.rmtree(tmp_path / "merged")
+    left.rename(tmp_path / ".merged.work")
+    merge.run(*words)
+    assert not list((tmp_path / "merged").glob("*-of-*")) and not list(tmp_path.glob(".*"))
 
 
 def test_models_of_another_shape_are_refused_by_the_tensors_name(parents: tuple[Path, Path], tmp_path: Path) -> None:

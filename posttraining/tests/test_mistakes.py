@@ -158,7 +158,15 @@ def test_data_that_are_not_one_thing(
 @pytest.mark.parametrize(
     ("command", "key", "value", "said"),
     [
-        ("sft", "learning_rate", -1.0, "expected a finite number, at least 0"),
+        ("sft", "learning_rate", -1.0, "expected a number above 0, at most 1"),
+        ("prefer", "learning_rate", 0, "learning_rate: 0.0: expected a number above 0, at most 1"),
+        ("grpo", "learning_rate", 1e30, "learning_rate: 1e+30: expected a number above 0, at most 1"),
+        ("compare", "runs", {"a": {"learning_rate": 100}}, "runs.a: learning_rate: 100.0: expected a number above 0"),
+        ("sft", "weight_decay", -0.1, "expected a finite number, at least 0"),
+        ("sft", "max_grad_norm", -1, "expected a finite number, at least 0"),
+        ("sft", "adam_epsilon", -1e-8, "expected a finite number, at least 0"),
+        ("sft", "adam_beta1", 1.0, "expected a number from 0 to below 1"),
+        ("sft", "adam_beta2", 1.5, "expected a number from 0 to below 1"),
         ("sft", "learning_rate", float("nan"), "expected a number"),
         ("sft", "per_device_train_batch_size", 0, "expected at least 1"),
         ("prefer", "per_device_eval_batch_size", 0, "expected at least 1"),

@@ -11,7 +11,7 @@ from conftest import ANSWER, QUESTION, overrides, write_rows
 
 from posttraining import files as files_module
 from posttraining import lineage
-from posttraining.errors import Mistake
+from posttraining.errors import Mistake, StageFailed
 from posttraining.generation import Answer, Generator
 from posttraining.pairs import answers as answers_module
 from posttraining.pairs import stage
@@ -185,6 +185,13 @@ def test_other_settings_do_not_go_on_from_an_unfinished_run(taught: Path, tmp_pa
         stage.run("tiny", overrides(keys(taught, tmp_path, shards=2, shard=1, seed=9)))
 
 
-def test_no_pair_at_all_is_a_mistake_that_says_why(taught: Path, tmp_path: Path) -> None:
-    with pytest.raises(Mistake, match=r"no prompt gave a pair \(10 chosen: length\)"):
+@pytest.mark.usefixtures("ends")
+def test_no_pair_at_all_says_why_and_other_filters_go_on_from_the_answers(
+    taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(StageFailed, match=r"no prompt gave a pair \(10 chosen: length\); the answers are kept"):
         stage.run("tiny", overrides(keys(taught, tmp_path, filters={"min_tokens": 61})))
+    assert not (tmp_path / "pairs").exists()
+    monkeypatch.setattr(answers_module, "Generator", None)
+    stage.run("tiny", overrides(keys(taught, tmp_path)))
+    assert (tmp_path / "pairs" / "pairs.jsonl").is_file()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import overrides
@@ -23,11 +24,23 @@ def test_fewer_steps_than_logging_steps_end_well(
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
-def test_a_diverged_model_is_not_published(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = keys(base, tmp_path, max_steps=5, learning_rate=1e30)
-    with pytest.raises(StageFailed, match=r"the tensor \S+ holds values that are not finite"):
+# Weights that each step makes a 1e29-fold of what they were are infinite after the second.
+DIVERGES: dict[str, Any] = {"max_steps": 5, "learning_rate": 0.1, "warmup_steps": 0, "weight_decay": 1e30}
+
+
+def test_a_diverged_model_is_not_published(base: Path, tmp_path: Path) -> None:
+    words = keys(base, tmp_path, **DIVERGES, logging_steps=50, early_at=0.5)
+    with pytest.raises(StageFailed, match=r"the tensor \S+ holds values that are not finite; move \S+\.out\.work away"):
         sft.run("tiny", overrides(words))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_training_that_diverges_ends_at_the_first_logged_step_that_shows_it(base: Path, tmp_path: Path) -> None:
+    words = keys(base, tmp_path, **DIVERGES, save_steps=5)
+    with pytest.raises(StageFailed, match=r"diverged: the gradient of step [23] is not finite"):
+        sft.run("tiny", overrides(words))
+    assert not (tmp_path / "out").exists()
+    assert not any((tmp_path / ".out.work").glob("checkpoint-*"))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt"])

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from posttraining.alarm_limits import AlarmLimits
 
@@ -68,22 +68,13 @@ class LengthAlarms(TrainerCallback):
         self._watches = [Watch(LENGTH, limits.window), Watch(WAITS, limits.window)]
         self._silenced: set[str] = set()
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Take up the log of the steps before a restart; what rang in it still counts."""
         for record in state.log_history:
             self.rung += self._look(record, int(record.get("step", 0)))
         control.should_training_stop |= bool(self.rung) and self._limits.action == "stop"
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any) -> None:
         """Judge one record of the log."""
         for alarm in self._look(logs or {}, state.global_step):
             self.rung.append(alarm)

@@ -8,10 +8,12 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from posttraining.errors import NO_VALUE, Mistake, mistake
 
@@ -34,21 +36,30 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Yield the empty folder `.<name>.part` beside `path`; when the block ends it is `publish`ed as `path`.
+    """Yield an empty folder beside `path`; when the block ends it is `publish`ed as `path`.
 
-    Nothing is at `path` when the block raises or the process dies; what a killed process left in the part folder is
-    removed by the next one. Raises Mistake where something is at `path` already.
+    Nothing is at `path` when the block raises or the process dies; what a killed process left beside it is removed by
+    the next one. Raises Mistake where `path` is taken, cannot be made, or is being written by another process.
     """
-    check_absent(path)
-    part = path.with_name(f".{path.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        yield part
-        publish(part, path)
-    except BaseException:
+    with own_work_folder(path, {}) as work:
+        part = work / "part"
         shutil.rmtree(part, ignore_errors=True)
-        raise
+        part.mkdir()
+        try:
+            yield part
+            publish(part, path)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raise Mistake, which names the file or else `path`, where the block finds one gone, barred or damaged."""
+    try:
+        yield
+    except (OSError, SafetensorError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        file, reason = (error.filename, error.strerror) if isinstance(error, OSError) else (None, None)
+        raise mistake(file or path, None, NO_VALUE, f"cannot be read: {reason or error}") from error
 
 
 def publish(folder: Path, path: Path) -> None:
@@ -70,7 +81,7 @@ def work_folder(output: Path, content: Mapping[str, Any]) -> Path:
     `content` (what JSON can hold) is what the stage computes from. Raises Mistake where `output` is taken or no folder
     can be made there, or where the folder belongs to other content.
     """
-    folder, identity = _made(output), _identity(content)
+    (folder, _), identity = _made(output), _identity(content)
     file = folder / _IDENTITY
     if not file.is_file():
         write_whole(file, identity)
@@ -81,33 +92,28 @@ def work_folder(output: Path, content: Mapping[str, Any]) -> Path:
 
 
 @contextmanager
-def own_work_folder(output: Path, content: Mapping[str, Any]) -> Iterator[Path]:
+def own_work_folder(output: Path, content: Mapping[str, Any], shard: int | None = None) -> Iterator[Path]:
     """`work_folder` for one process alone: locked until the block ends. Raises Mistake where another process has it.
 
     Other content does not matter while nothing is in the folder that a stage could go on from, and a folder with
-    nothing in it is removed when the block ends.
+    nothing in it is removed when the block ends, with those above it that were made for it.
+
+    `shard`: which one of several processes that have the folder in common; each number is locked for itself.
     """
-    folder = _made(output)
-    try:
-        descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise _unusable(output, error) from error
-    try:
+    folder, parents = _made(output)
+    alone = shard is None
+    with (
+        _locked(folder / _LOCK, output, fcntl.LOCK_EX if alone else fcntl.LOCK_SH) as lock,
+        nullcontext() if alone else _locked(folder / f"{_LOCK}-{shard}", output, fcntl.LOCK_EX),
+    ):
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise mistake(output, None, NO_VALUE, "is being written by another process") from error
-        except OSError:
-            pass  # a file system without locks
-        try:
-            if not _holds_results(folder):
+            if alone and not _holds_results(folder):
                 (folder / _IDENTITY).unlink(missing_ok=True)
             yield work_folder(output, content)
         finally:
-            if not _holds_results(folder):
+            if not _holds_results(folder) and (alone or _try_lock(lock, fcntl.LOCK_EX)):
                 shutil.rmtree(folder, ignore_errors=True)
-    finally:
-        os.close(descriptor)
+                _remove_empty(parents)
 
 
 def check_apart(output: Path, model: Path) -> None:
@@ -116,9 +122,51 @@ def check_apart(output: Path, model: Path) -> None:
         raise mistake(None, "output_dir", str(output), f"is in the folder of the model, {model}; choose another")
 
 
-def _made(output: Path) -> Path:
+@contextmanager
+def _locked(file: Path, output: Path, kind: int) -> Iterator[int]:
+    """A descriptor of `file`, made where it is not there, with a lock of this kind; Mistake where it cannot be had."""
+    try:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise _unusable(output, error) from error
+    try:
+        # Where the process that had the lock removed the file as it ended, this would be a lock on nothing.
+        if not _try_lock(descriptor, kind) or not _is_at(descriptor, file):
+            raise mistake(output, None, NO_VALUE, "is being written by another process")
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int, kind: int) -> bool:
+    """Whether no other process bars the lock; a file system without locks bars none."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _is_at(descriptor: int, file: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), file.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    with suppress(OSError):  # the first in which something is
+        for folder in folders:
+            folder.rmdir()
+
+
+def _made(output: Path) -> tuple[Path, list[Path]]:
+    """The work folder of `output`, and the folders above it that were made with it, from the innermost."""
     try:
         check_absent(output)
+        parents = [parent for parent in output.parents if not parent.exists()]
         folder = output.with_name(f".{output.name}.work")
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
@@ -127,7 +175,7 @@ def _made(output: Path) -> Path:
         raise _unusable(output, error) from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise mistake(None, "output_dir", str(output), f"cannot be written: no permission to write in {folder}")
-    return folder
+    return folder, parents
 
 
 def _unusable(output: Path, error: Exception) -> Mistake:
@@ -140,7 +188,9 @@ def _identity(content: Mapping[str, Any]) -> str:
 
 
 def _holds_results(folder: Path) -> bool:
-    return any(path.is_file() and path.name not in (_IDENTITY, _LOCK) for path in folder.rglob("*"))
+    return any(
+        path.is_file() and path.name != _IDENTITY and not path.name.startswith(_LOCK) for path in folder.rglob("*")
+    )
 
 
 def check_absent(path: Path) -> None:

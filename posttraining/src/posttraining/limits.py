@@ -15,13 +15,22 @@ Limit = tuple[Callable[[Any], bool], str]
 
 _ONE: Limit = (lambda value: value >= 1, "expected at least 1")
 _ABOVE_ZERO: Limit = (lambda value: math.isfinite(value) and value > 0, "expected a number above 0")
+_FROM_ZERO: Limit = (lambda value: math.isfinite(value) and value >= 0, "expected a finite number, at least 0")
+_DECAY: Limit = (lambda value: 0 <= value < 1, "expected a number from 0 to below 1")
 _FINITE: Limit = (math.isfinite, "expected a finite number")
 # numpy, which the trainers seed too, takes 32 bits.
 _SEED: Limit = (lambda value: 0 <= value < 2**32, "expected a whole number from 0 to 2**32 - 1")
 
 _EVERYWHERE: Mapping[str, Limit] = {"cpu_threads": _ONE}
 _TRAINING: Mapping[str, Limit] = {
-    "learning_rate": (lambda value: math.isfinite(value) and value >= 0, "expected a finite number, at least 0"),
+    # A step of Adam moves each weight by about the learning rate (Kingma and Ba 2015, section 2.1), and weights are
+    # mostly below 1.
+    "learning_rate": (lambda value: 0 < value <= 1, "expected a number above 0, at most 1"),
+    "weight_decay": _FROM_ZERO,
+    "max_grad_norm": _FROM_ZERO,
+    "adam_epsilon": _FROM_ZERO,
+    "adam_beta1": _DECAY,
+    "adam_beta2": _DECAY,
     "per_device_train_batch_size": _ONE,
     "per_device_eval_batch_size": _ONE,
     "gradient_accumulation_steps": _ONE,

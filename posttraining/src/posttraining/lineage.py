@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from posttraining.errors import NO_VALUE, mistake
-from posttraining.files import file_sha256, write_whole
+from posttraining.files import file_sha256, reading, write_whole
 
 FILE = "training_lineage.json"
 FORMAT = 1
@@ -36,7 +36,8 @@ def weights_sha256(folder: Path) -> str:
     files = sorted(folder.glob("*.safetensors"), key=lambda path: path.name)
     if not files:
         raise mistake(folder, None, NO_VALUE, "no *.safetensors file; expected a folder with weights")
-    lines = "".join(f"{file_sha256(path)}  {path.name}\n" for path in files)
+    with reading(folder):
+        lines = "".join(f"{file_sha256(path)}  {path.name}\n" for path in files)
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
@@ -46,10 +47,12 @@ def read(folder: Path) -> list[Stage] | None:
     Raises Mistake where the file is not a lineage of this format.
     """
     path = folder / FILE
-    if not path.is_file():
-        return None
+    with reading(path):
+        if not path.is_file():
+            return None
+        text = path.read_bytes()
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(text)
         stages = content["stages"]
         known = content["format"] == FORMAT and all(
             isinstance(stage["stage"], str) and isinstance(stage["weights_sha256"], str) for stage in stages

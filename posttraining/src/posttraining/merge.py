@@ -8,16 +8,15 @@ mid-training checkpoint, which brought back the long contexts that reasoning and
 
 import json
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from posttraining import lineage
-from posttraining.errors import NO_VALUE, mistake
-from posttraining.files import whole_folder
-from posttraining.model_folder import check_finite, check_model_folder, load_model
+from posttraining.errors import NO_VALUE, StageFailed, mistake
+from posttraining.files import reading, whole_folder
+from posttraining.model_folder import check_finite, check_model_folder, find_not_finite, load_model
 from posttraining.settings import load
 from posttraining.weights_average import write_average
 
@@ -50,7 +49,10 @@ class MergeSettings:
 
 
 def run(config: str, overrides: Sequence[str] = ()) -> None:
-    """Merge what the config names into its `output_dir`. Raises Mistake where the models do not fit together."""
+    """Merge what the config names into its `output_dir`.
+
+    Raises Mistake where the models cannot be read or do not fit together; StageFailed where their mean is not finite.
+    """
     (settings,), mapping = load(config, STAGE, (MergeSettings,), overrides)
     folders, weights = [Path(parent.model) for parent in settings.models], _weights(settings, config)
     for folder in folders:
@@ -64,6 +66,9 @@ def run(config: str, overrides: Sequence[str] = ()) -> None:
     with whole_folder(target) as part:
         _copy_settings(folders[0], part)
         tensors = write_average(folders, weights, part)
+        found = find_not_finite(part)
+        if found is not None:
+            raise StageFailed(f"{STAGE}: {found[1]} has values beyond those of its dtype in {folders[0]}")
         lineage.append(part, folders, STAGE, mapping, None)
     for folder, weight in zip(folders, weights, strict=True):
         print(f"{weight:8.4f} × {folder}")
@@ -111,12 +116,15 @@ def _check_alike(first: Path, other: Path) -> None:
 
 def _content(file: Path) -> Any:
     """A file's text, or the object that a JSON file holds; None where there is none."""
-    if not file.is_file():
-        return None
-    text = file.read_text(encoding="utf-8")
-    return json.loads(text) if file.suffix == ".json" else text
+    with reading(file):
+        if not file.is_file():
+            return None
+        text = file.read_text(encoding="utf-8")
+        return json.loads(text) if file.suffix == ".json" else text
 
 
 def _copy_settings(source: Path, target: Path) -> None:
     for file in sorted({file for pattern in _COPIED for file in source.glob(pattern) if file.is_file()}):
-        shutil.copyfile(file, target / file.name)
+        with reading(file):
+            content = file.read_bytes()
+        (target / file.name).write_bytes(content)

@@ -9,6 +9,7 @@ from typing import Any
 
 from posttraining.chat import name_special_tokens
 from posttraining.errors import NO_VALUE, mistake
+from posttraining.files import reading
 
 INDEX = "model.safetensors.index.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -17,21 +18,30 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 def check_model_folder(path: str | Path) -> Path:
     """The folder at `path`; Mistake where it does not hold a config.json, a tokenizer and whole safetensors files."""
     folder = Path(path)
-    if not folder.is_dir():
-        raise mistake(folder, None, NO_VALUE, "no such folder; expected a model in Hugging Face form")
-    if not (folder / "config.json").is_file():
-        raise mistake(folder, None, NO_VALUE, "no config.json; expected a model in Hugging Face form")
-    read_config(folder)
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise mistake(folder, None, NO_VALUE, f"no tokenizer; expected {' or '.join(TOKENIZER_FILES)}")
-    if not any(folder.glob("*.safetensors")):
-        raise mistake(folder, None, NO_VALUE, "no *.safetensors file; expected a folder with weights")
-    _check_files(folder)
+    with reading(folder):
+        if not folder.is_dir():
+            raise mistake(folder, None, NO_VALUE, "no such folder; expected a model in Hugging Face form")
+        if not (folder / "config.json").is_file():
+            raise mistake(folder, None, NO_VALUE, "no config.json; expected a model in Hugging Face form")
+        read_config(folder)
+        if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+            raise mistake(folder, None, NO_VALUE, f"no tokenizer; expected {' or '.join(TOKENIZER_FILES)}")
+        if not any(folder.glob("*.safetensors")):
+            raise mistake(folder, None, NO_VALUE, "no *.safetensors file; expected a folder with weights")
+        _check_files(folder)
     return folder
 
 
 def check_finite(folder: Path) -> None:
     """Raise Mistake where a weight of the model in `folder` is infinite or no number. Reads all of them."""
+    with reading(folder):
+        found = find_not_finite(folder)
+    if found is not None:
+        raise mistake(*found, NO_VALUE, "has values that are infinite or no numbers")
+
+
+def find_not_finite(folder: Path) -> tuple[Path, str] | None:
+    """The first file and tensor with a weight that is infinite or no number; None where all are finite. Reads all."""
     from safetensors import safe_open
 
     for path in sorted(folder.glob("*.safetensors")):
@@ -39,7 +49,8 @@ def check_finite(folder: Path) -> None:
             for name in file.keys():  # noqa: SIM118 - no mapping
                 tensor = file.get_tensor(name)
                 if tensor.is_floating_point() and not tensor.isfinite().all():
-                    raise mistake(path, name, NO_VALUE, "has values that are infinite or no numbers")
+                    return path, name
+    return None
 
 
 def _check_files(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 import zipfile
@@ -16,7 +17,6 @@ from transformers import (
     PrinterCallback,
     ProgressCallback,
     TrainerCallback,
-    TrainerControl,
     TrainerState,
     TrainingArguments,
 )
@@ -27,7 +27,7 @@ from posttraining.datasets import data_fingerprint
 from posttraining.errors import StageFailed
 from posttraining.files import check_apart, own_work_folder, publish, work_folder, write_whole
 from posttraining.limits import check_packages
-from posttraining.model_folder import save_tokenizer_and_configs
+from posttraining.model_folder import find_not_finite, save_tokenizer_and_configs
 from posttraining.settings import StageSettings
 
 METRICS = "metrics.jsonl"
@@ -115,6 +115,7 @@ def train(trainer: Any, work: Work, early_at: float | None = None) -> None:
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
     trainer.add_callback(_Lines(work.stage))
+    trainer.add_callback(_EndDiverged(work))
     if early_at is not None:
         trainer.add_callback(_KeepEarly(trainer, work, early_at))
     checkpoint = last_whole_checkpoint(work.folder)
@@ -194,22 +195,34 @@ def _complete(
     """Bring a folder that the trainer saved into the form in which stages pass models on."""
     (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle with this machine's paths
     save_tokenizer_and_configs(trainer.accelerator.unwrap_model(trainer.model), tokenizer, folder)
-    _check_finite(folder, work.stage)
+    _check_finite(folder, work)
     config = {**work.config, **note}
     lineage.append(folder, work.parent, work.stage, config, fingerprint, forced=work.forced)
 
 
-def _check_finite(folder: Path, stage: str) -> None:
+def _check_finite(folder: Path, work: Work) -> None:
     """Raise StageFailed where a weight of the folder is infinite or not a number: no such model is passed on."""
-    import torch
-    from safetensors import safe_open
+    found = find_not_finite(folder)
+    if found is not None:
+        raise _diverged(work, f"the tensor {found[1]} holds values that are not finite")
 
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (it is no mapping)
-                if not torch.isfinite(tensors.get_tensor(name)).all():
-                    expected = "holds values that are not finite: the training diverged (a lower learning_rate helps)"
-                    raise StageFailed(f"{stage}: the tensor {name} {expected}")
+
+def _diverged(work: Work, sign: str) -> StageFailed:
+    mend = f"move {work.folder} away and start again, for example with a lower learning_rate"
+    return StageFailed(f"{work.stage}: the training diverged: {sign}; {mend}")
+
+
+class _EndDiverged(TrainerCallback):
+    """Ends a training at the first logged gradient that is no number: every weight is none after it."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **_: Any) -> None:
+        # With fp16 the scaler leaves such a step out and goes on.
+        norm = (logs or {}).get("grad_norm")
+        if norm is not None and not math.isfinite(norm) and not args.fp16:
+            raise _diverged(self._work, f"the gradient of step {state.global_step} is not finite")
 
 
 class _Lines(TrainerCallback):
@@ -218,17 +231,10 @@ class _Lines(TrainerCallback):
     def __init__(self, stage: str) -> None:
         self._stage, self._started, self._first = stage, 0.0, 0
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         self._started, self._first = time.monotonic(), state.global_step
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **_: Any) -> None:
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:
             return
         done = state.global_step - self._first
@@ -254,7 +260,7 @@ class _KeepEarly(TrainerCallback):
     def __init__(self, trainer: Any, work: Work, share: float) -> None:
         self._trainer, self._work, self._share = trainer, work, share
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         if state.global_step != max(1, round(self._share * state.max_steps)):
             return
         part, early = self._work.folder / f".{EARLY}.part", self._work.folder / EARLY

@@ -9,6 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from posttraining.errors import NO_VALUE, mistake
+from posttraining.files import reading
 from posttraining.model_folder import INDEX
 
 
@@ -30,7 +31,9 @@ def write_average(folders: Sequence[Path], weights: Sequence[float], target: Pat
         summed = {name: _sum(name, folders, places, weights) for name in names}
         save_file(summed, target / file, metadata={"format": "pt"})
     if (folders[0] / INDEX).exists():
-        (target / INDEX).write_bytes((folders[0] / INDEX).read_bytes())
+        with reading(folders[0] / INDEX):
+            index = (folders[0] / INDEX).read_bytes()
+        (target / INDEX).write_bytes(index)
     return len(places[0])
 
 
@@ -38,12 +41,13 @@ def _places(folder: Path) -> dict[str, str]:
     """Tensor name → file."""
     places: dict[str, str] = {}
     for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
+        with reading(file), safe_open(file, framework="pt") as tensors:
             places |= dict.fromkeys(tensors.keys(), file.name)
     if not places:
         raise mistake(folder, None, NO_VALUE, "no *.safetensors; expected the weights of a Hugging Face model")
     if (folder / INDEX).exists():
-        listed = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"])
+        with reading(folder / INDEX):
+            listed = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"])
         if listed != set(places):
             raise mistake(folder / INDEX, None, NO_VALUE, "lists other tensors than the files hold")
     return places
@@ -62,7 +66,7 @@ def _sum(
 ) -> torch.Tensor:
     tensors = []
     for folder, place in zip(folders, places, strict=True):
-        with safe_open(folder / place[name], framework="pt") as file:
+        with reading(folder), safe_open(folder / place[name], framework="pt") as file:
             tensors.append(file.get_tensor(name))
     first = tensors[0]
     for folder, tensor in zip(folders, tensors, strict=True):

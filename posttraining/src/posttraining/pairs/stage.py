@@ -18,8 +18,8 @@ from typing import Any
 from posttraining import lineage
 from posttraining.chat import require_template
 from posttraining.datasets import data_fingerprint
-from posttraining.errors import NO_VALUE, mistake
-from posttraining.files import publish, work_folder
+from posttraining.errors import StageFailed
+from posttraining.files import own_work_folder, publish
 from posttraining.model_folder import check_finite, check_length, check_model_folder, load_tokenizer
 from posttraining.pairs.answers import SIDES, generate_missing, is_complete, read_answers, side_settings
 from posttraining.pairs.card import render_card
@@ -37,7 +37,10 @@ _OF_THE_PROCESS = ("shard", "cpu_threads")
 
 
 def run(config: str, overrides: Sequence[str] = ()) -> None:
-    """Generate what is missing of this shard's answers, and write the pairs where none is. Raises Mistake."""
+    """Generate what is missing of this shard's answers, and write the pairs where none is.
+
+    Raises Mistake; StageFailed where the filters leave no pair.
+    """
     from posttraining.training import quiet
 
     (settings,), mapping = load(config, STAGE, (PairsSettings,), overrides)
@@ -51,13 +54,14 @@ def run(config: str, overrides: Sequence[str] = ()) -> None:
         check_prompts(Path(model), tokenizer, turns, how.max_new_tokens, where, how.template)
     kept = {key: value for key, value in mapping.items() if key not in _OF_THE_PROCESS}
     output = Path(settings.output_dir)
-    work = work_folder(output, {"config": kept, "models": hashes})
-    generate_missing(settings, prompts, work)
-    if not is_complete(settings, prompts, work):
-        print(f"pairs: shard {settings.shard} of {settings.shards} has all its answers in {work}")
-        print("Next: the shard that ends last writes the pairs; start again those that were killed")
-        return
-    _write(settings, prompts, repeated, work, hashes, kept)
+    content = {"config": {key: value for key, value in kept.items() if key != "filters"}, "models": hashes}
+    with own_work_folder(output, content, settings.shard if settings.shards > 1 else None) as work:
+        generate_missing(settings, prompts, work)
+        if is_complete(settings, prompts, work):
+            _write(settings, prompts, repeated, work, hashes, kept)
+        else:
+            print(f"pairs: shard {settings.shard} of {settings.shards} has all its answers in {work}")
+            print("Next: the shard that ends last writes the pairs; start again those that were killed")
 
 
 def _checked_model(settings: PairsSettings, side: Any, config: str) -> str:
@@ -88,7 +92,9 @@ def _write(
             rows[HELD_OUT if prompt.held_out else TRAIN].append(_row(settings, prompt, pair, hashes))
     if not rows[TRAIN]:
         counts = ", ".join(f"{count} {why}" for why, count in filters.reasons.most_common())
-        raise mistake(output, None, NO_VALUE, f"no prompt gave a pair ({counts})")
+        raise StageFailed(
+            f"pairs: no prompt gave a pair ({counts}); the answers are kept: start again with other filters"
+        )
     fingerprints = {name: data_fingerprint(pairs) for name, pairs in rows.items()}
     folder = work / f"pairs-{settings.shard}"  # of several shards that end at once each fills its own
     shutil.rmtree(folder, ignore_errors=True)
