@@ -60,7 +60,8 @@ def data_fertility(
         print(f"{best} has the most bytes per token over all sources")
     changes = [part for change in _changes(loaded.recipe, infos[best]) for part in ("--set", change)]
     given = [part for override in overrides or [] for part in ("--set", override)]
-    print(f"next: {command('nanotron-recipes', 'tokenize', recipe, *given, *changes)}")
+    follows = "tokenize" if changes else "pretrain"
+    print(f"next: {command('nanotron-recipes', follows, recipe, *given, *changes)}")
 
 
 def _total(corpus: Corpus, name: str, found: dict[tuple[str, str], Fertility]) -> Fertility:
@@ -92,7 +93,11 @@ def _add_row(table: object, source: object, name: object, info: TokenizerInfo, o
 
 
 def _changes(recipe: Recipe, tokenizer: TokenizerInfo) -> list[str]:
-    """What makes a recipe use a tokenizer."""
+    """What makes a recipe use a tokenizer; nothing where it does."""
+    from data.tokenizer import tokenizer_folder
+
+    if tokenizer_folder(recipe).resolve() == tokenizer.folder.resolve():
+        return []
     changes = [f"tokenizer.tokenizer_name_or_path={tokenizer.folder}"]
     if recipe.tokenizer.train is not None:
         changes.append("tokenizer.train=null")

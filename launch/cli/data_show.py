@@ -27,9 +27,9 @@ def data_show(
 ) -> None:
     """Show what a step trains on: the sources of its batch, and of some sequences the documents, their text, the mask.
 
-    Documents are counted over all files of a source; … marks one that began before. The target of a token under
-    *masked* does not count in the loss: it is the first token of the next document. The batch is the same on any number
-    of ranks.
+    Documents are counted over all files of a source; … marks one that began before. *masked at* are places whose target
+    does not count in the loss: it is the first token of the next document. The batch is the same on any number of
+    ranks.
 
     Examples:
 
@@ -80,7 +80,7 @@ def _print_documents(plan: DataPlan, step: int, samples: range, width: int, reci
     decode = _decoder(recipe)
     for sample, parts in groupby(document_parts(plan, step, samples), key=lambda part: part.sample):
         table = Table(title_justify="left", show_edge=False)
-        for heading in ("tokens", "document", "masked"):
+        for heading in ("tokens", "document", "masked at"):
             table.add_column(heading, no_wrap=True)
         table.add_column("text", overflow="fold")
         for part in parts:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from launch.cli.next_line import command
 from launch.cli.options import OverrideOption, RecipeArgument
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ def data_verify(
 
     What was staged is hashed where it was staged to; of such a source, what the run reads.
 
-    Exits with 1 where a file is damaged or missing, each named in a line on stdout; with 2 where a source is.
+    Exits with 1 where a file is damaged or missing, each named in a line on stdout, and says what brings it back; with
+    2 where a source is.
 
     Examples:
 
@@ -34,17 +36,47 @@ def data_verify(
     from nanotron_recipes.machine import usable_cpus
     from nanotron_recipes.numbers import short_number
 
-    files = _files_of(load_recipe(recipe, overrides or []).recipe)
+    loaded = load_recipe(recipe, overrides or []).recipe
+    sources = _files_of(loaded)
+    files = [file for of_source in sources.values() for file in of_source]
     problems = _problems(files, workers or usable_cpus())
-    for path, problem in problems:
+    for path, problem in problems.items():
         print(f"{path}: {problem}")
-    total = short_number(sum(file.size for file in files))
-    print(f"{len(files) - len(problems)} of {len(files)} files ({total} bytes) are as they were written")
+    total, good = len(files), [file for file in files if str(file.path) not in problems]
+    size = short_number(sum(file.size for file in good))
+    print(f"{len(good)} of {total} files ({size} bytes) are as they were written")
     if problems:
+        given = [recipe, *(word for override in overrides or [] for word in ("--set", override))]
+        print(f"next: {_remedy(loaded, sources, problems, given)}")
         raise typer.Exit(1)
 
 
-def _files_of(recipe: Recipe) -> list[ExpectedFile]:
+def _remedy(recipe: Recipe, sources: dict[str, list[ExpectedFile]], problems: dict[str, str], given: list[str]) -> str:
+    """The commands that bring damaged files back; a person gives them, since they delete."""
+    from data.places import place_of
+
+    corpus = {source.name for source in recipe.corpus.sources} if recipe.corpus is not None else set()
+    staged: list[str] = []
+    made: list[str] = []
+    foreign: list[str] = []
+    for name, files in sources.items():
+        damaged = [str(file.path) for file in files if str(file.path) in problems]
+        place = place_of(recipe, name)
+        if damaged and place.copy is not None:
+            staged += damaged
+        elif damaged:
+            (made if name in corpus else foreign).append(str(place.folder))
+    steps = []
+    if foreign:
+        steps.append(f"bring {', '.join(foreign)} again from where it was made")
+    if made:
+        steps.append(f"{command('rm', '-r', *made)} && {command('nanotron-recipes', 'tokenize', *given)}")
+    if staged:
+        steps.append(f"{command('rm', '-f', *staged)} && {command('nanotron-recipes', 'data', 'stage', *given)}")
+    return "; ".join(steps)
+
+
+def _files_of(recipe: Recipe) -> dict[str, list[ExpectedFile]]:
     """Every file of every source; of what was staged, what is here and what the run reads."""
     from data.places import source_path
     from data.readings import files_read
@@ -57,18 +89,22 @@ def _files_of(recipe: Recipe) -> list[ExpectedFile]:
     manifests = read_source_manifests(recipe)
     copies = {name: read_staged(source_path(recipe, name)) for name in manifests}
     read = files_read(recipe, {name: manifests[name] for name, staged in copies.items() if staged is not None})
-    files = []
+    files = {}
     for name, manifest in manifests.items():
         staged, chosen = copies[name], None
         if staged is not None:
             here = [number for number, file in enumerate(manifest.train.files) if file.name in staged.files]
             chosen = {*read[name], *here}
-        files += expected_files(source_path(recipe, name), manifest, chosen)
+        files[name] = expected_files(source_path(recipe, name), manifest, chosen)
     return files
 
 
-def _problems(files: list[ExpectedFile], workers: int) -> list[tuple[str, str]]:
-    """Hash all files, with progress on a terminal; the largest first, so that no thread is left with one at the end."""
+def _problems(files: list[ExpectedFile], workers: int) -> dict[str, str]:
+    """Hash all files, with progress on a terminal; the largest first, so that no thread is left with one at the end.
+
+    Returns:
+        For each path of a file that is not as it was written, why.
+    """
     from concurrent.futures import ThreadPoolExecutor
 
     from rich.console import Console
@@ -76,12 +112,13 @@ def _problems(files: list[ExpectedFile], workers: int) -> list[tuple[str, str]]:
 
     from data.verification import file_problem
 
+    console = Console(stderr=True)
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with (
-        Progress(*columns, console=Console(stderr=True), transient=True) as progress,
+        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
         ThreadPoolExecutor(workers) as pool,
     ):
         task = progress.add_task("", total=sum(file.size for file in files))
         in_order = sorted(files, key=lambda file: -file.size)
         found = pool.map(lambda file: file_problem(file, lambda count: progress.advance(task, count)), in_order)
-        return [(str(file.path), problem) for file, problem in zip(in_order, found, strict=True) if problem]
+        return {str(file.path): problem for file, problem in zip(in_order, found, strict=True) if problem}

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_data import recipe_with, write_source
+from small_data import corpus_recipe, recipe_with, write_jsonl, write_source
 
 from data.inspection import document_parts
 from data.plan import DataPlan
+from data.tokenization import tokenize
 from nanotron_recipes.loading import dump_yaml, load_recipe
 
 RUN = "from launch.cli.main import main; main()"
@@ -121,13 +122,31 @@ def test_verify_names_a_flipped_bit_a_cut_file_and_a_missing_one(folder: Path) -
     gone.unlink()
     done = run("verify", "mine.yaml", where=folder)
     assert done.returncode == 1
-    problems = dict(line.split(": ", 1) for line in done.stdout.splitlines()[:-1])
+    *named, counted, remedy = done.stdout.splitlines()
+    problems = dict(line.split(": ", 1) for line in named)
     assert problems == {
         str(flipped): "its content is not what its manifest says (sha256)",
         str(cut): "48 bytes, and its manifest says 56",
         str(gone): "No such file or directory",
     }
-    assert done.stdout.splitlines()[-1].startswith("9 of 12 files")
+    assert counted.startswith("9 of 12 files") and done.stderr == ""
+    assert remedy == f"next: bring {folder}/one, {folder}/two again from where it was made"
+
+
+def test_what_verify_says_to_do_about_a_damaged_corpus_mends_it(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "texts" / "a.jsonl", 50)
+    recipe = corpus_recipe(tmp_path / "corpus", [{"name": "a", "reader": "jsonl", "path": str(tmp_path / "texts")}])
+    (tmp_path / "mine.yaml").write_text(dump_yaml(recipe))
+    tokenize(recipe, "mine")
+    assert run("verify", "mine.yaml", where=tmp_path).returncode == 0
+    shard = next((tmp_path / "corpus" / "a").glob("*.ds"))
+    shard.write_bytes(bytes(shard.stat().st_size))
+    remedy = run("verify", "mine.yaml", where=tmp_path).stdout.splitlines()[-1]
+    deletion, again = remedy.removeprefix("next: ").split(" && ")
+    assert deletion == f"rm -r {tmp_path}/corpus/a" and again.endswith("nanotron-recipes tokenize mine.yaml")
+    shutil.rmtree(deletion.split()[-1])
+    tokenize(recipe, "mine")
+    assert run("verify", "mine.yaml", where=tmp_path).returncode == 0
 
 
 def test_verify_of_a_source_that_is_not_there_ends_with_2(folder: Path) -> None:

@@ -8,6 +8,7 @@ from small_data import corpus_recipe, write_jsonl
 
 from data.corpora import documents
 from data.fertility import Fertility, distinct_names, fertility, sample
+from data.tokenization import tokenize
 from data.tokenizer import TokenizerInfo, train_tokenizer
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.loading import dump_yaml
@@ -87,6 +88,14 @@ def test_the_command_compares_every_source_and_says_what_to_call_next(
         *("tokenize", "mine.yaml", "--set", f"tokenizer.tokenizer_name_or_path={tokenizers[1].folder}"),
         *("--set", "tokenizer.train=null", "--set", "model.model_config.vocab_size=400"),
     ]
+
+
+def test_a_corpus_that_keeps_its_own_tokenizer_is_not_tokenized_again(recipe: Recipe, tmp_path: Path) -> None:
+    assert recipe.corpus is not None
+    tokenize(recipe, "mine")
+    (tmp_path / "mine.yaml").write_text(dump_yaml(recipe))
+    done = run("mine.yaml", "--tokenizer", f"{recipe.corpus.path}/tokenizer", where=tmp_path)
+    assert shlex.split(done.stdout.strip().splitlines()[-1])[2:] == ["pretrain", "mine.yaml"], done.stderr
 
 
 def test_a_tokenizer_that_is_none_and_a_missing_one_are_mistakes(recipe: Recipe, tmp_path: Path) -> None:

@@ -56,6 +56,11 @@ def test_stage_says_what_it_does_and_what_comes_next_and_verify_knows_the_copies
     verified = run("data", "verify", *given, where=folder)
     assert verified.returncode == 1
     assert f"{Path('nvme') / copies.relative_to(folder / 'nvme')}/00002.ds: its content is not" in verified.stdout
+    follows = verified.stdout.splitlines()[-1].removeprefix("next: ")
+    assert follows.startswith("rm -f nvme/") and f"nanotron-recipes data stage {' '.join(given)}" in follows
+    (folder / follows.split()[2]).unlink()
+    assert run("data", "stage", *given, where=folder).returncode == 0
+    assert run("data", "verify", *given, where=folder).stdout.startswith("10 of 10 files")
 
 
 def test_what_the_recipe_lacks_is_named(folder: Path) -> None:
