@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import overrides, write_rows
+from conftest import QUESTION, chat_rows, overrides, write_rows
 from test_prefer import pairs
 
 from posttraining.cli import app, main
@@ -27,17 +27,17 @@ EXAMPLES = {
     if command.callback and command.epilog
 }
 
-SIDE = {"max_new_tokens": 4, "temperature": 1.0, "backend": "transformers"}
+SIDE = {"max_new_tokens": 60, "backend": "transformers"}
 MIX = {"method": "soup", "models": [{"model": "{model}"}, {"model": "{model}"}]}
 SHORT = {"max_steps": 2, "save_strategy": "no"}
 SMALL = {
-    "sft": {**SHORT, "data": {"generated": "arithmetic", "examples": 16}},
+    "sft": {"data": {"path": "chats.jsonl"}, "learning_rate": 1e-2, "early_at": 0.6, "save_strategy": "no"},
     "preview": {"data": {"generated": "arithmetic", "examples": 4}},
     "pairs": {
-        "data": {"generated": "arithmetic", "examples": 12},
-        "held_out_prompts": 4,
-        "chosen": SIDE,
-        "rejected": SIDE,
+        "data": {"path": "prompts.jsonl"},
+        "held_out_prompts": 6,
+        "chosen": {**SIDE, "temperature": 0.7},
+        "rejected": {**SIDE, "temperature": 1.5},
         "filters": {"check": "none"},
     },
     "prefer": SHORT,
@@ -80,6 +80,8 @@ def clone(base: Path, taught: Path, tmp_path_factory: pytest.TempPathFactory) ->
     (run / "posttraining" / "pairs").mkdir()
     write_rows(run / "posttraining" / "pairs" / "pairs.jsonl", pairs(8))
     write_rows(run / "posttraining" / "pairs" / "held_out.jsonl", pairs(12)[8:])
+    write_rows(folder / "chats.jsonl", chat_rows(480))
+    write_rows(folder / "prompts.jsonl", [{"prompt": f"{QUESTION}{number}", "answer": "5"} for number in range(24)])
     with contextlib.chdir(folder):
         yield folder
 

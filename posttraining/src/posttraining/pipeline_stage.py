@@ -1,5 +1,6 @@
-"""`python -m posttraining.pipeline_stage …`: `posttraining …` as the pipeline starts it, which goes on by itself, so that
-no stage says what to call next."""
+"""`python -m posttraining.pipeline_stage …`: `posttraining …` as the pipeline calls it.
+
+The pipeline goes on by itself, so no stage says what to call next."""
 
 import sys
 

@@ -20,6 +20,7 @@ from posttraining.chat import require_template
 from posttraining.datasets import data_fingerprint
 from posttraining.errors import StageFailed
 from posttraining.files import own_work_folder, publish
+from posttraining.guard import SFT
 from posttraining.model_folder import check_finite, check_length, check_model_folder, load_tokenizer
 from posttraining.next_line import free_folder, say_next, stage_command
 from posttraining.pairs.answers import SIDES, generate_missing, is_complete, read_answers, side_settings
@@ -124,7 +125,9 @@ def _write(
 def _next(settings: PairsSettings, config: str, held_out: bool) -> str:
     output = settings.output_dir
     data = {"path": str(Path(output) / TRAIN)}
-    keys: dict[str, Any] = {"model": settings.model, "data": data, "output_dir": free_folder(output, "apo")}
+    keys: dict[str, Any] = {"data": data, "output_dir": free_folder(output, "apo")}
+    if SFT in lineage.stage_names(Path(settings.model)):  # else a model of others, not one to be trained
+        keys["model"] = settings.model
     if held_out:
         data["held_out_path"] = str(Path(output) / HELD_OUT)
     else:
