@@ -17,6 +17,7 @@ import yaml
 from conftest import QUESTION, chat_rows, overrides, write_rows
 from test_prefer import pairs
 
+import posttraining
 from posttraining.cli import app, main
 from posttraining.next_line import chat_command, free_folder, recipe_beside, stage_command
 from posttraining.settings import RECIPES
@@ -82,7 +83,8 @@ def clone(base: Path, taught: Path, tmp_path_factory: pytest.TempPathFactory) ->
     write_rows(run / "posttraining" / "pairs" / "held_out.jsonl", pairs(12)[8:])
     write_rows(folder / "chats.jsonl", chat_rows(480))
     write_rows(folder / "prompts.jsonl", [{"prompt": f"{QUESTION}{number}", "answer": "5"} for number in range(24)])
-    with contextlib.chdir(folder):
+    with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(posttraining.__file__).parents[1]))  # also where it was given relative
         yield folder
 
 
