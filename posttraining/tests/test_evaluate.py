@@ -62,7 +62,9 @@ def test_every_model_is_asked_every_task_meant_for_it(
     }
     assert len(results.scores("chat", "sampled")) == 12
     assert results.summaries["chat"]["sampled"].n == 6
-    assert scores_table(results) in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "chat   short" in out and "| chat | short" not in out, "a terminal is drawn tables, files have markdown"
+    assert "| chat | short |" in scores_table(results)
     assert "| base → chat | greedy |" in gains_table(results)
     assert not list(tmp_path.glob(".scores*"))
 

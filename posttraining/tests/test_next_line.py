@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -31,7 +32,7 @@ EXAMPLES = {
 SIDE = {"max_new_tokens": 60, "backend": "transformers"}
 MIX = {"method": "soup", "models": [{"model": "{model}"}, {"model": "{model}"}]}
 SHORT = {"max_steps": 2, "save_strategy": "no"}
-SMALL = {
+SMALL: dict[str, dict[str, Any]] = {
     "sft": {"data": {"path": "chats.jsonl"}, "learning_rate": 1e-2, "early_at": 0.6, "save_strategy": "no"},
     "preview": {"data": {"generated": "arithmetic", "examples": 4}},
     "pairs": {

@@ -30,6 +30,7 @@ from posttraining.next_line import chat_command, say_next
 from posttraining.report import write_report
 from posttraining.settings import load, read_mapping
 from posttraining.stage_check import check_stages
+from posttraining.tables import show_tables
 
 COMMANDS = ("sft", "pairs", "prefer", "compare", "grpo", "merge", "evaluate")
 TRAINING = ("sft", "prefer", "grpo")
@@ -255,7 +256,7 @@ def _conclude(settings: PipelineSettings, output: Path, planned: Sequence[Planne
     table = write_report(output, stages, seconds)
     final = next(one.folder for one in planned if one.stage.name == settings.final)
     write_card(final, table)
-    print(table)
+    show_tables(table)
     print(f"report: {output / 'report.md'}")
     print(f"model:  {final} (its card is README.md)")
     say_next(chat_command(final))

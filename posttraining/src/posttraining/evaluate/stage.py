@@ -25,6 +25,7 @@ from posttraining.next_line import chat_command, say_next
 from posttraining.prompt_length import check_prompts
 from posttraining.report import all_tables
 from posttraining.settings import load
+from posttraining.tables import show_tables
 from posttraining.tasks import arithmetic
 
 
@@ -96,7 +97,7 @@ def run(config: str, overrides: Sequence[str] = ()) -> None:
         publish(part, target)
         shutil.rmtree(work)
     results = read_results(target)
-    print(all_tables(results))
+    show_tables(all_tables(results))
     print(f"evaluate: every answer with its text is in {target}")
     say_next(chat_command(list(settings.models.values())[-1]))
 
