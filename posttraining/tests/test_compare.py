@@ -62,9 +62,20 @@ def test_every_value_of_every_run_and_seed_is_in_one_csv(
     assert list((tmp_path / "out").glob("*/*.safetensors")) == [], "weights are not kept unless asked for"
 
 
+def test_null_leaves_a_run_of_the_recipe_out(taught: Path, tmp_path: Path) -> None:
+    keys = words(taught, tmp_path, seeds=[1], num_train_epochs=0.5)
+    compare.run("tiny", [*keys, "runs.dpo=null"])
+    with (tmp_path / "out" / compare.CSV).open() as file:
+        assert {row["run_name"] for row in csv.DictReader(file)} == {"zero"}
+
+
 def test_a_typo_in_a_run_is_found_before_anything_is_trained(taught: Path, tmp_path: Path) -> None:
     with pytest.raises(Mistake, match=r"runs\.dpo: los_type: unknown key; did you mean loss_type\?"):
         compare.run("tiny", words(taught, tmp_path, runs={"dpo": {"los_type": ["sigmoid"]}}))
     with pytest.raises(Mistake, match="seeds: is empty"):
         compare.run("tiny", words(taught, tmp_path, seeds=[]))
+    with pytest.raises(Mistake, match=r"runs\.dpo: 3: expected a section of keys, or null"):
+        compare.run("tiny", words(taught, tmp_path, runs={"dpo": 3}))
+    with pytest.raises(Mistake, match="runs: is empty"):
+        compare.run("tiny", words(taught, tmp_path, runs={"dpo": None}))
     assert list(tmp_path.glob(".*")) == []

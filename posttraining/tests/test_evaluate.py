@@ -62,9 +62,22 @@ def test_every_model_is_asked_every_task_meant_for_it(
     }
     assert len(results.scores("chat", "sampled")) == 12
     assert results.summaries["chat"]["sampled"].n == 6
-    assert scores_table(results) in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "chat   short" in out and "| chat | short" not in out, "a terminal is drawn tables, files have markdown"
+    assert "| chat | short |" in scores_table(results)
     assert "| base → chat | greedy |" in gains_table(results)
     assert not list(tmp_path.glob(".scores*"))
+
+
+def test_a_task_whose_models_are_not_evaluated_is_left_out(
+    models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks = [task("greedy"), task("plain", mode="plain", models=["base"])]
+    stage.run(config(tmp_path, {"chat": models["chat"]}, tasks))
+    assert {name: list(asked) for name, asked in read_results(tmp_path / "scores").summaries.items()} == {
+        "chat": ["greedy"]
+    }
+    assert "chat: greedy: 0 of 6 answers right" in capsys.readouterr().out
 
 
 def test_a_base_model_gets_a_template_to_be_asked_with_and_its_folder_is_left_alone(
@@ -134,6 +147,10 @@ def test_a_file_of_questions_is_asked_as_chats(models: dict[str, str], tmp_path:
     [
         ({"tasks": []}, "tasks: []: expected at least one task"),
         ({"models": {}}, "models: {}: expected at least one"),
+        (
+            {"tasks": [task("a", models=["base"])]},
+            "tasks.models: ['base']: no task is meant for any of the models: chat",
+        ),
         ({"models": {"chat": "/nowhere"}}, "/nowhere: no such folder"),
         ({"tasks": [task("a"), task("a")]}, "name: 'a': expected letters, digits"),
         ({"tasks": [task("a", max_new_tokens=999)]}, "max_new_tokens: 999: expected at most 256"),

@@ -50,7 +50,7 @@ def config(tmp_path: Path, start: Path, /, **changes: Any) -> str:
         "max_steps": 3,
         "learning_rate": 1e-2,
         "bf16": False,
-        "gradient_checkpointing": False,
+        "activation_checkpointing": False,
         "logging_steps": 1,
         "save_steps": 1,
         "report_to": "none",

@@ -89,7 +89,8 @@ def test_stages_run_once_and_leave_a_report_and_a_card(
     file = config(tmp_path, chat, [MERGE, SCORES])
     pipeline.run(file)
     out = capfd.readouterr().out
-    assert "[1/2] mix: posttraining merge tiny" in out and "Next: " in out.strip().splitlines()[-1]
+    assert "[1/2] mix: posttraining merge tiny" in out and out.strip().splitlines()[-1].startswith("next: ")
+    assert out.count("next: ") == 1, "a stage says nothing of what the pipeline does itself"
     report = (tmp_path / "out" / "report.md").read_text()
     assert "| mix | greedy | 4 |" in report and "| start → mix | greedy | +0.000" in report
     card = (tmp_path / "out" / "mix" / "README.md").read_text()

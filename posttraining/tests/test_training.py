@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from conftest import overrides
 from test_sft import keys
+from transformers import TrainerState
 
 from posttraining import sft, training
 from posttraining.errors import StageFailed
@@ -22,6 +23,16 @@ def test_fewer_steps_than_logging_steps_end_well(
     sft.run("tiny", overrides(keys(base, tmp_path, max_steps=1, logging_steps=50)))
     assert "sft: 1 steps, loss " in capsys.readouterr().out
     assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_steps_that_fly_by_have_a_line_now_and_then_and_the_last_one(capsys: pytest.CaptureFixture[str]) -> None:
+    lines, state = training._Lines("grpo"), TrainerState(max_steps=50)
+    lines.on_train_begin(None, state, None)
+    for step in range(1, 51):
+        state.global_step = step
+        lines.on_log(None, state, None, {"eval_loss" if step == 20 else "loss": 1.0})
+    said = [line.split()[2] for line in capsys.readouterr().out.splitlines()]
+    assert {"1/50", "20/50", "50/50"} <= set(said) and len(said) < 10
 
 
 # Weights that each step makes a 1e29-fold of what they were are infinite after the second.

@@ -1,7 +1,7 @@
 """The model card of a pipeline's result: lineage, data, scores."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +33,17 @@ def card(folder: Path, scores: str) -> str:
             "```python",
             "from transformers import pipeline",
             "",
-            f'chat = pipeline("text-generation", "{folder.name}")',
+            'chat = pipeline("text-generation", ".")  # in the folder of this card; elsewhere its path',
             'print(chat([{"role": "user", "content": "…"}], max_new_tokens=256)[0]["generated_text"][-1]["content"])',
             "```",
             "",
             "## Training",
             "",
-            f"Each stage started from the weights of the one before it. `{lineage.FILE}` holds every setting, the "
-            "versions and the hashes.",
+            f"`{lineage.FILE}` holds every setting, the versions and the hashes.",
             "",
-            "| stage | settings | data | data fingerprint | weights sha256 |",
-            "|---|---|---|---|---|",
-            *(_line(stage) for stage in stages),
+            "| stage | started from | settings | data | data fingerprint | weights sha256 |",
+            "|---|---|---|---|---|---|",
+            *(_line(stage, _started_from(stage, stages)) for stage in stages),
             "",
             "## Scores",
             "",
@@ -58,12 +57,30 @@ def _tags(stages: list[dict[str, Any]]) -> list[str]:
     return sorted({"trl", *(str(stage["stage"]) for stage in stages)})
 
 
-def _line(stage: Mapping[str, Any]) -> str:
+def _started_from(stage: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) -> str:
+    """The stages whose weights this one began with, by name; of a merge with their shares."""
+    names = {entry["weights_sha256"]: str(entry["stage"]) for entry in stages}
+    parents = stage.get("parent") or []
+    if isinstance(parents, str):
+        return _name(parents, names)
+    models = (stage.get("config") or {}).get("models") or []
+    weights = [model.get("weight") for model in models]
+    if len(weights) != len(parents) or None in weights:
+        weights = [1 / len(parents) for _ in parents]
+    shares = [f"{weight:.4g} {_name(parent, names)}" for weight, parent in zip(weights, parents, strict=True)]
+    return " + ".join(shares) or "–"
+
+
+def _name(weights_sha256: str, names: Mapping[str, str]) -> str:
+    return names.get(weights_sha256, f"`{weights_sha256[:16]}`")
+
+
+def _line(stage: Mapping[str, Any], started_from: str) -> str:
     config = stage.get("config") or {}
     settings = ", ".join(f"{key} {config[key]}" for key in _SHOWN if key in config)
     note = f" (let pass the guard: {stage['forced']})" if stage.get("forced") else ""
     fingerprint = str(stage.get("data_fingerprint") or "–")[:16]
-    cells = [f"{stage['stage']}{note}", settings or "–", _data(config.get("data"))]
+    cells = [f"{stage['stage']}{note}", started_from, settings or "–", _data(config.get("data"))]
     return f"| {' | '.join(cells)} | `{fingerprint}` | `{stage['weights_sha256'][:16]}` |"
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import shutil
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from posttraining.errors import NO_VALUE, mistake
 from posttraining.files import check_apart, own_work_folder, publish
 from posttraining.guard import require_sft
 from posttraining.model_folder import check_model_folder
+from posttraining.next_line import free_folder, say_next, stage_command
 from posttraining.prefer import MARGINS, PreferSettings
 from posttraining.settings import build, read_mapping
 
@@ -40,8 +42,9 @@ Row = tuple[str, int, int, str, float]
 class CompareSettings(PreferSettings):
     """Keys of compare.yaml beside those of prefer.yaml, which all runs have in common."""
 
-    runs: dict[str, dict[str, Any]]
-    """Name of a run → the keys of prefer.yaml in which it differs: {apo_zero: {loss_type: [apo_zero]}, …}."""
+    runs: dict[str, dict[str, Any] | None]
+    """Name of a run → the keys of prefer.yaml in which it differs: {apo_zero: {loss_type: [apo_zero]}, …}.
+    null leaves a run out."""
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
     """Each run is made with each of them."""
     plotted: list[str] = field(default_factory=lambda: ["eval_rewards/margins", "eval_rewards/accuracies", "eval_loss"])
@@ -57,9 +60,8 @@ def run(config: str, overrides: Sequence[str] = (), force: str | None = None) ->
     mapping, _ = read_mapping(config, STAGE, overrides)
     common = {key: value for key, value in mapping.items() if key not in _OWN}
     settings, _ = build(mapping, config, (CompareSettings, DPOConfig))
-    if not settings.runs or not settings.seeds:
-        raise mistake(config, "runs" if settings.seeds else "seeds", NO_VALUE, "is empty")
-    for name, keys in settings.runs.items():
+    runs = _runs(settings, config)
+    for name, keys in runs.items():
         build({**common, **keys}, f"{config}: runs.{name}", (PreferSettings, DPOConfig))
     folder = check_model_folder(settings.model)
     require_sft(folder, STAGE, force)
@@ -69,12 +71,12 @@ def run(config: str, overrides: Sequence[str] = (), force: str | None = None) ->
     with own_work_folder(output, {"config": mapping, "parent": lineage.weights_sha256(folder)}) as work:
         result = work / "result"
         result.mkdir(exist_ok=True)
-        for name, keys in settings.runs.items():
+        for name, keys in runs.items():
             for seed in settings.seeds:
                 target = result / f"{name}-{seed}"
                 if not target.is_dir():
                     prefer.train({**common, **keys, "seed": seed, "output_dir": str(target)}, config, force)
-        rows = [row for name in settings.runs for seed in settings.seeds for row in _rows(result, name, seed)]
+        rows = [row for name in runs for seed in settings.seeds for row in _rows(result, name, seed)]
         (result / CSV).write_text(to_csv(rows), encoding="utf-8")
         _plot(rows, settings.plotted, result / PLOT)
         for path in result.glob("*/*.safetensors"):
@@ -83,7 +85,21 @@ def run(config: str, overrides: Sequence[str] = (), force: str | None = None) ->
         publish(result, output)
         shutil.rmtree(work, ignore_errors=True)  # NFS keeps the lock while it is held
     print(summary(rows))
-    print(f"Next: see {output / PLOT}; {output / CSV} has every value")
+    print(f"compare: {output / PLOT} shows them; {output / CSV} has every value")
+    best = _most_gained(rows, list(runs))
+    keys = {"model": settings.model, "data": mapping["data"], **runs[best], "output_dir": free_folder(output, best)}
+    say_next(stage_command(prefer.STAGE, config, keys))
+
+
+def _runs(settings: CompareSettings, file: str) -> dict[str, dict[str, Any]]:
+    """The runs that are to be made. Raises Mistake."""
+    for name, keys in settings.runs.items():
+        if keys is not None and not isinstance(keys, Mapping):
+            raise mistake(file, f"runs.{name}", keys, "expected a section of keys, or null to leave the run out")
+    runs = {name: keys for name, keys in settings.runs.items() if keys is not None}
+    if not runs or not settings.seeds:
+        raise mistake(file, "runs" if settings.seeds else "seeds", NO_VALUE, "is empty")
+    return runs
 
 
 def to_csv(rows: Sequence[Row]) -> str:
@@ -126,6 +142,15 @@ def _rows(result: Path, name: str, seed: int) -> list[Row]:
         gained = json.loads((folder / MARGINS).read_text(encoding="utf-8"))
         rows.append((name, seed, step, "held_out_margin_gain", gained["gain"]["mean"]))
     return rows
+
+
+def _most_gained(rows: Sequence[Row], names: Sequence[str]) -> str:
+    """The run whose held-out pairs' margins gained most, in the mean of its seeds; the first where none has any."""
+    gains: dict[str, list[float]] = defaultdict(list)
+    for name, _, _, metric, value in rows:
+        if metric == "held_out_margin_gain":
+            gains[name].append(value)
+    return max(names, key=lambda name: mean(gains[name]) if gains[name] else -math.inf)
 
 
 def _plot(rows: Sequence[Row], metrics: Sequence[str], target: Path) -> None:

@@ -18,6 +18,7 @@ from posttraining.datasets import DataSettings, as_conversations, load_data
 from posttraining.errors import NO_VALUE, StageFailed, mistake
 from posttraining.guard import require_sft
 from posttraining.model_folder import check_length, check_model_folder, load_model, load_tokenizer
+from posttraining.next_line import free_folder, say_next, stage_command
 from posttraining.prompt_length import check_prompts
 from posttraining.rewards import RewardChoice, check_answers, resolve
 from posttraining.settings import StageSettings, load
@@ -69,7 +70,8 @@ def run(config: str, overrides: Sequence[str] = (), force: str | None = None) ->
         print(
             f"grpo: {trainer.state.global_step} steps, reward {reward}, mean length {length}, in {settings.output_dir}"
         )
-        print(f"Next: posttraining evaluate CONFIG --set models.grpo={settings.output_dir}")
+        keys = {"models": {STAGE: settings.output_dir}, "output_dir": free_folder(settings.output_dir, "grpo-scores")}
+        say_next(stage_command("evaluate", config, keys))
 
 
 def build(

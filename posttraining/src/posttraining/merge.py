@@ -17,6 +17,7 @@ from posttraining import lineage
 from posttraining.errors import NO_VALUE, StageFailed, mistake
 from posttraining.files import reading, whole_folder
 from posttraining.model_folder import check_finite, check_model_folder, find_not_finite, load_model
+from posttraining.next_line import free_folder, say_next, stage_command
 from posttraining.settings import load
 from posttraining.weights_average import write_average
 
@@ -73,7 +74,8 @@ def run(config: str, overrides: Sequence[str] = ()) -> None:
     for folder, weight in zip(folders, weights, strict=True):
         print(f"{weight:8.4f} × {folder}")
     print(f"{tensors} tensors written to {target}")
-    print(f"Next: posttraining evaluate tiny --set models.merge={target} --set output_dir={target}-scores")
+    keys = {"models": {STAGE: str(target)}, "output_dir": free_folder(target, f"{target.name}-scores")}
+    say_next(stage_command("evaluate", config, keys))
 
 
 def _weights(settings: MergeSettings, file: str) -> list[float]:

@@ -26,9 +26,11 @@ from posttraining.card import write_card
 from posttraining.errors import NO_VALUE, Mistake, StageFailed, mistake, nearest_name
 from posttraining.files import write_whole
 from posttraining.model_folder import check_model_folder
+from posttraining.next_line import chat_command, say_next
 from posttraining.report import write_report
 from posttraining.settings import load, read_mapping
 from posttraining.stage_check import check_stages
+from posttraining.tables import show_tables
 
 COMMANDS = ("sft", "pairs", "prefer", "compare", "grpo", "merge", "evaluate")
 TRAINING = ("sft", "prefer", "grpo")
@@ -68,7 +70,7 @@ class PipelineSettings:
     final: str
     """The stage whose model is the result; its folder gets the model card."""
     launcher: list[str] = field(default_factory=list)
-    """What stands before `-m posttraining …` in place of this Python where a stage trains, such as
+    """What stands before `-m posttraining.pipeline_stage …` in place of this Python where a stage trains, such as
     [accelerate, launch, --config_file, posttraining/accelerate/zero3.yaml]; empty: this Python."""
 
 
@@ -218,7 +220,13 @@ def _run_stage(settings: PipelineSettings, output: Path, one: Planned, lock: int
     seconds = _seconds_before(record_file, one.fingerprint)
     write_whole(record_file, json.dumps(record | {"seconds": seconds}, indent=2) + "\n")
     launcher = settings.launcher if one.stage.command in TRAINING else []
-    command = [*(launcher or [sys.executable]), "-m", "posttraining", one.stage.command, one.stage.recipe]
+    command = [
+        *(launcher or [sys.executable]),
+        "-m",
+        "posttraining.pipeline_stage",
+        one.stage.command,
+        one.stage.recipe,
+    ]
     for override in one.overrides:
         command += ["--set", override]
     # The child holds the lock too: where the pipeline alone is killed, the stage that goes on keeps others out.
@@ -248,11 +256,10 @@ def _conclude(settings: PipelineSettings, output: Path, planned: Sequence[Planne
     table = write_report(output, stages, seconds)
     final = next(one.folder for one in planned if one.stage.name == settings.final)
     write_card(final, table)
-    print(table)
+    show_tables(table)
     print(f"report: {output / 'report.md'}")
     print(f"model:  {final} (its card is README.md)")
-    ask = f"""print(pipeline('text-generation', '{final}')([{{'role': 'user', 'content': 'Compute 47+86?'}}]))"""
-    print(f'Next: {sys.executable} -c "from transformers import pipeline; {ask}"')
+    say_next(chat_command(final))
 
 
 def _lock(descriptor: int, output: Path) -> None:

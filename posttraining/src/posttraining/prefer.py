@@ -26,6 +26,7 @@ from posttraining.datasets import DataSettings, load_data, load_held_out
 from posttraining.errors import mistake
 from posttraining.guard import require_sft
 from posttraining.model_folder import check_length, check_model_folder, load_model, load_tokenizer
+from posttraining.next_line import free_folder, say_next, stage_command
 from posttraining.settings import StageSettings, build, read_mapping
 
 STAGE = "prefer"
@@ -49,7 +50,8 @@ def run(config: str, overrides: Sequence[str] = (), force: str | None = None) ->
     """
     mapping, _ = read_mapping(config, STAGE, overrides)
     if train(mapping, config, force):
-        print(f"Next: posttraining grpo CONFIG --set model={mapping['output_dir']}")
+        model = str(mapping["output_dir"])
+        say_next(stage_command("grpo", config, {"model": model, "output_dir": free_folder(model, "grpo")}))
 
 
 def train(mapping: Mapping[str, Any], config: str, force: str | None = None) -> bool:

@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,16 +10,11 @@ from typing import Any
 from posttraining.evaluate.results import Results, read_results
 from posttraining.evaluate.scoring import Estimate, Kind, by_problem, gain
 from posttraining.files import write_whole
+from posttraining.stage_plot import plot_stage
 
 METRICS, MARGINS = "metrics.jsonl", "margins.json"
 """What a stage that trains leaves in its folder, one JSON object for each logged step, with TRL's names; and what a
 preference stage measured on held-out pairs."""
-
-_PLOTTED = {
-    "sft": ("loss", "mean_token_accuracy"),
-    "prefer": ("loss", "rewards/margins", "eval_rewards/margins", "rewards/accuracies"),
-    "grpo": ("reward", "rewards/accuracy/mean", "completions/mean_length", "entropy"),
-}
 
 _GAINED: tuple[Kind, ...] = ("right", "well_formed", "tokens")
 
@@ -35,7 +30,9 @@ def write_report(output: Path, stages: Mapping[str, tuple[str, Path]], seconds: 
     margins = margins_table({name: folder for name, (_, folder) in stages.items()})
     tables = f"{tables}\n\n{margins}" if margins else tables
     plots = [
-        name for name, (command, folder) in stages.items() if _plot(command, folder, output / "plots" / f"{name}.png")
+        name
+        for name, (command, folder) in stages.items()
+        if (folder / METRICS).is_file() and plot_stage(command, read_metrics(folder), output / "plots" / f"{name}.png")
     ]
     times = [f"| {name} | {command} | {seconds[name]:.0f} |" for name, (command, _) in stages.items()]
     parts = [
@@ -132,30 +129,3 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return records
-
-
-def _plot(command: str, folder: Path, target: Path) -> bool:
-    """Draw what the stage logged; False where it logged nothing that is plotted."""
-    if not (folder / METRICS).is_file():
-        return False
-    records = read_metrics(folder)
-    curves = [(name, _curve(records, name)) for name in _PLOTTED.get(command, ("loss",))]
-    curves = [(name, points) for name, points in curves if points]
-    if not curves:
-        return False
-    # The object interface: no window, and no state that a second figure would share.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4 * len(curves), 2.8), layout="constrained")
-    for axes, (name, points) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
-        axes.plot([step for step, _ in points], [value for _, value in points], linewidth=1)
-        axes.set_title(name, fontsize=9)
-        axes.set_xlabel("step", fontsize=8)
-        axes.tick_params(labelsize=7)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=110, metadata={"Software": None})
-    return True
-
-
-def _curve(records: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
-    return [(record["step"], record[name]) for record in records if isinstance(record.get(name), int | float)]

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from posttraining.chat import prepare_tokenizer
 from posttraining.datasets import DataSettings, load_data, load_held_out
 from posttraining.errors import NO_VALUE, mistake
 from posttraining.model_folder import check_length, check_model_folder, load_model, load_tokenizer
+from posttraining.next_line import free_folder, say_next, stage_command
 from posttraining.settings import StageSettings, load
 
 STAGE = "sft"
@@ -61,7 +63,19 @@ def run(config: str, overrides: Sequence[str] = ()) -> None:
         losses = (training.last_value(trainer, name) for name in ("loss", "train_loss"))
         loss = next((f"{value:.3f}" for value in losses if value is not None), "n/a")
         print(f"{settings.stage}: {trainer.state.global_step} steps, loss {loss}, in {settings.output_dir}")
-        print(f"Next: posttraining pairs CONFIG --set model={settings.output_dir}")
+        say_next(_next(settings, config))
+
+
+def _next(settings: SftSettings, config: str) -> str:
+    model = settings.output_dir
+    if settings.stage != STAGE:
+        return stage_command(STAGE, config, {"model": model, "output_dir": free_folder(model, STAGE)})
+    if settings.early_at is None:
+        return stage_command(
+            "evaluate", config, {"models": {STAGE: model}, "output_dir": free_folder(model, "sft-scores")}
+        )
+    keys = {"model": model, "weak_model": str(Path(model) / "early"), "output_dir": free_folder(model, "pairs")}
+    return stage_command("pairs", config, keys)
 
 
 def build(settings: SftSettings, arguments: Any, data: Any, held_out: Any | None = None) -> tuple[Any, Any]:

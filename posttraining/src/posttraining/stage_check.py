@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -25,6 +26,8 @@ def check_stages(stages: Sequence[Stage], *, elsewhere: bool) -> None:
 
 
 def _check(stages: Sequence[Stage], elsewhere: bool) -> None:
+    # TRL calls transformers by names that transformers has replaced.
+    warnings.filterwarnings("ignore", message=".*deprecated and will be removed in v6", category=FutureWarning)
     for command, recipe, overrides in stages:
         try:
             loaded, _ = load(recipe, command, _classes(command), overrides)

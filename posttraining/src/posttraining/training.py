@@ -28,6 +28,7 @@ from posttraining.errors import StageFailed
 from posttraining.files import check_apart, own_work_folder, publish, work_folder, write_whole
 from posttraining.limits import check_packages
 from posttraining.model_folder import find_not_finite, save_tokenizer_and_configs
+from posttraining.resume_warnings import harmless_left_out
 from posttraining.settings import StageSettings
 
 METRICS = "metrics.jsonl"
@@ -48,6 +49,9 @@ _SHOWN = (
     "eval_rewards/accuracies",
 )
 """Metrics that are in the line of a logged step, where the trainer has them."""
+
+_SECONDS_A_LINE = 2.0
+"""At least so many between two lines of logged steps."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,8 @@ def train(trainer: Any, work: Work, early_at: float | None = None) -> None:
     checkpoint = last_whole_checkpoint(work.folder)
     if checkpoint:
         print(f"{work.stage}: goes on from step {checkpoint.name.rpartition('-')[2]}", flush=True)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with harmless_left_out(tied=bool(getattr(trainer.model.config, "tie_word_embeddings", False))):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:
@@ -226,10 +231,11 @@ class _EndDiverged(TrainerCallback):
 
 
 class _Lines(TrainerCallback):
-    """A line for each logged step, with the seconds left: the same in a terminal and in a job's log."""
+    """A line for a logged step, with the seconds left: the same in a terminal and in a job's log. Of steps that follow
+    each other faster than anyone reads, one every few seconds, every evaluation, and the last."""
 
     def __init__(self, stage: str) -> None:
-        self._stage, self._started, self._first = stage, 0.0, 0
+        self._stage, self._started, self._first, self._said = stage, 0.0, 0, -math.inf
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         self._started, self._first = time.monotonic(), state.global_step
@@ -237,8 +243,11 @@ class _Lines(TrainerCallback):
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **_: Any) -> None:
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:
             return
-        done = state.global_step - self._first
-        left = (time.monotonic() - self._started) / max(1, done) * (state.max_steps - state.global_step)
+        now, last = time.monotonic(), state.global_step == state.max_steps
+        if now - self._said < _SECONDS_A_LINE and not last and not any(name.startswith("eval_") for name in logs):
+            return
+        self._said, done = now, state.global_step - self._first
+        left = (now - self._started) / max(1, done) * (state.max_steps - state.global_step)
         shown = [f"{name} {logs[name]:.4g}" for name in _SHOWN if name in logs]
         step = f"{self._stage}: step {state.global_step}/{state.max_steps}"
         print("  ".join([step, *shown, f"{left:.0f} s left"]), flush=True)

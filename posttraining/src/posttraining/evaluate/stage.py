@@ -21,9 +21,11 @@ from posttraining.evaluate.scoring import Check, Mode, judge
 from posttraining.files import own_work_folder, publish
 from posttraining.generation import Backend, Generator, Prompt
 from posttraining.model_folder import check_finite, check_length, check_model_folder
+from posttraining.next_line import chat_command, say_next
 from posttraining.prompt_length import check_prompts
 from posttraining.report import all_tables
 from posttraining.settings import load
+from posttraining.tables import show_tables
 from posttraining.tasks import arithmetic
 
 
@@ -46,7 +48,7 @@ class TaskSettings:
     max_new_tokens: int
     """The longest answer, in tokens."""
     models: list[str] = field(default_factory=list)
-    """Names of the models that are asked, where they are there; empty: all."""
+    """Names of the models that are asked; a task whose models are not evaluated is left out. Empty: all are asked."""
 
 
 @dataclass(kw_only=True)
@@ -95,8 +97,9 @@ def run(config: str, overrides: Sequence[str] = ()) -> None:
         publish(part, target)
         shutil.rmtree(work)
     results = read_results(target)
-    print(all_tables(results))
-    print(f"Next: see {target}: every answer is there with its text")
+    show_tables(all_tables(results))
+    print(f"evaluate: every answer with its text is in {target}")
+    say_next(chat_command(list(settings.models.values())[-1]))
 
 
 def _check(settings: EvaluateSettings, file: str) -> None:
@@ -112,6 +115,10 @@ def _check(settings: EvaluateSettings, file: str) -> None:
         raise mistake(file, "batch_size", settings.batch_size, "expected 1 or more")
     for task in settings.tasks:
         _check_task(task, settings, file)
+    if settings.harness is None and not any(_asks(task, model) for task in settings.tasks for model in settings.models):
+        meant = [name for task in settings.tasks for name in task.models]
+        expected = f"no task is meant for any of the models: {', '.join(settings.models)}"
+        raise mistake(file, "tasks.models", meant, expected)
     for folder in map(check_model_folder, settings.models.values()):
         for task in settings.tasks:
             check_length(folder, f"tasks: {task.name}: max_new_tokens", task.max_new_tokens, file)
@@ -126,10 +133,12 @@ def _check_task(task: TaskSettings, settings: EvaluateSettings, file: str) -> No
             raise mistake(file, f"tasks: {task.name}: {key}", value, "expected 1 or more")
     if not 0 <= task.temperature < math.inf:
         raise mistake(file, f"tasks: {task.name}: temperature", task.temperature, "expected a number from 0 on")
-    if task.models and not set(task.models) & set(settings.models):
-        expected = f"expected some of the models: {', '.join(settings.models)}"
-        nearest = nearest_name(task.models[0], settings.models)
-        raise mistake(file, f"tasks: {task.name}: models", task.models, expected, nearest)
+    for name in task.models:
+        # A recipe's tasks for a base are left out where none is evaluated; a misspelling is not.
+        nearest = nearest_name(name, settings.models)
+        if name not in settings.models and nearest:
+            expected = f"expected some of the models: {', '.join(settings.models)}"
+            raise mistake(file, f"tasks: {task.name}: models", task.models, expected, nearest)
     if task.mode == "plain" and not task.data.generated:
         raise mistake(file, f"tasks: {task.name}: mode", task.mode, "only generated problems have a plain form")
 
@@ -167,8 +176,8 @@ def _ask(settings: EvaluateSettings, file: str, model: str, folder: str, part: P
             for place, (right, answer) in enumerate(zip(expected, answers, strict=True))
         ]
         write_answers(answers_file(part, model, task.name), scores, [answer.text for answer in answers])
-        right = sum(score.right for score in scores) / len(scores)
-        print(f"{model}: {task.name}: {right:.3f} of {len(scores)} answers right", flush=True)
+        right = sum(score.right for score in scores)
+        print(f"{model}: {task.name}: {right} of {len(scores)} answers right", flush=True)
 
 
 def _problems(task: TaskSettings, file: str) -> tuple[list[Prompt], list[str]]:

@@ -20,7 +20,9 @@ from posttraining.chat import require_template
 from posttraining.datasets import data_fingerprint
 from posttraining.errors import StageFailed
 from posttraining.files import own_work_folder, publish
+from posttraining.guard import SFT
 from posttraining.model_folder import check_finite, check_length, check_model_folder, load_tokenizer
+from posttraining.next_line import free_folder, say_next, stage_command
 from posttraining.pairs.answers import SIDES, generate_missing, is_complete, read_answers, side_settings
 from posttraining.pairs.card import render_card
 from posttraining.pairs.filters import Filters
@@ -58,10 +60,11 @@ def run(config: str, overrides: Sequence[str] = ()) -> None:
     with own_work_folder(output, content, settings.shard if settings.shards > 1 else None) as work:
         generate_missing(settings, prompts, work)
         if is_complete(settings, prompts, work):
-            _write(settings, prompts, repeated, work, hashes, kept)
+            held_out = _write(settings, prompts, repeated, work, hashes, kept)
+            say_next(_next(settings, config, held_out))
         else:
             print(f"pairs: shard {settings.shard} of {settings.shards} has all its answers in {work}")
-            print("Next: the shard that ends last writes the pairs; start again those that were killed")
+            print("pairs: the shard that ends last writes the pairs; start again those that were killed")
 
 
 def _checked_model(settings: PairsSettings, side: Any, config: str) -> str:
@@ -81,7 +84,8 @@ def _write(
     work: Path,
     hashes: Mapping[str, str],
     config: Mapping[str, Any],
-) -> None:
+) -> bool:
+    """Write the folder of the pairs; returns whether any are held out."""
     output = Path(settings.output_dir)
     filters = Filters(settings.filters, thinking=settings.chosen.template.get("enable_thinking", True))
     rows: dict[str, list[dict[str, Any]]] = {TRAIN: [], HELD_OUT: []}
@@ -115,7 +119,20 @@ def _write(
     print(f"pairs: {len(rows[TRAIN])} and {len(rows[HELD_OUT])} held out, of {len(prompts)} prompts, in {output}")
     for why, count in filters.reasons.most_common():
         print(f"pairs:   {count} prompts gave none: {why}")
-    print(f"Next: posttraining prefer CONFIG --set model={settings.model} --set data.path={output / TRAIN}")
+    return bool(rows[HELD_OUT])
+
+
+def _next(settings: PairsSettings, config: str, held_out: bool) -> str:
+    output = settings.output_dir
+    data = {"path": str(Path(output) / TRAIN)}
+    keys: dict[str, Any] = {"data": data, "output_dir": free_folder(output, "apo")}
+    if SFT in lineage.stage_names(Path(settings.model)):  # else a model of others, not one to be trained
+        keys["model"] = settings.model
+    if held_out:
+        data["held_out_path"] = str(Path(output) / HELD_OUT)
+    else:
+        keys |= {"eval_strategy": "no", "eval_on_start": False}
+    return stage_command("prefer", config, keys)
 
 
 def _publish_once(folder: Path, output: Path) -> None:
