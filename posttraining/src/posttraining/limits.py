@@ -85,7 +85,7 @@ def _check_losses(cls: type[Any], values: Mapping[str, Any], file: str | Path) -
     for name in names or [""]:
         if name not in known:
             nearest = nearest_name(str(name), known)
-            raise mistake(file, "loss_type", given, f"expected of {', '.join(known)}", nearest)
+            raise mistake(file, "loss_type", given, f"expected one of {', '.join(known)}", nearest)
 
 
 def check_packages(arguments: Any) -> None:

@@ -1,0 +1,27 @@
+"""What can be judged of a command within a moment, before torch and TRL are imported, which takes seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from posttraining.datasets import DataSettings, check_sources
+from posttraining.model_folder import check_model_folder
+from posttraining.settings import read_mapping, read_section
+
+_MODELS = ("model", "weak_model")
+
+
+def check_first(config: str, stage: str, cls: type[Any], overrides: Sequence[str]) -> None:
+    """Raise the Mistake that is in the config file or an override, in a key of `cls` (the stage's own settings), or in
+    the folders of models and the files of data that they name."""
+    mapping, path = read_mapping(config, stage, overrides)
+    settings = read_section(cls, mapping, path)
+    for name in _MODELS:
+        folder = getattr(settings, name, None)
+        if folder is not None:
+            check_model_folder(Path(folder))
+    data = getattr(settings, "data", None)
+    if isinstance(data, DataSettings):
+        check_sources(data, path)
