@@ -85,7 +85,7 @@ def load(
 def build(mapping: Mapping[str, Any], file: str | Path, classes: Sequence[type[Any]]) -> tuple[Any, ...]:
     """The objects of `classes` that `mapping` describes; see `load`. `file` is what messages name."""
     known = {field.name for cls in classes for field in dataclasses.fields(cls) if field.init}
-    _check_keys(mapping, known, file, "")
+    check_keys(mapping, known, file, "")
     return tuple(_object(cls, mapping, file, "") for cls in classes)
 
 
@@ -114,7 +114,8 @@ def _object(cls: type[Any], mapping: Mapping[str, Any], file: str | Path, prefix
         raise Mistake(f"{file}: {prefix}{error}") from error
 
 
-def _check_keys(mapping: Mapping[str, Any], known: set[str], file: str | Path, prefix: str) -> None:
+def check_keys(mapping: Mapping[str, Any], known: set[str], file: str | Path, prefix: str) -> None:
+    """Raise Mistake at a key of `mapping` that is not `known`; `prefix`: of the keys, where they are a section's."""
     for key in mapping:
         if key not in known:
             nearest = nearest_name(str(key), known)
@@ -139,7 +140,7 @@ def _fit(value: Any, hint: Any, file: str | Path, key: str) -> tuple[bool, Any]:
     origin, arguments = get_origin(hint), get_args(hint)
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         known = {entry.name for entry in dataclasses.fields(hint)}
-        _check_keys(value, known, file, f"{key}.")
+        check_keys(value, known, file, f"{key}.")
         return True, _object(hint, value, file, f"{key}.")  # type: ignore[arg-type]
     if hint is Any:
         return True, value

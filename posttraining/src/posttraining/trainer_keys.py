@@ -1,0 +1,35 @@
+"""The keys that TRL's config classes take, read from their source: importing them takes seconds, a typo should not."""
+
+from __future__ import annotations
+
+import ast
+from importlib.util import find_spec
+from pathlib import Path
+
+_CONFIGS = {"sft": "sft_config", "prefer": "dpo_config", "compare": "dpo_config", "grpo": "grpo_config"}
+"""Of each stage that trains, the module of trl.trainer with its config class."""
+_BASES = {"trl": "trainer/base_config.py", "transformers": "training_args.py"}
+"""Where what all these classes inherit stands."""
+
+
+def trainer_keys(stage: str) -> set[str] | None:
+    """The fields of the config class that `stage` reads beside its own settings: all of them, and maybe names of other
+    classes in the same files. Empty where it reads none; None where the source is not where it is expected."""
+    if stage not in _CONFIGS:
+        return set()
+    names: set[str] = set()
+    for package, file in [("trl", f"trainer/{_CONFIGS[stage]}.py"), *_BASES.items()]:
+        spec = find_spec(package)
+        if spec is None or spec.origin is None:
+            return None
+        try:
+            tree = ast.parse((Path(spec.origin).parent / file).read_text(encoding="utf-8"))
+        except (OSError, SyntaxError):
+            return None
+        for node in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+            names |= {
+                field.target.id
+                for field in node.body
+                if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+            }
+    return names
