@@ -8,21 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from posttraining.datasets import DataSettings, check_sources
+from posttraining.limits import check_values
 from posttraining.model_folder import check_model_folder
 from posttraining.settings import check_keys, read_mapping, read_section
-from posttraining.trainer_keys import trainer_keys
+from posttraining.trainer_keys import TRAINER_CONFIGS, trainer_keys
 
 _MODELS = ("model", "weak_model")
 
 
 def check_first(config: str, stage: str, cls: type[Any], overrides: Sequence[str]) -> None:
     """Raise the Mistake that is in the config file or an override, in a key that
-    nobody knows, in the value of one of `cls` (the stage's own settings), or in
+    nobody knows, in a value that is out of its limits or not of the type that
+    `cls` (the stage's own settings) wants, or in
     the folders of models and the files of data that they name."""
     mapping, path = read_mapping(config, stage, overrides)
     others = trainer_keys(stage)
     if others is not None:
         check_keys(mapping, others | {entry.name for entry in dataclasses.fields(cls)}, path, "")
+    check_values(TRAINER_CONFIGS.get(stage, ""), mapping, path, "")
     settings = read_section(cls, mapping, path)
     for name in _MODELS:
         folder = getattr(settings, name, None)

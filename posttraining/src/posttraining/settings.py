@@ -105,7 +105,7 @@ def _object(cls: type[Any], mapping: Mapping[str, Any], file: str | Path, prefix
             values[entry.name] = _value(mapping[entry.name], hints[entry.name], file, key)
         elif entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING:
             raise mistake(file, f"{prefix}{entry.name}", NO_VALUE, "is missing")
-    check_values(cls, values, file, prefix)
+    check_values(cls.__name__, values, file, prefix)
     try:
         return cls(**values)
     except Mistake as error:  # a class does not know its file

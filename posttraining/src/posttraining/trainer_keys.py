@@ -6,8 +6,8 @@ import ast
 from importlib.util import find_spec
 from pathlib import Path
 
-_CONFIGS = {"sft": "sft_config", "prefer": "dpo_config", "compare": "dpo_config", "grpo": "grpo_config"}
-"""Of each stage that trains, the module of trl.trainer with its config class."""
+TRAINER_CONFIGS = {"sft": "SFTConfig", "prefer": "DPOConfig", "compare": "DPOConfig", "grpo": "GRPOConfig"}
+"""TRL's config class of each stage that trains."""
 _BASES = {"trl": "trainer/base_config.py", "transformers": "training_args.py"}
 """Where what all these classes inherit stands."""
 
@@ -15,10 +15,11 @@ _BASES = {"trl": "trainer/base_config.py", "transformers": "training_args.py"}
 def trainer_keys(stage: str) -> set[str] | None:
     """The fields of the config class that `stage` reads beside its own settings: all of them, and maybe names of other
     classes in the same files. Empty where it reads none; None where the source is not where it is expected."""
-    if stage not in _CONFIGS:
+    if stage not in TRAINER_CONFIGS:
         return set()
     names: set[str] = set()
-    for package, file in [("trl", f"trainer/{_CONFIGS[stage]}.py"), *_BASES.items()]:
+    own = f"trainer/{TRAINER_CONFIGS[stage].removesuffix('Config').lower()}_config.py"
+    for package, file in [("trl", own), *_BASES.items()]:
         spec = find_spec(package)
         if spec is None or spec.origin is None:
             return None
