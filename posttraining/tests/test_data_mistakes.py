@@ -58,7 +58,7 @@ def test_a_row_with_something_else_in_it_is_named(kind: Any, row: dict[str, Any]
 
 
 def test_the_row_that_is_wrong_is_counted_from_the_first(tmp_path: Path) -> None:
-    with pytest.raises(Mistake, match="data.path: row 2: messages: expected an assistant's turn"):
+    with pytest.raises(Mistake, match=r"data\.path: row 2: messages: expected an assistant's turn"):
         load(tmp_path, "chats", [*chat_rows(2), {"messages": [USER]}])
 
 

@@ -17,6 +17,11 @@ from posttraining.settings import RECIPES
 TINY = RECIPES / "tiny" / "sft.yaml"
 
 
+@pytest.fixture
+def chat(tmp_path: Path) -> Path:
+    return write_chat(tmp_path / "chat")
+
+
 def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """What a refused command says, without its `error: `."""
     with pytest.raises(SystemExit) as ended:
@@ -67,20 +72,22 @@ def test_a_call_without_a_command_shows_the_commands_and_is_wrong(capsys: pytest
         ("early_at=2", "--set: early_at: 2.0: expected a share between 0 and 1"),
         ("output_dir=3", "--set: output_dir: 3: expected text"),
         ("data.held_out_path=/absent.jsonl", "--set: data.held_out_path: '/absent.jsonl': no such file"),
-        ("data.path=a", f"{TINY}: data: expected one of data.path, data.sources and data.generated, not data.generated"),
+        (
+            "data.path=a",
+            f"{TINY}: data: expected one of data.path, data.sources and data.generated, not",
+        ),
     ],
 )
 def test_a_mistake_of_set_is_not_the_files(
-    word: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    word: str, said: str, chat: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = write_chat(tmp_path / "chat")
-    assert refused(["sft", "tiny", "--set", f"model={model}", "--set", word], capsys).startswith(said)
+    assert refused(["sft", "tiny", "--set", f"model={chat}", "--set", word], capsys).startswith(said)
 
 
-def test_a_mistake_of_the_file_is_not_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file, model = tmp_path / "c.yaml", write_chat(tmp_path / "chat")
+def test_a_mistake_of_the_file_is_not_sets(chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "c.yaml"
     rows = write_rows(tmp_path / "rows.jsonl", chat_rows(1))
-    common = f"model: {model}\noutput_dir: {tmp_path / 'out'}\ndata: {{path: {rows}}}\nuse_cpu: true\nbf16: false\n"
+    common = f"model: {chat}\noutput_dir: {tmp_path / 'out'}\ndata: {{path: {rows}}}\nuse_cpu: true\nbf16: false\n"
     for text, said in (
         ("learning_rat: 1\n", "learning_rat: unknown key"),
         ("max_length: 300\n", "max_length: 300: expected at most 256, the context"),
@@ -99,14 +106,14 @@ def test_a_mistake_of_the_file_is_not_sets(tmp_path: Path, capsys: pytest.Captur
         ["grpo", "tiny", "--set", "rewards.0.pat=a"],
         ["preview", "tiny", "--set", "model=absent"],
         ["pairs", "tiny", "--set", "weak_model=absent"],
-        ["prefer", "tiny", "--set", "data.path=absent.jsonl", "--set", "model={chat}"],
+        ["prefer", "tiny", "--set", "data.path=absent.jsonl", "--set", "model=CHAT"],
         ["merge", "tiny", "--set", "models=[a]"],
         ["pipeline", "tiny", "--set", "stages.0.nam=a"],
         ["evaluate", "tiny", "--set", "models=[a]"],
     ],
 )
-def test_a_mistake_is_found_before_torch_is_imported(words: list[str], tmp_path: Path) -> None:
-    words = [word.format(chat=write_chat(tmp_path / "chat")) if "{chat}" in word else word for word in words]
+def test_a_mistake_is_found_before_torch_is_imported(words: list[str], chat: Path, tmp_path: Path) -> None:
+    words = [f"model={chat}" if word == "model=CHAT" else word for word in words]
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')\n")
     path = os.pathsep.join([str(tmp_path), str(RECIPES.parent / "src")])
     done = subprocess.run(

@@ -17,10 +17,8 @@ _MODELS = ("model", "weak_model")
 
 
 def check_first(config: str, stage: str, cls: type[Any], overrides: Sequence[str]) -> None:
-    """Raise the Mistake that is in the config file or an override, in a key that
-    nobody knows, in a value that is out of its limits or not of the type that
-    `cls` (the stage's own settings) wants, or in
-    the folders of models and the files of data that they name."""
+    """Raise the Mistake that is in the config file or an override: a key that nobody knows, a value out of its limits
+    or of another type than `cls` (the stage's own settings) wants; or in the models' folders or the data's files."""
     mapping, path = read_mapping(config, stage, overrides)
     others = trainer_keys(stage)
     if others is not None:

@@ -164,12 +164,21 @@ def _fit(value: Any, hint: Any, file: str | Path, key: str) -> tuple[bool, Any]:
     return False, None
 
 
+_TYPE_NAMES: Mapping[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    dict: "a section",
+    list: "a list",
+}
+
+
 def _type_name(hint: Any) -> str:
     if hint is type(None):
         return "null"
     if get_origin(hint) is Literal:
         return " or ".join(map(str, get_args(hint)))
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a section"}
     if dataclasses.is_dataclass(hint):
         return "a section"
-    return names.get(get_origin(hint) or hint) or ("a list" if get_origin(hint) is list else str(getattr(hint, "__name__", hint)))
+    return _TYPE_NAMES.get(get_origin(hint) or hint) or str(getattr(hint, "__name__", hint))
