@@ -115,7 +115,7 @@ def main(arguments: list[str] | None = None) -> None:
     one that failed; 130 for ^C."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     given = sys.argv[1:] if arguments is None else arguments
-    root = typer.main.get_command(app)
+    root: Any = typer.main.get_command(app)
     try:
         # Without arguments it is help, and as wrong as any call without a command.
         code = root.main(args=given or ["--help"], prog_name=PROGRAM, standalone_mode=False)

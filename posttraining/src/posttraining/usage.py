@@ -18,7 +18,7 @@ CALL_ERROR: type[Exception] = next(base for base in typer.BadParameter.__mro__ i
 
 def call_mistake(error: Any, commands: list[str]) -> Mistake:
     """Turn what typer raises for a wrong call into one line, with the nearest of the options or of `commands`."""
-    context = getattr(error, "ctx", None)
+    context: Any = getattr(error, "ctx", None)
     command = context.command_path.removeprefix(PROGRAM).strip() if context else ""
     before = f"{command}: " if command else ""
     if hasattr(error, "possibilities"):
