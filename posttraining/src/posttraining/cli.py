@@ -28,7 +28,11 @@ app = typer.Typer(
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or a shipped recipe: tiny, smollm3.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the config; may be given again."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a key of the config, such as data.seed=2 or rewards.0.weight=0.5; may be given again.",
+    ),
 ]
 Force = Annotated[
     str | None,

@@ -40,9 +40,10 @@ def apply_override(mapping: dict[str, Any], override: str) -> None:
         place[last] = value
 
 
-def blame(error: Mistake, config: str, file: Path, overrides: Sequence[str]) -> Mistake:
+def blame(error: Mistake, config: str, file: Path, overrides: Sequence[str], source: str = SOURCE) -> Mistake:
     """`error` with the place that the user has to mend in front: --set where it is about a key that one of `overrides`
-    gives, else `file`, where the message names the config (by its path or as `config`, the command's word for it)."""
+    gives, else `file`, where the message names the config (by its path or as `config`, the command's word for it).
+    `source`: in place of --set."""
     message = str(error)
     for name in (str(file), config):
         if message.startswith(f"{name}: "):
@@ -50,7 +51,7 @@ def blame(error: Mistake, config: str, file: Path, overrides: Sequence[str]) -> 
             key = rest.partition(": ")[0]
             given = [override.partition("=")[0].strip() for override in overrides]
             from_set = any(key == one or key.startswith(f"{one}.") for one in given)
-            return Mistake(f"{SOURCE if from_set else file}: {rest}")
+            return Mistake(f"{source if from_set else file}: {rest}")
     return error
 
 
