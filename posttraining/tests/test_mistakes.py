@@ -218,7 +218,7 @@ def test_a_tracker_that_is_not_there(
     command: str, key: str, value: str, said: str, chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     keys = {**rows_for(command, tmp_path), "model": str(chat), key: value}
-    assert said in error_of(command, keys, capsys)
+    assert error_of(command, keys, capsys).startswith(f"error: --set: {said}")
     assert list(tmp_path.glob(".*")) == []
 
 

@@ -92,6 +92,7 @@ def test_a_mistake_of_the_file_is_not_sets(chat: Path, tmp_path: Path, capsys: p
         ("learning_rat: 1\n", "learning_rat: unknown key"),
         ("max_length: 300\n", "max_length: 300: expected at most 256, the context"),
         ("early_at: 3\n", "early_at: 3.0: expected a share"),
+        ("report_to: wandbb\nmax_length: 64\n", "report_to: 'wandbb': expected none, all or one of"),
     ):
         file.write_text(common + text)
         assert refused(["sft", str(file), "--set", "seed=3"], capsys).startswith(f"{file}: {said}")

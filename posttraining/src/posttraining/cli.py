@@ -106,12 +106,13 @@ def _run(place: str, stage: str, config: str, overrides: list[str] | None, *argu
     warnings.filterwarnings("ignore", message=".*deprecated and will be removed in v6", category=FutureWarning)
     name, _, settings = place.partition(":")
     file, words = config_path(config, stage), overrides or []
+    keys: set[str] = set()
     try:
         module = import_module(f"posttraining.{name}")
-        check_first(config, stage, getattr(module, settings), words)
+        keys = check_first(config, stage, getattr(module, settings), words)
         module.run(config, words, *arguments)
     except Mistake as error:
-        raise blame(error, config, file, words) from error
+        raise blame(error, config, file, words, keys) from error
 
 
 def main(arguments: list[str] | None = None) -> None:

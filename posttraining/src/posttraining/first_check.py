@@ -16,9 +16,10 @@ from posttraining.trainer_keys import TRAINER_CONFIGS, trainer_keys
 _MODELS = ("model", "weak_model")
 
 
-def check_first(config: str, stage: str, cls: type[Any], overrides: Sequence[str]) -> None:
-    """Raise the Mistake that is in the config file or an override: a key that nobody knows, a value out of its limits
-    or of another type than `cls` (the stage's own settings) wants; or in the models' folders or the data's files."""
+def check_first(config: str, stage: str, cls: type[Any], overrides: Sequence[str]) -> set[str]:
+    """The config's keys. Raises the Mistake that is in the config file or an override: a key that nobody knows, a value
+    out of its limits or of another type than `cls` (the stage's own settings) wants; or in the models' folders or the
+    data's files."""
     mapping, path = read_mapping(config, stage, overrides)
     others = trainer_keys(stage)
     if others is not None:
@@ -32,3 +33,4 @@ def check_first(config: str, stage: str, cls: type[Any], overrides: Sequence[str
     data = getattr(settings, "data", None)
     if isinstance(data, DataSettings):
         check_sources(data, path)
+    return set(mapping)

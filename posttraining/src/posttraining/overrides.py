@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,19 +41,29 @@ def apply_override(mapping: dict[str, Any], override: str) -> None:
         place[last] = value
 
 
-def blame(error: Mistake, config: str, file: Path, overrides: Sequence[str], source: str = SOURCE) -> Mistake:
+def blame(
+    error: Mistake,
+    config: str,
+    file: Path,
+    overrides: Sequence[str],
+    keys: Collection[str] = (),
+    source: str = SOURCE,
+) -> Mistake:
     """`error` with the place that the user has to mend in front: --set where it is about a key that one of `overrides`
-    gives, else `file`, where the message names the config (by its path or as `config`, the command's word for it).
-    `source`: in place of --set."""
+    gives, else `file`. It is about a key where its message begins with the config's name (the path, or `config`, the
+    command's word for it) or with one of `keys`, those of the config. `source`: in place of --set."""
     message = str(error)
     for name in (str(file), config):
         if message.startswith(f"{name}: "):
-            rest = message.removeprefix(f"{name}: ")
-            key = rest.partition(": ")[0]
-            given = [override.partition("=")[0].strip() for override in overrides]
-            from_set = any(key == one or key.startswith(f"{one}.") for one in given)
-            return Mistake(f"{source if from_set else file}: {rest}")
-    return error
+            message = message.removeprefix(f"{name}: ")
+            break
+    else:
+        if re.split("[.:]", message)[0] not in keys:
+            return error
+    key = message.partition(": ")[0]
+    given = [override.partition("=")[0].strip() for override in overrides]
+    from_set = any(key == one or key.startswith(f"{one}.") for one in given)
+    return Mistake(f"{source if from_set else file}: {message}")
 
 
 def _index(entries: list[Any], part: str, key: str, limit: int) -> int:

@@ -38,7 +38,7 @@ def config_path(name: str, stage: str) -> Path:
     shipped = RECIPES / name / f"{stage}.yaml"
     if shipped.is_file() and not is_path:
         return shipped
-    if path.is_dir():
+    if name and path.is_dir():
         raise mistake(name, None, NO_VALUE, "is a folder; expected a YAML file, or the name of a shipped recipe")
     if is_path and path.is_file():
         return path

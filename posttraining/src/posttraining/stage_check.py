@@ -46,7 +46,7 @@ def _check(stages: Sequence[Stage], elsewhere: bool) -> None:
 def _named(error: Mistake, command: str, recipe: str, overrides: Sequence[str]) -> Mistake:
     """`error` with the stage in front where it is about a key that the pipeline sets."""
     file = config_path(recipe, command)
-    return blame(error, recipe, file, overrides, f"the stage `{command} {recipe}`: set")
+    return blame(error, recipe, file, overrides, source=f"the stage `{command} {recipe}`: set")
 
 
 def _classes(command: str) -> tuple[type[Any], ...]:
