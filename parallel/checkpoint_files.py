@@ -294,8 +294,8 @@ def _parse(content: Mapping[str, Any]) -> Manifest:
     if content["format"] != FORMAT:
         raise ValueError("another format")
     files = tuple(FileEntry(**{**entry, "nodes": tuple(entry.get("nodes", ()))}) for entry in content["files"])
-    if not files or len({entry.name for entry in files}) < len(files):
-        raise ValueError("no files, or one twice")
+    if len({entry.name for entry in files}) < len(files):
+        raise ValueError("a file twice")
     for entry in files:
         if set("/\0") & set(entry.name) or entry.name in ("", ".", "..") or not is_count(entry.size):
             raise ValueError("not a file of this folder")

@@ -83,9 +83,10 @@ def _parse(text: bytes) -> Manifest | None:
     with tempfile.TemporaryDirectory() as scratch:
         Path(scratch, MANIFEST_FILE).write_bytes(text)
         try:
-            return read_manifest(Path(scratch))
+            manifest = read_manifest(Path(scratch))
         except UserError:
             return None
+    return manifest if manifest.files else None
 
 
 def why_not_of_this_run(

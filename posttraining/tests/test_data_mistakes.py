@@ -53,18 +53,18 @@ def load(tmp_path: Path, kind: Any, rows: list[dict[str, Any]]) -> Any:
 def test_a_row_with_something_else_in_it_is_named(kind: Any, row: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(Mistake) as refused:
         load(tmp_path, kind, [row])
-    assert str(refused.value).startswith("a.yaml: data: row 0: ")
+    assert str(refused.value).startswith("a.yaml: data.path: row 0: ")
     assert said in str(refused.value)
 
 
 def test_the_row_that_is_wrong_is_counted_from_the_first(tmp_path: Path) -> None:
-    with pytest.raises(Mistake, match="data: row 2: messages: expected an assistant's turn"):
+    with pytest.raises(Mistake, match=r"data\.path: row 2: messages: expected an assistant's turn"):
         load(tmp_path, "chats", [*chat_rows(2), {"messages": [USER]}])
 
 
 def test_pairs_that_never_differ_are_refused_and_one_equal_pair_is_not(tmp_path: Path) -> None:
     equal = {**PAIR, "rejected": PAIR["chosen"]}
-    with pytest.raises(Mistake, match=r"a.yaml: data: chosen and rejected are equal in all rows"):
+    with pytest.raises(Mistake, match=r"a.yaml: data.path: chosen and rejected are equal in all rows"):
         load(tmp_path, "pairs", [equal, equal])
     assert len(load(tmp_path, "pairs", [equal, PAIR])) == 2
 

@@ -207,7 +207,7 @@ def test_force_lets_it_pass_and_its_reason_is_recorded(chat: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rewards": [{"path": "no.such.reward"}]}, "rewards.path: 'no.such.reward': does not import"),
+        ({"rewards": [{"path": "no.such.reward"}]}, "rewards.0.path: 'no.such.reward': does not import"),
         ({"rewards": []}, "rewards: []: expected at least one"),
         ({"reward_weights": [1.0]}, "reward_weights: expected as `weight` of each of the rewards"),
         ({"max_completion_length": 999}, "max_completion_length: 999: expected at most 256"),

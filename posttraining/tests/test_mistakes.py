@@ -144,7 +144,7 @@ def test_damaged_files(chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         ({"generated": "arithmetic"}, "data.examples: null: expected how many problems"),
         ({"generated": "algebra", "examples": 3}, "data.generated: 'algebra': expected arithmetic or null"),
         ({}, "expected one of data.path, data.sources and data.generated, not none"),
-        ({"path": "a.jsonl", "generated": "arithmetic"}, "not data.path, data.generated"),
+        ({"path": "a.jsonl", "generated": "arithmetic"}, "not data.generated and data.path; add data.generated=null"),
         ({"sources": [{"path": "a.jsonl", "weight": 0}]}, "weight: 0.0: expected 0 < weight"),
     ],
 )
@@ -159,7 +159,7 @@ def test_data_that_are_not_one_thing(
     ("command", "key", "value", "said"),
     [
         ("sft", "learning_rate", -1.0, "expected a number above 0, at most 1"),
-        ("prefer", "learning_rate", 0, "learning_rate: 0.0: expected a number above 0, at most 1"),
+        ("prefer", "learning_rate", 0, "learning_rate: 0: expected a number above 0, at most 1"),
         ("grpo", "learning_rate", 1e30, "learning_rate: 1e+30: expected a number above 0, at most 1"),
         ("compare", "runs", {"a": {"learning_rate": 100}}, "runs.a: learning_rate: 100.0: expected a number above 0"),
         ("sft", "weight_decay", -0.1, "expected a finite number, at least 0"),
@@ -181,8 +181,13 @@ def test_data_that_are_not_one_thing(
         ("sft", "eval_strategy", False, '"no"'),
         ("sft", "loss_type", "nl", "did you mean nll?"),
         ("prefer", "beta", 0, "expected a number above 0"),
-        ("prefer", "loss_type", [], "expected of sigmoid"),
-        ("compare", "runs", {"a": {"loss_type": ["apo_zer"]}}, "runs.a: loss_type: ['apo_zer']: expected of sigmoid"),
+        ("prefer", "loss_type", [], "expected one of sigmoid"),
+        (
+            "compare",
+            "runs",
+            {"a": {"loss_type": ["apo_zer"]}},
+            "runs.a: loss_type: ['apo_zer']: expected one of",
+        ),
         ("grpo", "num_generations", 0, "expected at least 2"),
         ("grpo", "max_completion_length", 0, "expected at least 1"),
         ("grpo", "temperature", 0, "expected a number above 0"),
@@ -190,13 +195,16 @@ def test_data_that_are_not_one_thing(
     ],
 )
 def test_a_value_out_of_its_limits(
-    command: str, key: str, value: Any, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: str, key: str, value: Any, said: str, chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    keys = {"model": str(tmp_path / "nowhere"), "output_dir": str(tmp_path / "out"), key: value}
+    keys = {"model": str(chat), "output_dir": str(tmp_path / "out"), key: value}
+    if command in ("prefer", "compare"):
+        keys |= rows_for(command, tmp_path)
+    before = sorted(tmp_path.iterdir())
     error = error_of(command, keys, capsys)
-    assert f"{key.split('.')[0]}" in error
+    assert error.startswith(f"error: --set: {key.split('.')[0]}")
     assert said in error
-    assert list(tmp_path.iterdir()) == []
+    assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize(
@@ -210,7 +218,7 @@ def test_a_tracker_that_is_not_there(
     command: str, key: str, value: str, said: str, chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     keys = {**rows_for(command, tmp_path), "model": str(chat), key: value}
-    assert said in error_of(command, keys, capsys)
+    assert error_of(command, keys, capsys).startswith(f"error: --set: {said}")
     assert list(tmp_path.glob(".*")) == []
 
 

@@ -25,9 +25,9 @@ def changed(stage: dict[str, Any], **keys: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("later", "said"),
     [
-        (changed(GRPO, lerning_rate=1), "lerning_rate: unknown key; did you mean learning_rate"),
+        (changed(GRPO, lerning_rate=1), "tiny`: set: lerning_rate: unknown key; did you mean learning_rate"),
         (changed(GRPO, max_steps="many"), "max_steps: 'many': expected a whole number"),
-        (changed(GRPO, rewards=[{"path": "no.such"}]), "rewards.path: 'no.such': does not import"),
+        (changed(GRPO, rewards=[{"path": "no.such"}]), "set: rewards.0.path: 'no.such': does not import"),
         (changed(SCORES, batch_size="big"), "batch_size: 'big': expected a whole number"),
         (changed(SCORES, models={"mix": "{mix"}), "a brace is missing; expected {mix}"),
         (changed(SCORES, models={"mix": "mix}"}), "a brace is missing; expected {mix}"),

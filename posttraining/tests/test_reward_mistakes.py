@@ -78,9 +78,9 @@ def test_a_reward_may_have_no_verdict_on_a_batch_and_not_on_every_one() -> None:
         (RewardChoice("..accuracy"), "does not import"),
         (RewardChoice("broken_reward.score"), "does not import"),
         (RewardChoice("raising_reward.score"), "does not import"),
-        (RewardChoice(PENALTY), r"or rewards.arguments \(max_completion_len, soft_punish_cache\)"),
-        (RewardChoice("posttraining.rewards.waits", math.nan), "rewards.weight: nan: expected a finite number"),
-        (RewardChoice("posttraining.rewards.waits", math.inf), "rewards.weight: inf: expected a finite number"),
+        (RewardChoice(PENALTY), r"or rewards.0.arguments \(max_completion_len, soft_punish_cache\)"),
+        (RewardChoice("posttraining.rewards.waits", math.nan), "rewards.0.weight: nan: expected a finite number"),
+        (RewardChoice("posttraining.rewards.waits", math.inf), "rewards.0.weight: inf: expected a finite number"),
     ],
 )
 def test_a_reward_that_cannot_be_used_is_refused(

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from trl import DPOConfig, SFTConfig
+from trl import DPOConfig, GRPOConfig, SFTConfig
 
 from posttraining.compare import CompareSettings
-from posttraining.errors import Mistake
+from posttraining.errors import Mistake, mistake
 from posttraining.pairs.settings import PairsSettings
 from posttraining.prefer import PreferSettings
 from posttraining.settings import RECIPES, build, load, read_mapping
 from posttraining.sft import SftSettings
+from posttraining.trainer_keys import trainer_keys
 
 
 @dataclass
@@ -23,6 +24,10 @@ class Inner:
 
     length: int = 1
     kind: Literal["long", "short"] = "long"
+
+    def __post_init__(self) -> None:
+        if self.length >= 13:
+            raise mistake(None, "length", self.length, "expected less than 13")
 
 
 @dataclass
@@ -35,6 +40,7 @@ class Outer:
     flag: bool = False
     inner: Inner = field(default_factory=Inner)
     parts: list[Inner] = field(default_factory=list)
+    folders: dict[str, str] = field(default_factory=dict)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +57,9 @@ class Outer:
         ({"name": "a", "rate": "fast"}, "c.yaml: rate: 'fast': expected a number"),
         ({"name": "a", "parts": {}}, "c.yaml: parts: {}: expected a list"),
         ({"name": "a", "inner": 3}, "c.yaml: inner: 3: expected a section"),
+        ({"name": "a", "folders": ["x"]}, "c.yaml: folders: ['x']: expected a section"),
+        ({"name": "a", "folders": {"x": 3}}, "c.yaml: folders.x: 3: expected text"),
+        ({"name": "a", "parts": [{"length": 13}]}, "c.yaml: parts.0.length: 13: expected less than 13"),
     ],
 )
 def test_a_key_that_does_not_fit_is_named(mapping: dict[str, Any], message: str) -> None:
@@ -75,6 +84,18 @@ def test_set_changes_any_key_and_reads_yaml(tmp_path: Path) -> None:
     assert mapping["inner"] == {"length": 4}
 
 
+def test_set_reaches_into_lists(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("name: a\nparts: [{length: 2}, {kind: short}]\nsteps: null\n")
+    words = ["parts.0.kind=short", "parts.1={length: 7}", "parts.2.length=9", "inner.length=3"]
+    with pytest.raises(Mistake, match="from 0 to 1"):
+        load(str(file), "x", (Outer,), words)
+    words.insert(2, "parts.2={kind: short}")
+    (outer,), _ = load(str(file), "x", (Outer,), words)
+    assert outer.parts == [Inner(2, "short"), Inner(7), Inner(9, "short")]
+    assert outer.inner == Inner(3)
+
+
 @pytest.mark.parametrize(
     ("text", "words", "message"),
     [
@@ -83,7 +104,16 @@ def test_set_changes_any_key_and_reads_yaml(tmp_path: Path) -> None:
         ("name: [a\n", [], "not YAML"),
         ("name: a\n", ["rate"], "--set: 'rate': expected key=value"),
         ("name: a\n", ["name.length=3"], "name is not a section"),
-        ("name: a\n", ["rate=[1"], "the value is not YAML"),
+        ("name: a\n", ["rate=[1"], "the value: not YAML"),
+        ("name: a\n", ["rate=" + "[" * 5000], "--set: rate: the value: nested too deeply; expected at most 50 levels"),
+        ("name: " + "[" * 5000, [], "c.yaml: nested too deeply; expected at most 50 levels"),
+        ("name: " + "[" * 60 + "]" * 60, [], "c.yaml: nested too deeply; expected at most 50 levels"),
+        ("name: &a [*a]\n", [], "c.yaml: not YAML: found unconstructable recursive node"),
+        ("name: !!int a\n", [], "c.yaml: not YAML: invalid literal"),
+        ("parts: [{}, {}]\n", ["parts.3.length=2"], "--set: parts.3.length: '3': expected an index from 0 to 1"),
+        ("parts: [{}, {}]\n", ["parts.3=2"], "--set: parts.3: '3': expected an index from 0 to 2"),
+        ("parts: [{}, {}]\n", ["parts.x.length=2"], "--set: parts.x.length: 'x': expected an index from 0 to 1"),
+        ("parts: []\n", ["parts.0.length=2"], "--set: parts.0.length: '0': the list is empty"),
     ],
 )
 def test_a_file_or_an_override_that_cannot_be_read_is_named(
@@ -99,6 +129,9 @@ def test_a_recipe_that_is_not_shipped_is_named_with_those_that_are() -> None:
         read_mapping("tinny", "sft")
     with pytest.raises(Mistake, match=r"runs/x\.yaml: no such file"):
         read_mapping("runs/x.yaml", "sft")
+    for folder in (str(RECIPES / "tiny"), f"{RECIPES}/"):
+        with pytest.raises(Mistake, match=r"recipes.*: is a folder; expected a YAML file, or the name of a shipped"):
+            read_mapping(folder, "sft")
 
 
 def test_trl_refuses_a_value_in_one_line() -> None:
@@ -128,3 +161,14 @@ def test_every_shipped_recipe_is_valid_and_a_typo_in_it_is_found(recipe: Path) -
     load(str(RECIPES / recipe), recipe.stem, classes, cpu)
     with pytest.raises(Mistake, match="output_dirr: unknown key; did you mean output_dir"):
         load(str(RECIPES / recipe), recipe.stem, classes, [*cpu, "output_dirr=x"])
+
+
+@pytest.mark.parametrize(
+    ("stage", "cls"), [("sft", SFTConfig), ("prefer", DPOConfig), ("compare", DPOConfig), ("grpo", GRPOConfig)]
+)
+def test_the_keys_of_a_trainer_are_known_without_importing_it(stage: str, cls: type[Any]) -> None:
+    names = trainer_keys(stage)
+    assert names is not None
+    assert {entry.name for entry in fields(cls)} <= names
+    assert "learning_rat" not in names
+    assert trainer_keys("merge") == set()

@@ -12,6 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from posttraining.errors import Mistake, StageFailed
+from posttraining.first_check import check_first
+from posttraining.overrides import blame
+from posttraining.settings import config_path
+from posttraining.usage import CALL_ERROR, PROGRAM, call_mistake
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,7 +28,11 @@ app = typer.Typer(
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or a shipped recipe: tiny, smollm3.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the config; may be given again."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a key of the config, such as data.seed=2 or rewards.0.weight=0.5; may be given again.",
+    ),
 ]
 Force = Annotated[
     str | None,
@@ -35,7 +43,7 @@ Force = Annotated[
 @app.command(epilog="Example: posttraining sft tiny --set model=runs/latest-export/export --set output_dir=runs/sft")
 def sft(config: Config, set_: Overrides = None) -> None:
     """Supervised fine-tuning (and mid-training) on conversations."""
-    _run("sft", config, set_)
+    _run("sft:SftSettings", "sft", config, set_)
 
 
 @app.command(epilog="Example: posttraining preview tiny --samples 3")
@@ -45,67 +53,90 @@ def preview(
     samples: Annotated[int, typer.Option(min=1, help="Samples to show; all of them are checked.")] = 3,
 ) -> None:
     """Show samples as an sft config renders them, what is learnt in colour; check that system prompts survive."""
-    _run("preview", config, set_, samples)
+    _run("preview:SftSettings", "sft", config, set_, samples)
 
 
 @app.command(epilog="Example: posttraining pairs tiny --set model=runs/sft --set weak_model=runs/sft/early")
 def pairs(config: Config, set_: Overrides = None) -> None:
     """Preference pairs: answers of a strong model that are chosen, of a weak one that are rejected."""
-    _run("pairs.stage", config, set_)
+    _run("pairs.stage:PairsSettings", "pairs", config, set_)
 
 
 @app.command(epilog="Example: posttraining prefer tiny --set loss_type=[apo_zero]")
 def prefer(config: Config, set_: Overrides = None, force: Force = None) -> None:
     """Preference optimisation: APO-zero, APO-down or DPO."""
-    _run("prefer", config, set_, force)
+    _run("prefer:PreferSettings", "prefer", config, set_, force)
 
 
 @app.command(epilog="Example: posttraining compare tiny --set seeds=[1,2,3]")
 def compare(config: Config, set_: Overrides = None, force: Force = None) -> None:
     """Losses on the same pairs with several seeds: one csv and one plot."""
-    _run("compare", config, set_, force)
+    _run("compare:CompareSettings", "compare", config, set_, force)
 
 
 @app.command(epilog="Example: posttraining grpo tiny --set model=runs/apo")
 def grpo(config: Config, set_: Overrides = None, force: Force = None) -> None:
     """Reinforcement learning from verifiable rewards with a length penalty."""
-    _run("grpo", config, set_, force)
+    _run("grpo:GrpoSettings", "grpo", config, set_, force)
 
 
 @app.command(epilog="Example: posttraining merge tiny")
 def merge(config: Config, set_: Overrides = None) -> None:
     """A weighted mean of models with the same tokenizer and template."""
-    _run("merge", config, set_)
+    _run("merge:MergeSettings", "merge", config, set_)
 
 
 @app.command(epilog="Example: posttraining evaluate tiny --set models.mine=runs/merged")
 def evaluate(config: Config, set_: Overrides = None) -> None:
     """Scores with standard errors: held-out arithmetic, format, length; the standard harness for real tasks."""
-    _run("evaluate.stage", config, set_)
+    _run("evaluate.stage:EvaluateSettings", "evaluate", config, set_)
 
 
 @app.command(epilog="Example: posttraining pipeline tiny --set model=runs/latest-export/export")
 def pipeline(config: Config, set_: Overrides = None) -> None:
     """Every stage from one config, each skipped where it is done; a report and a model card at the end."""
-    _run("pipeline", config, set_)
+    _run("pipeline:PipelineSettings", "pipeline", config, set_)
 
 
-def _run(module: str, config: str, overrides: list[str] | None, *arguments: Any) -> None:
+def _run(place: str, stage: str, config: str, overrides: list[str] | None, *arguments: Any) -> None:
+    """Run a command. `place`: its module and the class of its settings; `stage`: whose recipe it reads."""
     # The trainers report their use to a server otherwise.
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     # TRL calls transformers by names that transformers has replaced.
     warnings.filterwarnings("ignore", message=".*deprecated and will be removed in v6", category=FutureWarning)
-    import_module(f"posttraining.{module}").run(config, overrides or [], *arguments)
+    name, _, settings = place.partition(":")
+    file, words = config_path(config, stage), overrides or []
+    keys: set[str] = set()
+    try:
+        module = import_module(f"posttraining.{name}")
+        keys = check_first(config, stage, getattr(module, settings), words)
+        module.run(config, words, *arguments)
+    except Mistake as error:
+        raise blame(error, config, file, words, keys) from error
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command; a Mistake becomes one line on stderr and exit code 2, a StageFailed one and exit code 1."""
+    """Run a command and exit: 0; 2 for a mistake, which is one line on stderr; a StageFailed's code, 1 as a rule, for
+    one that failed; 130 for ^C."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    given = sys.argv[1:] if arguments is None else arguments
+    root: Any = typer.main.get_command(app)
     try:
-        app(arguments)
+        # Without arguments it is help, and as wrong as any call without a command.
+        code = root.main(args=given or ["--help"], prog_name=PROGRAM, standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(code or (0 if given else 2))
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered has no reader
+        sys.exit(1)
+    except CALL_ERROR as error:
+        refused = call_mistake(error, list(root.commands))
     except Mistake as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        refused = error
     except StageFailed as error:
         print(f"failed: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    print(f"error: {refused}", file=sys.stderr)
+    sys.exit(2)

@@ -75,22 +75,33 @@ def load_data(settings: DataSettings, kind: Kind, file: str | Path | None = None
 
     Raises Mistake where a source cannot be read, no row is left, a column is missing or a row holds something else.
     """
-    given = [key for key in ("path", "sources", "generated") if getattr(settings, key)]
-    if len(given) != 1:
-        found = ", ".join(f"data.{key}" for key in given) or "none"
-        raise mistake(
-            file, "data", NO_VALUE, f"expected one of data.path, data.sources and data.generated, not {found}"
-        )
+    check_sources(settings, file)
     if settings.generated:
         data = _generated(settings, kind, file)
     elif settings.path:
-        data = _read(SourceSettings(path=settings.path, name=settings.name, split=settings.split), file)
+        data = _read(SourceSettings(path=settings.path, name=settings.name, split=settings.split), file, "data.path")
         data = _renamed(data, settings.columns, file)
     else:
         data = _mixture(settings, kind, file)
     if settings.examples is not None and len(data) > settings.examples:
         data = data.select(range(settings.examples))
-    return _checked(data, kind, file, "data")
+    return _checked(data, kind, file, "data.path" if settings.path else "data")
+
+
+def check_sources(settings: DataSettings, file: str | Path | None = None) -> None:
+    """Raise Mistake where `settings` do not name one kind of source, or one of their files is not there. Reads none."""
+    given = [key for key in ("generated", "path", "sources") if getattr(settings, key)]
+    if len(given) != 1:
+        found = " and ".join(f"data.{key}" for key in given) or "none"
+        expected = f"expected one of data.path, data.sources and data.generated, not {found}"
+        off = f"; add data.{given[0]}=null" if given else ""
+        raise mistake(file, "data", NO_VALUE, f"{expected}{off}")
+    if settings.path:
+        _check_file(settings.path, file, "data.path")
+    if settings.held_out_path:
+        _check_file(settings.held_out_path, file, "data.held_out_path")
+    for number, source in enumerate(settings.sources):
+        _check_file(source.path, file, f"data.sources.{number}.path")
 
 
 def as_conversations(data: Any) -> Any:
@@ -106,7 +117,9 @@ def load_held_out(settings: DataSettings, kind: Kind, file: str | Path | None = 
     """The rows at `held_out_path`; None where it is not set."""
     if settings.held_out_path is None:
         return None
-    return _checked(_read(SourceSettings(path=settings.held_out_path), file), kind, file, "data.held_out_path")
+    key = "data.held_out_path"
+    _check_file(settings.held_out_path, file, key)
+    return _checked(_read(SourceSettings(path=settings.held_out_path), file, key), kind, file, key)
 
 
 def data_fingerprint(data: Any) -> str:
@@ -148,8 +161,8 @@ def _mixture(settings: DataSettings, kind: Kind, file: str | Path | None) -> Any
     from datasets import concatenate_datasets
 
     parts = []
-    for source in settings.sources:
-        rows = _read(source, file)
+    for number, source in enumerate(settings.sources):
+        rows = _read(source, file, f"data.sources.{number}.path")
         if source.enable_thinking is not None:
             mode = {"enable_thinking": source.enable_thinking}
             rows = rows.remove_columns([name for name in ("chat_template_kwargs",) if name in rows.column_names])
@@ -161,30 +174,34 @@ def _mixture(settings: DataSettings, kind: Kind, file: str | Path | None) -> Any
     return concatenate_datasets(parts).shuffle(seed=settings.seed)
 
 
-def _read(source: SourceSettings, file: str | Path | None) -> Any:
+def _check_file(name: str, file: str | Path | None, key: str) -> None:
+    """Raise Mistake where `name`, the value of `key`, is no file that can be read and no name of a data set either."""
+    path, endings = Path(name), ", ".join(_BUILDERS)
+    if path.is_dir():
+        raise mistake(file, key, name, f"is a folder; expected a file that ends in one of {endings}")
+    if path.suffix not in _BUILDERS:
+        if path.is_file():
+            raise mistake(file, key, name, f"expected a file that ends in one of {endings}")
+    elif not path.is_file():
+        raise mistake(file, key, name, "no such file")
+    elif path.stat().st_size == 0:
+        raise mistake(file, key, name, "holds no rows")
+
+
+def _read(source: SourceSettings, file: str | Path | None, key: str) -> Any:
     from datasets import disable_progress_bars, load_dataset
     from datasets.utils import logging
 
     disable_progress_bars()
     logging.set_verbosity(logging.CRITICAL)  # what is wrong is in the error, which is shown
-    path = Path(source.path)
-    builder = _BUILDERS.get(path.suffix)
-    endings = ", ".join(_BUILDERS)
-    if path.is_dir():
-        raise mistake(file, "data.path", source.path, f"is a folder; expected a file that ends in one of {endings}")
-    if path.is_file() and not builder:
-        raise mistake(file, "data.path", source.path, f"expected a file that ends in one of {endings}")
-    if builder and not path.is_file():
-        raise mistake(file, "data.path", source.path, "no such file")
-    if builder and path.stat().st_size == 0:
-        raise mistake(file, "data.path", source.path, "holds no rows")
+    builder = _BUILDERS.get(Path(source.path).suffix)
     try:
         if builder:
-            return load_dataset(builder, data_files=str(path), split="train")
+            return load_dataset(builder, data_files=source.path, split="train")
         return load_dataset(source.path, source.name, split=source.split)
     except Exception as error:  # the readers below raise whatever they like
         reason = str(error.__cause__ or error).strip().splitlines()[:1]
-        raise Mistake(f"{file}: data.path: {source.path!r}: cannot be read: {''.join(reason)}") from error
+        raise Mistake(f"{file}: {key}: {source.path!r}: cannot be read: {''.join(reason)}") from error
 
 
 def _kept(kind: Kind) -> list[str]:

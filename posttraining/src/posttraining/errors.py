@@ -56,4 +56,9 @@ def _shown(value: object) -> str:
             text = str(value).lower()
         case _:
             text = repr(value)
-    return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 1] + "…"
+    return shorten(text, _LONGEST_VALUE)
+
+
+def shorten(text: str, longest: int) -> str:
+    """`text`, cut to `longest` characters."""
+    return text if len(text) <= longest else text[: longest - 1] + "…"

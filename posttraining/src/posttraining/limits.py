@@ -60,14 +60,15 @@ _LOSSES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def check_values(cls: type[Any], values: Mapping[str, Any], file: str | Path, prefix: str) -> None:
-    """Raise Mistake where one of `values`, which are of the types of `cls`' fields, is out of its limits.
+def check_values(cls: str, values: Mapping[str, Any], file: str | Path, prefix: str) -> None:
+    """Raise Mistake where one of `values`, which are keys of the class `cls`, is out of its limits; one that is no
+    number where its limits are those of one is passed over.
 
     `prefix`: of the keys, where they are a section's.
     """
-    trains = cls.__name__ in _LOSSES
+    trains = cls in _LOSSES
     limits = {**_EVERYWHERE, **(_TRAINING if trains or prefix else {})}
-    if cls.__name__ == "DPOConfig":
+    if cls == "DPOConfig":
         limits["beta"] = _ABOVE_ZERO
     for name, value in values.items():
         fits, expected = limits.get(f"{prefix}{name}", (None, ""))
@@ -77,15 +78,15 @@ def check_values(cls: type[Any], values: Mapping[str, Any], file: str | Path, pr
         _check_losses(cls, values, file)
 
 
-def _check_losses(cls: type[Any], values: Mapping[str, Any], file: str | Path) -> None:
+def _check_losses(cls: str, values: Mapping[str, Any], file: str | Path) -> None:
     if "loss_type" not in values:
         return
-    known, given = _LOSSES[cls.__name__], values["loss_type"]
+    known, given = _LOSSES[cls], values["loss_type"]
     names = given if isinstance(given, list) else [given]
     for name in names or [""]:
         if name not in known:
             nearest = nearest_name(str(name), known)
-            raise mistake(file, "loss_type", given, f"expected of {', '.join(known)}", nearest)
+            raise mistake(file, "loss_type", given, f"expected one of {', '.join(known)}", nearest)
 
 
 def check_packages(arguments: Any) -> None:

@@ -19,7 +19,6 @@ from posttraining.files import reading, whole_folder
 from posttraining.model_folder import check_finite, check_model_folder, find_not_finite, load_model
 from posttraining.next_line import free_folder, say_next, stage_command
 from posttraining.settings import load
-from posttraining.weights_average import write_average
 
 STAGE = "merge"
 
@@ -54,6 +53,8 @@ def run(config: str, overrides: Sequence[str] = ()) -> None:
 
     Raises Mistake where the models cannot be read or do not fit together; StageFailed where their mean is not finite.
     """
+    from posttraining.weights_average import write_average
+
     (settings,), mapping = load(config, STAGE, (MergeSettings,), overrides)
     folders, weights = [Path(parent.model) for parent in settings.models], _weights(settings, config)
     for folder in folders:

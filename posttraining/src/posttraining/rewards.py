@@ -143,12 +143,14 @@ def resolve(choices: Sequence[RewardChoice], file: str) -> list[Reward]:
     """
     if not choices:
         raise mistake(file, "rewards", [], "expected at least one, such as posttraining.rewards.accuracy")
-    for choice in choices:
+    for number, choice in enumerate(choices):
         if not math.isfinite(choice.weight):
-            raise mistake(file, "rewards.weight", choice.weight, f"expected a finite number for {choice.path}")
+            raise mistake(
+                file, f"rewards.{number}.weight", choice.weight, f"expected a finite number for {choice.path}"
+            )
     rewards: list[Reward] = []
-    for choice in choices:
-        reward = _resolve(choice, file)
+    for number, choice in enumerate(choices):
+        reward = _resolve(choice, file, f"rewards.{number}")
         asynchronous: bool = inspect.iscoroutinefunction(reward)  # the trainer awaits these itself
         rewards.append(reward if asynchronous else CheckedReward(reward, choice.path))
     return rewards
@@ -188,40 +190,41 @@ def _takes_any_column(function: Any) -> bool:
     return not inspect.isclass(function) and any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters)
 
 
-def _resolve(choice: RewardChoice, file: str) -> Reward:
-    found = _imported(choice.path, file)
+def _resolve(choice: RewardChoice, file: str, key: str) -> Reward:
+    """`key`: of the choice in `file`, for messages."""
+    found = _imported(choice.path, file, key)
     if choice.arguments:
-        return _made(found, choice, file)
+        return _made(found, choice, file, key)
     if not _takes_any_column(found):
         needs = f"({', '.join(_required(found))})"
-        expected = f"expected a reward, which takes **kwargs, or rewards.arguments {needs} for what makes one"
-        raise mistake(file, "rewards.path", choice.path, expected)
+        expected = f"expected a reward, which takes **kwargs, or {key}.arguments {needs} for what makes one"
+        raise mistake(file, f"{key}.path", choice.path, expected)
     return found
 
 
-def _imported(path: str, file: str) -> Any:
+def _imported(path: str, file: str, key: str) -> Any:
     expected = "expected a dotted path that imports, such as posttraining.rewards.accuracy"
     module, _, name = path.rpartition(".")
     if not all(part.isidentifier() for part in path.split(".")):
-        raise mistake(file, "rewards.path", path, f"does not import (no absolute path); {expected}")
+        raise mistake(file, f"{key}.path", path, f"does not import (no absolute path); {expected}")
     try:
         found = getattr(importlib.import_module(module), name)
     except Exception as error:  # a module may raise whatever it likes while it is imported
-        raise mistake(file, "rewards.path", path, f"does not import ({error}); {expected}") from error
+        raise mistake(file, f"{key}.path", path, f"does not import ({error}); {expected}") from error
     if not callable(found):
-        raise mistake(file, "rewards.path", path, f"is a {type(found).__name__} and no function; {expected}")
+        raise mistake(file, f"{key}.path", path, f"is a {type(found).__name__} and no function; {expected}")
     return found
 
 
-def _made(found: Any, choice: RewardChoice, file: str) -> Reward:
+def _made(found: Any, choice: RewardChoice, file: str, key: str) -> Reward:
     try:
         made: Reward = found(**choice.arguments)
     except TypeError as error:
         raise mistake(
-            file, "rewards.arguments", choice.arguments, f"{choice.path} does not take them: {error}"
+            file, f"{key}.arguments", choice.arguments, f"{choice.path} does not take them: {error}"
         ) from error
     if not callable(made):
-        raise mistake(file, "rewards.arguments", choice.arguments, f"{choice.path} is a reward itself and takes none")
+        raise mistake(file, f"{key}.arguments", choice.arguments, f"{choice.path} is a reward itself and takes none")
     return made
 
 

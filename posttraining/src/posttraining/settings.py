@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
 from posttraining.errors import NO_VALUE, Mistake, mistake, nearest_name
 from posttraining.limits import check_values
+from posttraining.overrides import apply_override
+from posttraining.yaml_text import parse_yaml
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 """The shipped recipes, <name>/<stage>.yaml."""
@@ -32,36 +31,19 @@ class StageSettings:
     repeatable on a busy machine. null: as many as torch chooses."""
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-5 is a number and a key may stand once."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def _unique_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [key.value for key, _ in node.value]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise yaml.YAMLError(f"the key {key} stands twice")
-    return loader.construct_mapping(node, deep=True)
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
-
-
 def config_path(name: str, stage: str) -> Path:
     """The file that `name` means: a path, or a shipped recipe's name (`tiny` is recipes/tiny/<stage>.yaml)."""
     path = Path(name)
-    if path.suffix in {".yaml", ".yml"} or "/" in name:
-        if path.is_file():
-            return path
-        raise mistake(name, None, NO_VALUE, "no such file")
+    is_path = path.suffix in {".yaml", ".yml"} or "/" in name
     shipped = RECIPES / name / f"{stage}.yaml"
-    if shipped.is_file():
+    if shipped.is_file() and not is_path:
         return shipped
+    if name and path.is_dir():
+        raise mistake(name, None, NO_VALUE, "is a folder; expected a YAML file, or the name of a shipped recipe")
+    if is_path and path.is_file():
+        return path
+    if is_path:
+        raise mistake(name, None, NO_VALUE, "no such file")
     names = sorted(folder.name for folder in RECIPES.iterdir() if (folder / f"{stage}.yaml").is_file())
     expected = f"no such recipe of the stage {stage}; expected a YAML file or one of {', '.join(names)}"
     raise mistake(None, None, name, expected, nearest_name(name, names))
@@ -74,13 +56,16 @@ def read_mapping(name: str, stage: str, overrides: Sequence[str] = ()) -> tuple[
     """
     path = config_path(name, stage)
     try:
-        mapping = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
         raise Mistake(f"{path}: not YAML: {error}") from error
+    except OSError as error:
+        raise Mistake(f"{path}: cannot be read: {error.strerror}") from error
+    mapping = parse_yaml(text, str(path))
     if not isinstance(mapping, dict) or not all(isinstance(key, str) for key in mapping):
         raise mistake(path, None, NO_VALUE, "expected a mapping of keys to values")
     for override in overrides:
-        _override(mapping, override)
+        apply_override(mapping, override)
     return mapping, path
 
 
@@ -100,8 +85,13 @@ def load(
 def build(mapping: Mapping[str, Any], file: str | Path, classes: Sequence[type[Any]]) -> tuple[Any, ...]:
     """The objects of `classes` that `mapping` describes; see `load`. `file` is what messages name."""
     known = {field.name for cls in classes for field in dataclasses.fields(cls) if field.init}
-    _check_keys(mapping, known, file, "")
+    check_keys(mapping, known, file, "")
     return tuple(_object(cls, mapping, file, "") for cls in classes)
+
+
+def read_section(cls: type[Any], mapping: Mapping[str, Any], file: str | Path) -> Any:
+    """The object of `cls` that its keys of `mapping` describe, whatever else is in there; see `load`."""
+    return _object(cls, mapping, file, "")
 
 
 def _object(cls: type[Any], mapping: Mapping[str, Any], file: str | Path, prefix: str) -> Any:
@@ -115,16 +105,17 @@ def _object(cls: type[Any], mapping: Mapping[str, Any], file: str | Path, prefix
             values[entry.name] = _value(mapping[entry.name], hints[entry.name], file, key)
         elif entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING:
             raise mistake(file, f"{prefix}{entry.name}", NO_VALUE, "is missing")
-    check_values(cls, values, file, prefix)
+    check_values(cls.__name__, values, file, prefix)
     try:
         return cls(**values)
-    except Mistake:
-        raise
+    except Mistake as error:  # a class does not know its file
+        raise Mistake(f"{file}: {prefix}{error}") from error.__cause__
     except (ValueError, TypeError, ImportError) as error:
         raise Mistake(f"{file}: {prefix}{error}") from error
 
 
-def _check_keys(mapping: Mapping[str, Any], known: set[str], file: str | Path, prefix: str) -> None:
+def check_keys(mapping: Mapping[str, Any], known: set[str], file: str | Path, prefix: str) -> None:
+    """Raise Mistake at a key of `mapping` that is not `known`; `prefix`: of the keys, where they are a section's."""
     for key in mapping:
         if key not in known:
             nearest = nearest_name(str(key), known)
@@ -149,7 +140,7 @@ def _fit(value: Any, hint: Any, file: str | Path, key: str) -> tuple[bool, Any]:
     origin, arguments = get_origin(hint), get_args(hint)
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         known = {entry.name for entry in dataclasses.fields(hint)}
-        _check_keys(value, known, file, f"{key}.")
+        check_keys(value, known, file, f"{key}.")
         return True, _object(hint, value, file, f"{key}.")  # type: ignore[arg-type]
     if hint is Any:
         return True, value
@@ -159,7 +150,9 @@ def _fit(value: Any, hint: Any, file: str | Path, key: str) -> tuple[bool, Any]:
         return value in arguments, value
     if origin is list and isinstance(value, list):
         return True, [_value(entry, arguments[0], file, f"{key}.{number}") for number, entry in enumerate(value)]
-    if origin is dict or hint is dict:
+    if origin is dict and isinstance(value, dict):
+        return True, {name: _value(entry, arguments[1], file, f"{key}.{name}") for name, entry in value.items()}
+    if hint is dict:
         return isinstance(value, dict), value
     if hint is bool or isinstance(value, bool):
         return hint is bool and isinstance(value, bool), value
@@ -171,29 +164,21 @@ def _fit(value: Any, hint: Any, file: str | Path, key: str) -> tuple[bool, Any]:
     return False, None
 
 
+_TYPE_NAMES: Mapping[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    dict: "a section",
+    list: "a list",
+}
+
+
 def _type_name(hint: Any) -> str:
     if hint is type(None):
         return "null"
     if get_origin(hint) is Literal:
         return " or ".join(map(str, get_args(hint)))
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a section"}
     if dataclasses.is_dataclass(hint):
         return "a section"
-    return names.get(hint) or ("a list" if get_origin(hint) is list else str(getattr(hint, "__name__", hint)))
-
-
-def _override(mapping: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    path = key.strip().split(".")
-    if not equals or not all(path):
-        raise mistake("--set", None, override, "expected key=value")
-    try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise Mistake(f"--set {override}: the value is not YAML: {error}") from error
-    place = mapping
-    for part in path[:-1]:
-        place = place.setdefault(part, {})
-        if not isinstance(place, dict):
-            raise mistake("--set", key, NO_VALUE, f"{part} is not a section")
-    place[path[-1]] = value
+    return _TYPE_NAMES.get(get_origin(hint) or hint) or str(getattr(hint, "__name__", hint))

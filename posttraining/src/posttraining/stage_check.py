@@ -9,7 +9,8 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 from posttraining.errors import Mistake
-from posttraining.settings import load
+from posttraining.overrides import blame
+from posttraining.settings import config_path, load
 
 Stage = tuple[str, str, Sequence[str]]
 """Command, recipe and overrides."""
@@ -34,12 +35,21 @@ def _check(stages: Sequence[Stage], elsewhere: bool) -> None:
         except Mistake as error:
             # What a class itself refuses has a cause, an unknown key or another type has none.
             if error.__cause__ is None or not elsewhere:
-                raise
+                raise _named(error, command, recipe, overrides) from error
             continue
         if command == "grpo":
             from posttraining.rewards import resolve
 
-            resolve(loaded[0].rewards, recipe)
+            try:
+                resolve(loaded[0].rewards, recipe)
+            except Mistake as error:
+                raise _named(error, command, recipe, overrides) from error
+
+
+def _named(error: Mistake, command: str, recipe: str, overrides: Sequence[str]) -> Mistake:
+    """`error` with the stage in front where it is about a key that the pipeline sets."""
+    file = config_path(recipe, command)
+    return blame(error, recipe, file, overrides, source=f"the stage `{command} {recipe}`: set")
 
 
 def _classes(command: str) -> tuple[type[Any], ...]:

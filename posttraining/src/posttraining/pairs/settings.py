@@ -69,7 +69,7 @@ class FilterSettings:
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise mistake(None, "filters.refusals", pattern, f"no regular expression ({error})") from error
+                raise mistake(None, "refusals", pattern, f"no regular expression ({error})") from error
 
 
 @dataclass(kw_only=True)
