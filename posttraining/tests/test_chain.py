@@ -49,7 +49,7 @@ def small_chain(folder: Path, base: Path) -> Path:
             "data": prompts,
             "per_device_train_batch_size": 8,
             "max_completion_length": 40,
-            "max_steps": 6,
+            "max_steps": 16,
             "save_steps": 2,
         },
         "merge": {"models": [{"model": "{grpo}", "weight": 0.9}, {"model": "{sft}", "weight": 0.1}]},
@@ -120,7 +120,7 @@ def test_a_run_that_is_killed_in_every_stage_ends_with_the_same_weights_and_tabl
         process = start(file, other)
         try:
             wait_until_within(stage, other, process)
-            time.sleep(random.Random(number).uniform(0, 1))
+            time.sleep(random.Random(number).uniform(0, 0.5))
         finally:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()

@@ -56,7 +56,7 @@ def preview(
     _run("preview:SftSettings", "sft", config, set_, samples)
 
 
-@app.command(epilog="Example: posttraining pairs tiny --set model=runs/sft --set weak_model=runs/sft/early")
+@app.command(epilog="Example: posttraining pairs tiny --set output_dir=runs/pairs")
 def pairs(config: Config, set_: Overrides = None) -> None:
     """Preference pairs: answers of a strong model that are chosen, of a weak one that are rejected."""
     _run("pairs.stage:PairsSettings", "pairs", config, set_)
@@ -74,7 +74,7 @@ def compare(config: Config, set_: Overrides = None, force: Force = None) -> None
     _run("compare:CompareSettings", "compare", config, set_, force)
 
 
-@app.command(epilog="Example: posttraining grpo tiny --set model=runs/apo")
+@app.command(epilog="Example: posttraining grpo tiny --set output_dir=runs/grpo")
 def grpo(config: Config, set_: Overrides = None, force: Force = None) -> None:
     """Reinforcement learning from verifiable rewards with a length penalty."""
     _run("grpo:GrpoSettings", "grpo", config, set_, force)
@@ -86,7 +86,7 @@ def merge(config: Config, set_: Overrides = None) -> None:
     _run("merge:MergeSettings", "merge", config, set_)
 
 
-@app.command(epilog="Example: posttraining evaluate tiny --set models.mine=runs/merged")
+@app.command(epilog="Example: posttraining evaluate tiny --set models.mine=runs/latest-export/posttraining/grpo")
 def evaluate(config: Config, set_: Overrides = None) -> None:
     """Scores with standard errors: held-out arithmetic, format, length; the standard harness for real tasks."""
     _run("evaluate.stage:EvaluateSettings", "evaluate", config, set_)

@@ -93,9 +93,6 @@ def run(config: str, overrides: Sequence[str] = (), force: str | None = None) ->
 
 def _runs(settings: CompareSettings, file: str) -> dict[str, dict[str, Any]]:
     """The runs that are to be made. Raises Mistake."""
-    for name, keys in settings.runs.items():
-        if keys is not None and not isinstance(keys, Mapping):
-            raise mistake(file, f"runs.{name}", keys, "expected a section of keys, or null to leave the run out")
     runs = {name: keys for name, keys in settings.runs.items() if keys is not None}
     if not runs or not settings.seeds:
         raise mistake(file, "runs" if settings.seeds else "seeds", NO_VALUE, "is empty")
