@@ -29,12 +29,14 @@ REPOSITORY = Path(__file__).parents[2]
 TRAIN_STEPS = 160
 INTERVAL = 8
 STEP_SECONDS = 0.25
+SLOW = "slow"
+"""While a file of this name is on the shared storage, a step takes so long."""
 Curve = dict[int, tuple[float | None, float | None, float]]
 
 
 @pytest.fixture(scope="session")
 def shared(running_cluster: SlurmCluster) -> Path:
-    """A recipe that trains for half a minute on nodes without GPUs, its tokenized text, and a clone, all on storage
+    """A recipe that trains for a moment on nodes without GPUs, its tokenized text, and a clone, all on storage
     that all nodes see."""
     folder = running_cluster.work
     write_text(folder)
@@ -47,15 +49,17 @@ def shared(running_cluster: SlurmCluster) -> Path:
     tokenize(load_recipe(str(write_recipe(folder / "small.yaml", recipe))).recipe, "small")
     for package in ("nanotron_recipes", "parallel", "model", "data", "launch"):
         shutil.copytree(REPOSITORY / package, folder / "clone" / package, ignore=shutil.ignore_patterns("__pycache__"))
-    slow_down(folder / "clone" / "launch" / "train" / "engine.py")
+    slow_down(folder / "clone" / "launch" / "train" / "engine.py", folder / SLOW)
     return folder
 
 
-def slow_down(engine: Path) -> None:
-    """Make a step take a moment, so that a run lasts longer than what is done to it, however fast the machine is."""
+def slow_down(engine: Path, slow: Path) -> None:
+    """Make a step take a moment while `slow` is there, so that a run lasts until something is done to it, however fast
+    the machine is, and is soon over afterwards."""
     text, line = engine.read_text(), "        self.gradients.begin(count)\n"
     assert line in text
-    engine.write_text(text.replace(line, f"{line}        __import__('time').sleep({STEP_SECONDS})\n"))
+    pause = f"__import__('time').sleep({STEP_SECONDS} * __import__('os').path.exists({str(slow)!r}))"
+    engine.write_text(text.replace(line, f"{line}        {pause}\n"))
 
 
 @pytest.fixture(scope="session")
@@ -114,6 +118,7 @@ class Submitted:
             time.sleep(0.05)
 
     def finish(self, seconds: float = 600) -> None:
+        (self.folder / SLOW).unlink(missing_ok=True)
         try:
             self.cluster.wait(self.job, "COMPLETED", seconds)
         except AssertionError as error:
@@ -137,6 +142,7 @@ def submit(cluster: SlurmCluster, shared: Path) -> Submit:
     def do(run: str, *arguments: str) -> Submitted:
         command = pretrain_command("small.yaml", "--run", run, "--nodes", "2", *arguments)
         # With one thread, as the run that it is compared with: with more, bits depend on how busy the machine is.
+        (shared / SLOW).touch()
         said = call(shared, command, SLURM_CONF=cluster.environment["SLURM_CONF"], OMP_NUM_THREADS="1")
         job = int(said.split("submitted: job ")[1].split(",")[0])
         return Submitted(cluster, shared, run, job)
