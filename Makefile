@@ -69,7 +69,7 @@ test-long: $(READY_DEV)  ## the whole matrices, torture and the real 3B
 test-gpu: $(READY_DEV)  ## the same engine on CUDA; with VENV= it needs no network
 	@$(PYTHON) -m pytest -m gpu --timeout 1800 $(ARGS)
 
-test-cluster: cluster-tools $(READY_DEV)  ## on a real Slurm of three nodes on this machine, as root (three minutes)   [REPEAT=]
+test-cluster: cluster-tools $(READY_DEV)  ## on a real Slurm of three nodes on this machine, as root (ten minutes)   [REPEAT=]
 	@case $(call quoted,$(REPEAT)) in ''|0*|*[!0-9]*) echo 'REPEAT: a whole number above 0 is needed' >&2; exit 2;; esac; \
 	passed=0; while [ $$passed -lt $(REPEAT) ]; do \
 	    $(PYTHON) -m pytest -m cluster --timeout 900 $(ARGS) || { \
