@@ -102,12 +102,23 @@ def _restarts_table(status: RunStatus) -> Table:
     count = f"{len(status.restarts)} start{'s' * (len(status.restarts) > 1)}"
     more = f", the last {_SHOWN_RESTARTS}" if hidden > 0 else ""
     table = Table(title=f"{count}{more}", title_justify="left")
-    for heading in ("start", "when (UTC)", "nodes", "after step", "then", "why"):
+    shown = status.restarts[-_SHOWN_RESTARTS:]
+    has_nodes = any(start.nodes for start in shown)  # those of a job; a launch by hand has none
+    for heading in ("start", "when", *(["nodes"] if has_nodes else []), "after step", "then", "why"):
         table.add_column(heading, overflow="fold", justify="right" if heading == "after step" else "left")
-    for start in status.restarts[-_SHOWN_RESTARTS:]:
+    for start in shown:
         nodes = ", ".join(start.nodes[:3]) + (f" and {len(start.nodes) - 3} more" if len(start.nodes) > 3 else "")
-        table.add_row(start.start, start.time, nodes, str(start.after_step), start.verdict, start.reason)
+        where = [nodes] if has_nodes else []
+        table.add_row(start.start, _local_time(start.time), *where, str(start.after_step), start.verdict, start.reason)
     return table
+
+
+def _local_time(when: str) -> str:
+    """`when`, in ISO 8601, as this machine's clock shows it, to the minute; another text as it is."""
+    try:
+        return f"{datetime.fromisoformat(when).astimezone():%Y-%m-%d %H:%M}"
+    except (ValueError, OverflowError):
+        return when
 
 
 def _nodes_table(nodes: Sequence[NodeStatus], *, is_training: bool) -> Table:
