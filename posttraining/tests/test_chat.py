@@ -21,7 +21,7 @@ from posttraining.chat import END_OF_TURN, prepare_tokenizer
 from posttraining.datasets import load_data
 from posttraining.errors import Mistake
 from posttraining.model_folder import load_model, load_tokenizer
-from posttraining.preview import check_system_prompt, render
+from posttraining.rendering import check_system_prompt, render
 from posttraining.settings import load
 
 USER, REPLY = {"role": "user", "content": "2+3?"}, {"role": "assistant", "content": "<think>\n2+3\n</think>\nIt is 5."}

@@ -11,9 +11,10 @@ import pytest
 from conftest import write_rows
 from trl import SFTConfig
 
-from posttraining import preview, sft
+from posttraining import preview, rendering, sft
 from posttraining.chat import prepare_tokenizer
 from posttraining.datasets import load_data
+from posttraining.errors import Mistake
 from posttraining.model_folder import load_tokenizer
 from posttraining.settings import load
 
@@ -54,8 +55,8 @@ def test_what_the_template_leaves_out_is_what_training_does_not_see(
     tokenizer = load_tokenizer(base)
     prepare_tokenizer(tokenizer)
     row = {"messages": turns, "chat_template_kwargs": mode}
-    rendered = preview.render(tokenizer, row)
-    assert preview.lost_texts(tokenizer, row, rendered) == lost
+    rendered = rendering.render(tokenizer, row)
+    assert rendering.lost_texts(tokenizer, row, rendered) == lost
     file = write_rows(tmp_path / "rows.jsonl", [row])
     words = [f"model={base}", f"output_dir={tmp_path / 'out'}", f"data={{path: {file}}}"]
     (settings, arguments), _ = load("tiny", "sft", (sft.SftSettings, SFTConfig), words)
@@ -74,7 +75,8 @@ def test_in_a_pipe_brackets_mark_what_is_learnt_and_the_last_line_can_be_pasted(
     rows = [{"messages": [USER, reply("<think>hm</think>Me")], "chat_template_kwargs": NO_THINK}] * 1001
     file = write_rows(tmp_path / "my rows.jsonl", rows)
     words = [f"model={base}", "data.generated=null", f"data.path={file}"]
-    lines = shown(words, capsys, samples=1)
+    command = preview.run("tiny", words, 1)
+    lines = capsys.readouterr().out.splitlines()
     assert "⟦Me<|im_end|>⟧" in lines
     assert "those in ⟦ ⟧" in lines[0]
     assert "note: row 0, turn 1: 'hm' is left out by the template, and not learnt" in lines
@@ -82,8 +84,8 @@ def test_in_a_pipe_brackets_mark_what_is_learnt_and_the_last_line_can_be_pasted(
     assert any(line.startswith("preview: 1,001 rows, ") for line in lines)
     assert any(line.startswith("preview: the template leaves out text of 1,001 rows") for line in lines)
     assert not any("will be cut" in line for line in lines)
-    assert lines[-1].startswith("next: posttraining sft tiny --set ")
-    assert shlex.split(lines[-1])[3:] == ["tiny", *(word for text in words for word in ("--set", text))]
+    called = ["sft", "tiny", *(word for text in words for word in ("--set", text))]
+    assert shlex.split(command)[-len(called) :] == called
 
 
 def test_rows_that_lose_nothing_have_no_note_and_those_that_are_cut_are_counted(
@@ -106,3 +108,33 @@ def test_on_a_terminal_what_is_learnt_is_coloured(
     text = os.linesep.join(shown([f"model={base}", "data.generated=null", f"data.path={file}"], capsys))
     assert "\x1b[1;32mMe" in text
     assert "⟦" not in text
+
+
+def training_words(base: Path, tmp_path: Path, rows: list[dict[str, Any]], *more: str) -> list[str]:
+    file = write_rows(tmp_path / "rows.jsonl", rows)
+    words = [f"model={base}", f"output_dir={tmp_path / 'out'}", "data.generated=null", f"data.path={file}"]
+    return [*words, "data.held_out_path=null", "eval_strategy='no'", "max_steps=1", "early_at=null", *more]
+
+
+def test_training_refuses_data_whose_system_prompts_its_template_drops(base: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(base)
+    prepare_tokenizer(tokenizer)
+    deaf = tmp_path / "deaf.jinja"
+    deaf.write_text(tokenizer.chat_template.replace("mode.system = messages[0].content", "mode.system = ''"))
+    rows = [{"messages": [{"role": "system", "content": "You are a pirate."}, USER, reply("Me")]}] * 4
+    words = training_words(base, tmp_path, rows, f"chat_template_path={deaf}")
+    with pytest.raises(Mistake, match=r"row 0: 'You are a pirate\.': this system prompt is not in what the model sees"):
+        sft.run("tiny", words)
+    sft.run("tiny", [*words, "system_prompts=false"])
+
+
+def test_training_notes_in_a_line_what_the_template_leaves_out_of_the_rows_that_it_looks_at(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"messages": [USER, reply("<think>hm</think>Me")], "chat_template_kwargs": NO_THINK}] * 1500
+    sft.run("tiny", training_words(base, tmp_path, rows))
+    notes = [line for line in capsys.readouterr().out.splitlines() if "note: the template" in line]
+    assert notes == [
+        "sft: note: the template leaves out text of 750 of 750 rows looked at; first: row 0, turn 1: 'hm'; "
+        "`posttraining preview` with the same words shows more"
+    ]

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from posttraining.errors import Mistake, StageFailed
+from posttraining.errors import Mistake, StageFailed, is_full_disk
 from posttraining.first_check import check_first
 from posttraining.overrides import blame
 from posttraining.settings import config_path
@@ -41,9 +41,9 @@ Force = Annotated[
 
 
 @app.command(epilog="Example: posttraining sft tiny --set model=runs/latest-export/export --set output_dir=runs/sft")
-def sft(config: Config, set_: Overrides = None) -> None:
+def sft(config: Config, set_: Overrides = None) -> str | None:
     """Supervised fine-tuning (and mid-training) on conversations."""
-    _run("sft:SftSettings", "sft", config, set_)
+    return _run("sft:SftSettings", "sft", config, set_)
 
 
 @app.command(epilog="Example: posttraining preview tiny --samples 3")
@@ -51,55 +51,58 @@ def preview(
     config: Config,
     set_: Overrides = None,
     samples: Annotated[int, typer.Option(min=1, help="Samples to show; all of them are checked.")] = 3,
-) -> None:
+) -> str | None:
     """Show samples as an sft config renders them, what is learnt in colour; check that system prompts survive."""
-    _run("preview:SftSettings", "sft", config, set_, samples)
+    return _run("preview:SftSettings", "sft", config, set_, samples)
 
 
 @app.command(epilog="Example: posttraining pairs tiny --set output_dir=runs/pairs")
-def pairs(config: Config, set_: Overrides = None) -> None:
+def pairs(config: Config, set_: Overrides = None) -> str | None:
     """Preference pairs: answers of a strong model that are chosen, of a weak one that are rejected."""
-    _run("pairs.stage:PairsSettings", "pairs", config, set_)
+    return _run("pairs.stage:PairsSettings", "pairs", config, set_)
 
 
 @app.command(epilog="Example: posttraining prefer tiny --set loss_type=[apo_zero]")
-def prefer(config: Config, set_: Overrides = None, force: Force = None) -> None:
+def prefer(config: Config, set_: Overrides = None, force: Force = None) -> str | None:
     """Preference optimisation: APO-zero, APO-down or DPO."""
-    _run("prefer:PreferSettings", "prefer", config, set_, force)
+    return _run("prefer:PreferSettings", "prefer", config, set_, force)
 
 
 @app.command(epilog="Example: posttraining compare tiny --set seeds=[1,2,3]")
-def compare(config: Config, set_: Overrides = None, force: Force = None) -> None:
+def compare(config: Config, set_: Overrides = None, force: Force = None) -> str | None:
     """Losses on the same pairs with several seeds: one csv and one plot."""
-    _run("compare:CompareSettings", "compare", config, set_, force)
+    return _run("compare:CompareSettings", "compare", config, set_, force)
 
 
 @app.command(epilog="Example: posttraining grpo tiny --set output_dir=runs/grpo")
-def grpo(config: Config, set_: Overrides = None, force: Force = None) -> None:
+def grpo(config: Config, set_: Overrides = None, force: Force = None) -> str | None:
     """Reinforcement learning from verifiable rewards with a length penalty."""
-    _run("grpo:GrpoSettings", "grpo", config, set_, force)
+    return _run("grpo:GrpoSettings", "grpo", config, set_, force)
 
 
 @app.command(epilog="Example: posttraining merge tiny")
-def merge(config: Config, set_: Overrides = None) -> None:
+def merge(config: Config, set_: Overrides = None) -> str | None:
     """A weighted mean of models with the same tokenizer and template."""
-    _run("merge:MergeSettings", "merge", config, set_)
+    return _run("merge:MergeSettings", "merge", config, set_)
 
 
 @app.command(epilog="Example: posttraining evaluate tiny --set models.mine=runs/latest-export/posttraining/grpo")
-def evaluate(config: Config, set_: Overrides = None) -> None:
+def evaluate(config: Config, set_: Overrides = None) -> str | None:
     """Scores with standard errors: held-out arithmetic, format, length; the standard harness for real tasks."""
-    _run("evaluate.stage:EvaluateSettings", "evaluate", config, set_)
+    return _run("evaluate.stage:EvaluateSettings", "evaluate", config, set_)
 
 
 @app.command(epilog="Example: posttraining pipeline tiny --set model=runs/latest-export/export")
-def pipeline(config: Config, set_: Overrides = None) -> None:
+def pipeline(config: Config, set_: Overrides = None) -> str | None:
     """Every stage from one config, each skipped where it is done; a report and a model card at the end."""
-    _run("pipeline:PipelineSettings", "pipeline", config, set_)
+    return _run("pipeline:PipelineSettings", "pipeline", config, set_)
 
 
-def _run(place: str, stage: str, config: str, overrides: list[str] | None, *arguments: Any) -> None:
-    """Run a command. `place`: its module and the class of its settings; `stage`: whose recipe it reads."""
+def _run(place: str, stage: str, config: str, overrides: list[str] | None, *arguments: Any) -> str | None:
+    """Run a command. `place`: its module and the class of its settings; `stage`: whose recipe it reads.
+
+    Returns what to call next, if anything.
+    """
     # The trainers report their use to a server otherwise.
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     # TRL calls transformers by names that transformers has replaced.
@@ -110,22 +113,28 @@ def _run(place: str, stage: str, config: str, overrides: list[str] | None, *argu
     try:
         module = import_module(f"posttraining.{name}")
         keys = check_first(config, stage, getattr(module, settings), words)
-        module.run(config, words, *arguments)
+        command: str | None = module.run(config, words, *arguments)
+        return command
     except Mistake as error:
         raise blame(error, config, file, words, keys) from error
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run a command and exit: 0; 2 for a mistake, which is one line on stderr; a StageFailed's code, 1 as a rule, for
-    one that failed; 130 for ^C."""
+def main(arguments: list[str] | None = None, *, last_line: bool = True) -> None:
+    """Run a command and, with `last_line`, print what to call next; then exit.
+
+    Exit codes: 0; 2 for a mistake, which is one line on stderr; a StageFailed's code, 1 as a rule, for a command that
+    failed; 130 for ^C.
+    """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     given = sys.argv[1:] if arguments is None else arguments
     root: Any = typer.main.get_command(app)
     try:
         # Without arguments it is help, and as wrong as any call without a command.
-        code = root.main(args=given or ["--help"], prog_name=PROGRAM, standalone_mode=False)
+        result: int | str | None = root.main(args=given or ["--help"], prog_name=PROGRAM, standalone_mode=False)
+        if isinstance(result, str) and last_line:
+            print(f"next: {result}")
         sys.stdout.flush()
-        sys.exit(code or (0 if given else 2))
+        sys.exit(result if isinstance(result, int) and result else 0 if given else 2)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
     except BrokenPipeError:
@@ -138,5 +147,10 @@ def main(arguments: list[str] | None = None) -> None:
     except StageFailed as error:
         print(f"failed: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except Exception as error:
+        if not is_full_disk(error):
+            raise
+        print("failed: no space left on the disk that the stage writes to; make room and start again", file=sys.stderr)
+        sys.exit(1)
     print(f"error: {refused}", file=sys.stderr)
     sys.exit(2)

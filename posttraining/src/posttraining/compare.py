@@ -25,7 +25,7 @@ from posttraining.errors import NO_VALUE, mistake
 from posttraining.files import check_apart, own_work_folder, publish
 from posttraining.guard import require_sft
 from posttraining.model_folder import check_model_folder
-from posttraining.next_line import free_folder, say_next, stage_command
+from posttraining.next_line import free_folder, stage_command
 from posttraining.prefer import MARGINS, PreferSettings
 from posttraining.settings import build, read_mapping
 
@@ -53,8 +53,11 @@ class CompareSettings(PreferSettings):
     """Whether the folder of each run, <run>-<seed>, keeps its weights."""
 
 
-def run(config: str, overrides: Sequence[str] = (), force: str | None = None) -> None:
-    """Make every run with every seed, those that are there already excepted, and write csv and plot. Raises Mistake."""
+def run(config: str, overrides: Sequence[str] = (), force: str | None = None) -> str:
+    """Make every run with every seed, those that are there already excepted, and write csv and plot.
+
+    Returns what to call next. Raises Mistake.
+    """
     from trl import DPOConfig
 
     mapping, _ = read_mapping(config, STAGE, overrides)
@@ -88,7 +91,7 @@ def run(config: str, overrides: Sequence[str] = (), force: str | None = None) ->
     print(f"compare: {output / PLOT} shows them; {output / CSV} has every value")
     best = _most_gained(rows, list(runs))
     keys = {"model": settings.model, "data": mapping["data"], **runs[best], "output_dir": free_folder(output, best)}
-    say_next(stage_command(prefer.STAGE, config, keys))
+    return stage_command(prefer.STAGE, config, keys)
 
 
 def _runs(settings: CompareSettings, file: str) -> dict[str, dict[str, Any]]:

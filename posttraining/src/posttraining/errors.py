@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +11,14 @@ NO_VALUE = object()
 """For `mistake`: the message is not about a value."""
 
 _LONGEST_VALUE = 80
+
+_NO_ROOM = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "PytorchStreamWriter failed writing file",
+    "unexpected pos ",
+)
+"""What safetensors and torch, which raise no OSError, say of a full disk."""
 
 
 class Mistake(ValueError):
@@ -39,6 +48,14 @@ def mistake(
         parts.append(_shown(value))
     message = ": ".join([*parts, expected])
     return Mistake(f"{message}; did you mean {nearest}?" if nearest else message)
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether `error`, or what it was raised from, says that there is no room left to write to."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    before = error.__cause__ or error.__context__
+    return any(text in str(error) for text in _NO_ROOM) or (before is not None and is_full_disk(before))
 
 
 def nearest_name(name: str, names: Iterable[str]) -> str | None:

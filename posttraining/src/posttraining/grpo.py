@@ -18,7 +18,7 @@ from posttraining.datasets import DataSettings, as_conversations, load_data
 from posttraining.errors import NO_VALUE, StageFailed, mistake
 from posttraining.guard import require_sft
 from posttraining.model_folder import check_length, check_model_folder, load_model, load_tokenizer
-from posttraining.next_line import free_folder, say_next, stage_command
+from posttraining.next_line import free_folder, stage_command
 from posttraining.prompt_length import check_prompts
 from posttraining.rewards import RewardChoice, check_answers, resolve
 from posttraining.settings import StageSettings, load
@@ -38,10 +38,10 @@ class GrpoSettings(StageSettings):
     """When the training is ended because answers only grow."""
 
 
-def run(config: str, overrides: Sequence[str] = (), force: str | None = None) -> None:
+def run(config: str, overrides: Sequence[str] = (), force: str | None = None) -> str | None:
     """Train the config's `model` into its `output_dir`, or go on where a killed run was.
 
-    Raises Mistake; StageFailed where an alarm ended the training.
+    Returns what to call next, in the main process. Raises Mistake; StageFailed where an alarm ended the training.
     """
     from trl import GRPOConfig
 
@@ -65,13 +65,12 @@ def run(config: str, overrides: Sequence[str] = (), force: str | None = None) ->
         if alarms.rung and settings.alarms.action == "stop":
             raise StageFailed(f"{alarms.rung[-1]}; its checkpoints are in {work.folder}")
         training.finish(trainer, work, tokenizer, data)
-    if trainer.is_world_process_zero():
-        reward, length = (training.last_value(trainer, name) for name in ("reward", "completions/mean_length"))
-        print(
-            f"grpo: {trainer.state.global_step} steps, reward {reward}, mean length {length}, in {settings.output_dir}"
-        )
-        keys = {"models": {STAGE: settings.output_dir}, "output_dir": free_folder(settings.output_dir, "grpo-scores")}
-        say_next(stage_command("evaluate", config, keys))
+    if not trainer.is_world_process_zero():
+        return None
+    reward, length = (training.last_value(trainer, name) for name in ("reward", "completions/mean_length"))
+    print(f"grpo: {trainer.state.global_step} steps, reward {reward}, mean length {length}, in {settings.output_dir}")
+    keys = {"models": {STAGE: settings.output_dir}, "output_dir": free_folder(settings.output_dir, "grpo-scores")}
+    return stage_command("evaluate", config, keys)
 
 
 def build(

@@ -17,7 +17,7 @@ from posttraining import lineage
 from posttraining.errors import NO_VALUE, StageFailed, mistake
 from posttraining.files import reading, whole_folder
 from posttraining.model_folder import check_finite, check_model_folder, find_not_finite, load_model
-from posttraining.next_line import free_folder, say_next, stage_command
+from posttraining.next_line import free_folder, stage_command
 from posttraining.settings import load
 
 STAGE = "merge"
@@ -48,8 +48,8 @@ class MergeSettings:
     """The folder to write."""
 
 
-def run(config: str, overrides: Sequence[str] = ()) -> None:
-    """Merge what the config names into its `output_dir`.
+def run(config: str, overrides: Sequence[str] = ()) -> str:
+    """Merge what the config names into its `output_dir`. Returns what to call next.
 
     Raises Mistake where the models cannot be read or do not fit together; StageFailed where their mean is not finite.
     """
@@ -76,7 +76,7 @@ def run(config: str, overrides: Sequence[str] = ()) -> None:
         print(f"{weight:8.4f} × {folder}")
     print(f"{tensors} tensors written to {target}")
     keys = {"models": {STAGE: str(target)}, "output_dir": free_folder(target, f"{target.name}-scores")}
-    say_next(stage_command("evaluate", config, keys))
+    return stage_command("evaluate", config, keys)
 
 
 def _weights(settings: MergeSettings, file: str) -> list[float]:

@@ -1,4 +1,5 @@
-"""The last line of a command: what to call next, as it can be pasted into a shell."""
+"""What to call after a command, as it can be pasted into a shell: what each command returns, and the last line that
+it prints."""
 
 from __future__ import annotations
 
@@ -7,9 +8,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +17,6 @@ import yaml
 from posttraining.settings import RECIPES
 
 _LAST_RESORT = "tiny"
-_wanted: ContextVar[bool] = ContextVar("wanted", default=True)
-
-
-def say_next(command: str) -> None:
-    """Print the line, where nobody else goes on."""
-    if _wanted.get():
-        print(f"next: {command}", flush=True)
-
-
-@contextmanager
-def unsaid() -> Iterator[None]:
-    """Within this block no line is printed."""
-    token = _wanted.set(False)
-    try:
-        yield
-    finally:
-        _wanted.reset(token)
 
 
 def stage_command(stage: str, config: str, keys: Mapping[str, Any]) -> str:
@@ -43,6 +25,12 @@ def stage_command(stage: str, config: str, keys: Mapping[str, Any]) -> str:
     for key, value in keys.items():
         text = value if isinstance(value, str) and yaml.safe_load(value) == value else _yaml(value)
         words += ["--set", f"{key}={text}"]
+    return " ".join([_tool("posttraining"), *map(shlex.quote, words)])
+
+
+def same_config(stage: str, config: str, overrides: Sequence[str]) -> str:
+    """A call of another command with the config and the overrides of this one."""
+    words = [stage, config, *(word for override in overrides for word in ("--set", override))]
     return " ".join([_tool("posttraining"), *map(shlex.quote, words)])
 
 

@@ -26,7 +26,7 @@ from posttraining.card import write_card
 from posttraining.errors import NO_VALUE, Mistake, StageFailed, mistake, nearest_name
 from posttraining.files import write_whole
 from posttraining.model_folder import check_model_folder
-from posttraining.next_line import chat_command, say_next
+from posttraining.next_line import chat_command
 from posttraining.report import write_report
 from posttraining.settings import load, read_mapping
 from posttraining.stage_check import check_stages
@@ -85,9 +85,10 @@ class Planned:
     """Of the recipe with its overrides and of every stage before it that it uses."""
 
 
-def run(config: str, overrides: Sequence[str] = ()) -> None:
+def run(config: str, overrides: Sequence[str] = ()) -> str:
     """Run the stages that are not done, then write report and model card.
 
+    Returns what to call next.
     Raises Mistake (a bad config; a stage made with other settings), StageFailed (a stage's process ended badly).
     """
     (settings,), _ = load(config, "pipeline", (PipelineSettings,), overrides)
@@ -107,7 +108,7 @@ def run(config: str, overrides: Sequence[str] = ()) -> None:
                 continue
             print(f"{heading}: posttraining {one.stage.command} {one.stage.recipe} → {one.folder}", flush=True)
             _run_stage(settings, output, one, lock.fileno())
-        _conclude(settings, output, planned)
+        return chat_command(_conclude(settings, output, planned))
 
 
 def plan(settings: PipelineSettings, file: str) -> list[Planned]:
@@ -250,7 +251,8 @@ def _seconds_before(record_file: Path, fingerprint: str) -> float:
         return 0.0
 
 
-def _conclude(settings: PipelineSettings, output: Path, planned: Sequence[Planned]) -> None:
+def _conclude(settings: PipelineSettings, output: Path, planned: Sequence[Planned]) -> Path:
+    """Write report and card, and show the table. Returns the folder of the result."""
     stages = {one.stage.name: (one.stage.command, one.folder) for one in planned}
     seconds = {one.stage.name: _seconds_before(_record_file(output, one), one.fingerprint) for one in planned}
     table = write_report(output, stages, seconds)
@@ -259,7 +261,7 @@ def _conclude(settings: PipelineSettings, output: Path, planned: Sequence[Planne
     show_tables(table)
     print(f"report: {output / 'report.md'}")
     print(f"model:  {final} (its card is README.md)")
-    say_next(chat_command(final))
+    return final
 
 
 def _lock(descriptor: int, output: Path) -> None:

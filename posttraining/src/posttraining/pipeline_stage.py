@@ -5,8 +5,6 @@ The pipeline goes on by itself, so no stage says what to call next."""
 import sys
 
 from posttraining.cli import main
-from posttraining.next_line import unsaid
 
 if __name__ == "__main__":  # a process that this one spawns imports the module again
-    with unsaid():
-        main(sys.argv[1:])
+    main(sys.argv[1:], last_line=False)

@@ -26,7 +26,7 @@ from posttraining.datasets import DataSettings, load_data, load_held_out
 from posttraining.errors import mistake
 from posttraining.guard import require_sft
 from posttraining.model_folder import check_length, check_model_folder, load_model, load_tokenizer
-from posttraining.next_line import free_folder, say_next, stage_command
+from posttraining.next_line import free_folder, stage_command
 from posttraining.settings import StageSettings, build, read_mapping
 
 STAGE = "prefer"
@@ -43,15 +43,17 @@ class PreferSettings(StageSettings):
     """Pairs: rows with `prompt`, `chosen` and `rejected`; margins are measured on those of `data.held_out_path`."""
 
 
-def run(config: str, overrides: Sequence[str] = (), force: str | None = None) -> None:
+def run(config: str, overrides: Sequence[str] = (), force: str | None = None) -> str | None:
     """Train the config's `model` on pairs into its `output_dir`, or go on where a killed run was.
 
+    Returns what to call next, in the main process.
     Raises Mistake, also where the model had no SFT and `force` gives no reason.
     """
     mapping, _ = read_mapping(config, STAGE, overrides)
-    if train(mapping, config, force):
-        model = str(mapping["output_dir"])
-        say_next(stage_command("grpo", config, {"model": model, "output_dir": free_folder(model, "grpo")}))
+    if not train(mapping, config, force):
+        return None
+    model = str(mapping["output_dir"])
+    return stage_command("grpo", config, {"model": model, "output_dir": free_folder(model, "grpo")})
 
 
 def train(mapping: Mapping[str, Any], config: str, force: str | None = None) -> bool:

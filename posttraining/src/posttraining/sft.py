@@ -17,7 +17,8 @@ from posttraining.chat import prepare_tokenizer
 from posttraining.datasets import DataSettings, load_data, load_held_out
 from posttraining.errors import NO_VALUE, mistake
 from posttraining.model_folder import check_length, check_model_folder, load_model, load_tokenizer
-from posttraining.next_line import free_folder, say_next, stage_command
+from posttraining.next_line import free_folder, stage_command
+from posttraining.rendering import check_rows, use_template
 from posttraining.settings import StageSettings, load
 
 STAGE = "sft"
@@ -35,7 +36,8 @@ class SftSettings(StageSettings):
     """Share of the steps, between 0 and 1, after which the weights are kept in the folder `early`: a weaker model of
     the same make, for preference pairs. null: none are kept."""
     system_prompts: bool = True
-    """Whether preview and training insist that every system message is in what the model sees."""
+    """Whether every system message has to be in what the model sees: preview looks at all rows, training at up to 1,000
+    that are spread over the data."""
 
     def __post_init__(self) -> None:
         if self.early_at is not None and not 0 < self.early_at < 1:
@@ -44,8 +46,9 @@ class SftSettings(StageSettings):
             raise mistake(None, "stage", self.stage, "expected sft or mid")
 
 
-def run(config: str, overrides: Sequence[str] = ()) -> None:
-    """Fine-tune the config's `model` into its `output_dir`, or go on where a killed run was. Raises Mistake."""
+def run(config: str, overrides: Sequence[str] = ()) -> str | None:
+    """Fine-tune the config's `model` into its `output_dir`, or go on where a killed run was. Returns what to call next,
+    in the main process. Raises Mistake."""
     from trl import SFTConfig
 
     from posttraining import training
@@ -55,15 +58,25 @@ def run(config: str, overrides: Sequence[str] = ()) -> None:
     check_length(folder, "max_length", arguments.max_length, config)
     with training.begin(settings, arguments, settings.stage, mapping, None) as work:
         data = load_data(settings.data, "chats", config)
+        _check_rows(settings, arguments, data, config)
         trainer, tokenizer = build(settings, arguments, data, load_held_out(settings.data, "chats", config))
         training.train(trainer, work, settings.early_at)
         training.finish(trainer, work, tokenizer, data)
-    if trainer.is_world_process_zero():
-        # Fewer steps than logging_steps log no loss but the mean of all of them.
-        losses = (training.last_value(trainer, name) for name in ("loss", "train_loss"))
-        loss = next((f"{value:.3f}" for value in losses if value is not None), "n/a")
-        print(f"{settings.stage}: {trainer.state.global_step} steps, loss {loss}, in {settings.output_dir}")
-        say_next(_next(settings, config))
+    if not trainer.is_world_process_zero():
+        return None
+    # Fewer steps than logging_steps log no loss but the mean of all of them.
+    losses = (training.last_value(trainer, name) for name in ("loss", "train_loss"))
+    loss = next((f"{value:.3f}" for value in losses if value is not None), "n/a")
+    print(f"{settings.stage}: {trainer.state.global_step} steps, loss {loss}, in {settings.output_dir}")
+    return _next(settings, config)
+
+
+def _check_rows(settings: SftSettings, arguments: Any, data: Any, config: str) -> None:
+    tokenizer = load_tokenizer(settings.model)
+    use_template(tokenizer, arguments.chat_template_path)
+    note = check_rows(tokenizer, data, f"{config}: data", system_prompts=settings.system_prompts)
+    if note and arguments.process_index == 0:
+        print(f"{settings.stage}: note: {note}; `posttraining preview` with the same words shows more", flush=True)
 
 
 def _next(settings: SftSettings, config: str) -> str:

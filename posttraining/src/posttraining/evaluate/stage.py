@@ -21,7 +21,7 @@ from posttraining.evaluate.scoring import Check, Mode, judge
 from posttraining.files import own_work_folder, publish
 from posttraining.generation import Backend, Generator, Prompt
 from posttraining.model_folder import check_finite, check_length, check_model_folder
-from posttraining.next_line import chat_command, say_next
+from posttraining.next_line import chat_command
 from posttraining.prompt_length import check_prompts
 from posttraining.report import all_tables
 from posttraining.settings import load
@@ -75,8 +75,11 @@ class EvaluateSettings:
     """Tasks of the standard harness, which read data sets from the Hub."""
 
 
-def run(config: str, overrides: Sequence[str] = ()) -> None:
-    """Evaluate what the config names. Raises Mistake; StageFailed where the harness fails."""
+def run(config: str, overrides: Sequence[str] = ()) -> str:
+    """Evaluate what the config names. Returns what to call next.
+
+    Raises Mistake; StageFailed where the harness fails.
+    """
     from posttraining.training import quiet
 
     (settings,), mapping = load(config, "evaluate", (EvaluateSettings,), overrides)
@@ -99,7 +102,7 @@ def run(config: str, overrides: Sequence[str] = ()) -> None:
     results = read_results(target)
     show_tables(all_tables(results))
     print(f"evaluate: every answer with its text is in {target}")
-    say_next(chat_command(list(settings.models.values())[-1]))
+    return chat_command(list(settings.models.values())[-1])
 
 
 def _check(settings: EvaluateSettings, file: str) -> None:

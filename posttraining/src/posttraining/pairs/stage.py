@@ -22,7 +22,7 @@ from posttraining.errors import StageFailed
 from posttraining.files import own_work_folder, publish
 from posttraining.guard import SFT
 from posttraining.model_folder import check_finite, check_length, check_model_folder, load_tokenizer
-from posttraining.next_line import free_folder, say_next, stage_command
+from posttraining.next_line import free_folder, stage_command
 from posttraining.pairs.answers import SIDES, generate_missing, is_complete, read_answers, side_settings
 from posttraining.pairs.card import render_card
 from posttraining.pairs.filters import Filters
@@ -38,10 +38,10 @@ _OF_THE_PROCESS = ("shard", "cpu_threads")
 """Keys that do not change what is generated."""
 
 
-def run(config: str, overrides: Sequence[str] = ()) -> None:
+def run(config: str, overrides: Sequence[str] = ()) -> str | None:
     """Generate what is missing of this shard's answers, and write the pairs where none is.
 
-    Raises Mistake; StageFailed where the filters leave no pair.
+    Returns what to call next where the pairs are written. Raises Mistake; StageFailed where the filters leave no pair.
     """
     from posttraining.training import quiet
 
@@ -61,10 +61,10 @@ def run(config: str, overrides: Sequence[str] = ()) -> None:
         generate_missing(settings, prompts, work)
         if is_complete(settings, prompts, work):
             held_out = _write(settings, prompts, repeated, work, hashes, kept)
-            say_next(_next(settings, config, held_out))
-        else:
-            print(f"pairs: shard {settings.shard} of {settings.shards} has all its answers in {work}")
-            print("pairs: the shard that ends last writes the pairs; start again those that were killed")
+            return _next(settings, config, held_out)
+    print(f"pairs: shard {settings.shard} of {settings.shards} has all its answers in {work}")
+    print("pairs: the shard that ends last writes the pairs; start again those that were killed")
+    return None
 
 
 def _checked_model(settings: PairsSettings, side: Any, config: str) -> str:
