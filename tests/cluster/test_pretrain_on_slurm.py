@@ -174,12 +174,12 @@ def test_time_limits_save_requeue_and_change_no_bit(submit: Submit, shared: Path
     """A minute is less than the run needs with the start of its processes, and Slurm sends its signals early."""
     submitted = submit("limited", "--set", "slurm.time='1'", "--set", "slurm.signal_seconds=25")
     for _ in range(12):
+        submitted.cluster.wait(submitted.job, lambda job: job["JobState"] != "PENDING", 60)
         job = submitted.cluster.wait(submitted.job, lambda job: job["JobState"] in ("COMPLETED", "PENDING"), 300)
         if job["JobState"] == "COMPLETED":
             break
         submitted.hurry()
         submitted.cluster.release(submitted.job)
-        submitted.cluster.wait(submitted.job, lambda job: job["JobState"] != "PENDING", 60)
     submitted.finish()
     assert losses(shared, "limited") == undisturbed
     ends = [attempt.end for attempt in submitted.attempts()]
