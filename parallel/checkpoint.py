@@ -25,7 +25,17 @@ from parallel.buckets import Bucket
 from parallel.checkpoint_files import STATE_FILE, is_count, read_manifest, verify_checkpoint_files
 from parallel.checkpoint_fit import require_same_model, whole_model
 from parallel.checkpoint_reader import CheckpointReader
-from parallel.checkpoint_tensors import MASTER, MODEL, MOMENTS, OPTIMIZER, Tensors, readable_tensors, writable_tensors
+from parallel.checkpoint_tensors import (
+    MASTER,
+    MODEL,
+    MOMENTS,
+    OPTIMIZER,
+    Tensors,
+    float32_weights,
+    readable_tensors,
+    tensors_to_read,
+    writable_tensors,
+)
 from parallel.checkpoint_writer import CheckpointInfo, tensor_bytes, write_checkpoint
 from parallel.optimizer import FlatAdamW
 
@@ -61,7 +71,7 @@ def load_checkpoint(
 
     Args:
         load_optimizer: False leaves AdamW's moments and counter as they are: at zero in a new optimizer. The float32
-            values of the weights are read all the same where the checkpoint has them.
+            values of the weights are read all the same where the checkpoint has them, also by a model of another dtype.
 
     Returns:
         The `state` it was saved with.
@@ -73,22 +83,35 @@ def load_checkpoint(
     state, step = read_state(folder), read_manifest(folder).step
     if state.get("step", 0) != step:
         raise user_error(f"expected {step}", source=str(folder / STATE_FILE), key="step", value=state.get("step"))
-    there = _shapes(folder)
+    entries = _entries(folder)
+    there = {name: tuple(entry.size) for name, entry in entries.items()}
     has_master = any(name.startswith(MASTER) for name in there)
     moments = [f"{OPTIMIZER}{kind}/" for kind in MOMENTS] if optimizer is not None and load_optimizer else []
     if moments and not any(name.startswith(tuple(moments)) for name in there):
         raise UserError(f"{folder}: it holds a model without an optimizer; load_optimizer: false begins a fresh one")
     prefixes = [MODEL, *([MASTER] if has_master else []), *moments]
     require_same_model(folder, there, whole_model(buckets), prefixes)
-    is_float32 = all(bucket.parameters.dtype == torch.float32 for bucket in buckets)
-    _load(readable_tensors(buckets, optimizer, master=has_master, moments=load_optimizer), folder)
+    float32_from = float32_weights(_dtypes(entries))
+    _load(tensors_to_read(buckets, optimizer, float32_from, moments=load_optimizer), folder)
     if optimizer is not None:
-        if not (has_master or is_float32):
+        if float32_from is None:
             optimizer.adopt_parameters()
         if load_optimizer:
             optimizer.set_num_updates(state["optimizer_updates"])
         optimizer.publish()
     return state
+
+
+def wanted_tensors(
+    folder: Path, buckets: list[Bucket], optimizer: FlatAdamW | None, *, load_optimizer: bool = True
+) -> Tensors:
+    """What `load_checkpoint` reads of a checkpoint on this rank; its table is enough to know.
+
+    Raises:
+        UserError: the table cannot be read.
+    """
+    float32_from = float32_weights(_dtypes(_entries(folder)))
+    return tensors_to_read(buckets, optimizer, float32_from, moments=load_optimizer)
 
 
 def save_tensors(
@@ -150,10 +173,14 @@ def _write(folder: Path, tensors: Tensors, state: Mapping[str, Any], files: Mapp
     write_checkpoint(CheckpointInfo(folder, state, files or {}, world), tensors, tensor_bytes(tensors))
 
 
-def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+def _entries(folder: Path) -> dict[str, TensorStorageMetadata]:
     """The tensors of a checkpoint."""
     entries = CheckpointReader(folder).read_metadata().state_dict_metadata
-    return {name: tuple(entry.size) for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
+    return {name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
+
+
+def _dtypes(entries: Mapping[str, TensorStorageMetadata]) -> dict[str, torch.dtype]:
+    return {name: entry.properties.dtype for name, entry in entries.items()}
 
 
 def _load(tensors: Tensors, folder: Path, one_process: bool = False) -> None:

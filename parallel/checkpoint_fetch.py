@@ -1,5 +1,6 @@
 """Bringing the parts of a checkpoint that a node's ranks need to its disk, from the nodes that have them."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from torch.distributed.checkpoint.default_planner import create_default_local_load_plan
@@ -17,17 +18,18 @@ from parallel.together import Group, together
 def fetch_parts(
     checkpoint: SoundCheckpoint,
     folder: Path,
-    tensors: Tensors,
+    tensors: Callable[[Path], Tensors],
     disks: Disks,
     group: Group = None,
     scratch: Path | None = None,
 ) -> Path:
-    """Make sure that each disk has the files from which its ranks read `tensors`; every rank calls this.
+    """Make sure that each disk has the files from which its ranks read; every rank calls this.
 
     Damaged files are replaced by good ones. What arrives is named when it is whole.
 
     Args:
         folder: the checkpoint on this rank's disk, where it may be missing.
+        tensors: what this rank reads of a checkpoint whose table lies in this folder.
         group: a gloo group of all ranks.
         scratch: where to put what is fetched instead, beside links to what is here, when `folder` is another run's.
 
@@ -43,7 +45,7 @@ def fetch_parts(
     fetch = _Fetch(checkpoint, folder, scratch, disks, group)
     fetch.bring([{entry.name for entry in checkpoint.manifest.files if not entry.nodes}] * len(disks.names))
     wanted: list[set[str]] = [set() for _ in disks.names]
-    found = together(lambda: _files_of(tensors, fetch.place), group)
+    found = together(lambda: _files_of(tensors(fetch.place), fetch.place), group)
     for disk, names in zip(disks.of_rank, found, strict=True):
         wanted[disk] |= names
     fetch.bring(wanted)

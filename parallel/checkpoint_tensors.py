@@ -5,7 +5,7 @@ its place among the data-parallel replicas (with or without ZeRO), and of what s
 norms and tied embeddings, one writes. So the ranks need not agree on who writes what.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import torch
@@ -23,17 +23,51 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 Tensors = dict[str, torch.Tensor]
 
 
-def readable_tensors(
-    buckets: list[Bucket], optimizer: FlatAdamW | None, *, master: bool = True, moments: bool = True
-) -> Tensors:
+def readable_tensors(buckets: list[Bucket], optimizer: FlatAdamW | None) -> Tensors:
     """Everything that this rank holds, as boxes that share memory with its buffers.
 
     Args:
         optimizer: None leaves the optimizer out (a model only).
-        master: whether the float32 copy of a model in another dtype belongs to it.
-        moments: whether AdamW's moments do.
     """
-    return _collect(buckets, optimizer, lambda bucket: (0, bucket.numel), lambda slot: True, master, moments)
+    return _collect(buckets, optimizer, lambda bucket: (0, bucket.numel), lambda slot: True)
+
+
+def float32_weights(dtypes: Mapping[str, torch.dtype]) -> str | None:
+    """Under which prefix a checkpoint has the weights in float32; None where it has rounded ones only.
+
+    Args:
+        dtypes: of its tensors, by their names in it.
+    """
+    if any(name.startswith(MASTER) for name in dtypes):
+        return MASTER
+    weights = [dtype for name, dtype in dtypes.items() if name.startswith(MODEL)]
+    return MODEL if all(dtype == torch.float32 for dtype in weights) else None
+
+
+def tensors_to_read(
+    buckets: list[Bucket], optimizer: FlatAdamW | None, float32_from: str | None, *, moments: bool
+) -> Tensors:
+    """What this rank reads of a checkpoint, of a model in this or another dtype, as boxes in its buffers.
+
+    The float32 values of the weights go to where this rank has such, whatever the checkpoint calls them: the master
+    copy of a model in another dtype, whose own values are then those of `FlatAdamW.publish`.
+
+    Args:
+        optimizer: None leaves the optimizer out (a model only).
+        float32_from: what `float32_weights` says of the checkpoint.
+        moments: whether AdamW's moments are read.
+    """
+    found = _Boxes(lambda bucket: (0, bucket.numel), lambda slot: True)
+    for bucket in buckets:
+        if bucket.parameters.dtype == torch.float32:
+            found.add(float32_from or MODEL, bucket, bucket.parameters, 0)
+        elif optimizer is not None and float32_from is not None:
+            found.add(float32_from, bucket, bucket.master, bucket.owned[0])
+        else:
+            found.add(MODEL, bucket, bucket.parameters, 0)
+    if optimizer is not None and moments:
+        found.add_moments(optimizer)
+    return found.tensors()
 
 
 def writable_tensors(buckets: list[Bucket], optimizer: FlatAdamW | None, context: EngineContext) -> Tensors:
@@ -43,7 +77,7 @@ def writable_tensors(buckets: list[Bucket], optimizer: FlatAdamW | None, context
         length = bucket.numel // context.dp_pg.size()
         return context.dp_rank * length, (context.dp_rank + 1) * length
 
-    return _collect(buckets, optimizer, part, lambda slot: slot.counted, True, True)
+    return _collect(buckets, optimizer, part, lambda slot: slot.counted)
 
 
 class StagingBuffer:
@@ -82,29 +116,45 @@ class StagingBuffer:
             torch.cuda.current_stream().synchronize()
 
 
+class _Boxes:
+    """Boxes by the name that a tensor has in a checkpoint, taken from ranges of the buckets' vectors."""
+
+    def __init__(self, part: Callable[[Bucket], tuple[int, int]], wanted: Callable[[Slot], bool]) -> None:
+        """`part`: the range of a bucket that is taken; `wanted`: whether a parameter is."""
+        self._part, self._wanted = part, wanted
+        self._found: dict[str, tuple[tuple[int, ...], torch.dtype, list[Box]]] = {}
+
+    def add(self, prefix: str, bucket: Bucket, vector: torch.Tensor, start: int) -> None:
+        """Take what lies in `vector`, which begins at `start` of the bucket."""
+        low, high = self._part(bucket)
+        low, high = max(low, start), min(high, start + vector.numel())
+        for slot in bucket.slots if low < high else []:
+            if self._wanted(slot):
+                entry = self._found.setdefault(prefix + slot.name, (slot.shard.global_shape, vector.dtype, []))
+                entry[2].extend(boxes_of_slot(slot, vector[low - start : high - start], low))
+
+    def add_moments(self, optimizer: FlatAdamW) -> None:
+        """Take AdamW's moments."""
+        for bucket, start, _, vectors in optimizer.state_vectors():
+            for kind in MOMENTS:
+                self.add(f"{OPTIMIZER}{kind}/", bucket, vectors[kind], bucket.owned[0] + start)
+
+    def tensors(self) -> Tensors:
+        """What was taken."""
+        return {name: BoxedTensor(shape, dtype, boxes) for name, (shape, dtype, boxes) in self._found.items()}
+
+
 def _collect(
     buckets: list[Bucket],
     optimizer: FlatAdamW | None,
     part: Callable[[Bucket], tuple[int, int]],
     wanted: Callable[[Slot], bool],
-    master: bool,
-    moments: bool,
 ) -> Tensors:
-    found: dict[str, tuple[tuple[int, ...], torch.dtype, list[Box]]] = {}
-
-    def add(prefix: str, bucket: Bucket, vector: torch.Tensor, start: int) -> None:
-        low, high = part(bucket)
-        low, high = max(low, start), min(high, start + vector.numel())
-        for slot in bucket.slots if low < high else []:
-            if wanted(slot):
-                entry = found.setdefault(prefix + slot.name, (slot.shard.global_shape, vector.dtype, []))
-                entry[2].extend(boxes_of_slot(slot, vector[low - start : high - start], low))
-
+    found = _Boxes(part, wanted)
     for bucket in buckets:
-        add(MODEL, bucket, bucket.parameters, 0)
-        if optimizer is not None and master and bucket.parameters.dtype != torch.float32:
-            add(MASTER, bucket, bucket.master, bucket.owned[0])
-    for bucket, start, _, vectors in optimizer.state_vectors() if optimizer is not None and moments else []:
-        for kind in MOMENTS:
-            add(f"{OPTIMIZER}{kind}/", bucket, vectors[kind], bucket.owned[0] + start)
-    return {name: BoxedTensor(shape, dtype, boxes) for name, (shape, dtype, boxes) in found.items()}
+        found.add(MODEL, bucket, bucket.parameters, 0)
+        if optimizer is not None and bucket.parameters.dtype != torch.float32:
+            found.add(MASTER, bucket, bucket.master, bucket.owned[0])
+    if optimizer is not None:
+        found.add_moments(optimizer)
+    return found.tensors()

@@ -5,6 +5,7 @@ Imports no torch at module level: what is said before a launch is said at once.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from glob import escape, glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -187,15 +188,14 @@ def load_start(start: Start, buckets: "list[Bucket]", optimizer: "FlatAdamW") ->
     Raises:
         UserError: it cannot be read into this model, or a part could not be brought to the node that needs it.
     """
-    from parallel.checkpoint import load_checkpoint
+    from parallel.checkpoint import load_checkpoint, wanted_tensors
     from parallel.checkpoint_fetch import fetch_parts
-    from parallel.checkpoint_tensors import readable_tensors
     from parallel.together import FailedTogether, files_group
 
     assert start.checkpoint is not None
     place = start.folder
     if len(start.disks.names) > 1:
-        tensors = readable_tensors(buckets, optimizer, moments=start.load_optimizer)
+        tensors = partial(wanted_tensors, buckets=buckets, optimizer=optimizer, load_optimizer=start.load_optimizer)
         try:
             with files_group() as files:
                 place = fetch_parts(start.checkpoint, start.folder, tensors, start.disks, files, start.scratch)

@@ -98,6 +98,32 @@ def test_every_topology_reads_what_any_other_has_written(
         assert all(torch.equal(gathered[name], written[name]) for name in written), topology
 
 
+def masters_on_rank(mapping: dict[str, object], folder: Path) -> dict[str, torch.Tensor]:
+    """The float32 weights of a whole model that has read a checkpoint without its optimizer, and written it again."""
+    engine = start_engine(mapping)
+    load_checkpoint(folder, engine.built.buckets, engine.optimizer, load_optimizer=False)
+    again = folder.with_name("again")
+    save_checkpoint(again, engine.built.buckets, engine.optimizer, {"step": SAVED_AT})
+    engine.context.destroy()
+    return dict(read_tensors(again, "" if mapping["model"]["dtype"] == "float32" else "optimizer/master/"))  # type: ignore[index]
+
+
+@pytest.mark.parametrize("dtypes", [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_a_model_of_another_dtype_reads_the_float32_weights_of_a_checkpoint(
+    dtypes: tuple[str, str], pool: RankPool, small_recipe: dict[str, Any], folder: Path
+) -> None:
+    saved, read = ({**small_recipe, "model": {**small_recipe["model"], "dtype": dtype}} for dtype in dtypes)
+    world_size, mapping = at(saved, 2, 1, 1, 1)
+    pool.run(world_size, save_on_rank, mapping, folder)
+    fine = dict(read_tensors(folder, "model/" if dtypes[0] == "float32" else "optimizer/master/"))
+    assert any(not torch.equal(weight, weight.bfloat16().float()) for weight in fine.values())
+    world_size, mapping = at(read, 1, 2, 1, 0)
+    found = pool.run(world_size, masters_on_rank, mapping, folder)[0]
+    assert {name.removeprefix("model/") for name in found} >= fine.keys()
+    for name, weight in fine.items():
+        assert torch.equal(found[name if name in found else f"model/{name}"], weight), name
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_resuming_at_the_same_topology_is_bit_equal(
     dtype: str, pool: RankPool, small_recipe: dict[str, Any], folder: Path

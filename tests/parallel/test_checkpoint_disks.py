@@ -1,6 +1,7 @@
 """Checkpoints on disks that only one node sees: nothing is lost that lies on a node which is still there."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,12 @@ from launch.train.synthetic import synthetic_batch
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.overrides import apply_overrides
 from nanotron_recipes.schedule import learning_rate_at
-from parallel.checkpoint import load_checkpoint
+from parallel.checkpoint import load_checkpoint, wanted_tensors
 from parallel.checkpoint_disks import find_disks, one_disk
 from parallel.checkpoint_fetch import fetch_parts
 from parallel.checkpoint_files import FileEntry, describe_file, read_manifest, verify_checkpoint_files
 from parallel.checkpoint_saver import CheckpointSaver
 from parallel.checkpoint_search import first_sound_checkpoint, steps_on_all_disks
-from parallel.checkpoint_tensors import readable_tensors
 from parallel.checkpoint_transfer import Transfer, spread, transfer_files
 from parallel.checkpoint_writer import CheckpointInfo
 from parallel.rank_pool import RankFailure, RankPool
@@ -71,7 +71,7 @@ def resume_on_rank(
     losses: list[float] = []
     if sound is not None:
         aside = base / f"scratch-{node}" if scratch else None
-        tensors = readable_tensors(engine.built.buckets, engine.optimizer)
+        tensors = partial(wanted_tensors, buckets=engine.built.buckets, optimizer=engine.optimizer)
         place = fetch_parts(sound, folder / str(step), tensors, disks, scratch=aside)
         load_checkpoint(place, engine.built.buckets, engine.optimizer)
         losses = train(engine, step + 1, 6)
