@@ -59,15 +59,15 @@ def export_checkpoint(
     from parallel.checkpoint import read_tensors
     from parallel.checkpoint_files import read_manifest
 
-    recipe = checkpoint_recipe(checkpoint)
+    recipe, manifest = checkpoint_recipe(checkpoint), read_manifest(checkpoint)
     return export_tensors(
         read_tensors(checkpoint),
         recipe,
         out,
         tokenizer_dir=tokenizer_dir,
         card=card,
-        step=int(checkpoint.name) if checkpoint.name.isdigit() else None,
-        data_fingerprint=read_manifest(checkpoint).data or None,
+        step=manifest.step or None,
+        data_fingerprint=manifest.data or None,
     )
 
 

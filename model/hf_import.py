@@ -55,8 +55,12 @@ def import_hf(hf_dir: Path, out: Path) -> ImportReport:
         recipe = recipe_of(config, hf_dir, stored_dtype(reader, hf_dir))
         check_tensors(reader, recipe, hf_dir)
         with whole_folder(out) as folder:
-            files = {"recipe.yaml": dump_yaml(recipe)}
-            save_tensors(folder, our_tensors(reader, recipe), {"step": 0}, files)
+            # In there, so that whatever is left of a killed import lies in the folder that the next one removes.
+            written = folder / "checkpoint"
+            save_tensors(written, our_tensors(reader, recipe), {"step": 0}, {"recipe.yaml": dump_yaml(recipe)})
+            for path in written.iterdir():
+                path.rename(folder / path.name)
+            written.rmdir()
     return ImportReport(out, config["architectures"][0], num_parameters(recipe), recipe.model.dtype)
 
 

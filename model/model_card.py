@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 
 from model.arithmetic import num_parameters
 from model.hf_mapping import hf_class
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.sequences import stage_sequence_length, tokens_through
+from nanotron_recipes.source_names import short_names
 
 
 @dataclass(frozen=True)
@@ -107,11 +107,12 @@ def _training_lengths(recipe: Recipe) -> str:
 
 def _stages(recipe: Recipe, step: int) -> tuple[StageFact, ...]:
     stages = []
+    names = short_names(folder for stage in recipe.data_stages for folder in stage.data.dataset.dataset_folder)
     for stage in recipe.data_stages:
         if stage.start_training_step > step:
             break
         dataset = stage.data.dataset
-        sources = [Path(folder.rstrip("/")).name for folder in dataset.dataset_folder]
+        sources = [names[folder] for folder in dataset.dataset_folder]
         weights = dataset.dataset_weights or [1.0] * len(sources)
         shares = {name: weight / sum(weights) for name, weight in zip(sources, weights, strict=True)}
         stages.append(StageFact(stage.name, stage.start_training_step, shares))

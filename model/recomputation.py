@@ -21,7 +21,8 @@ def recomputed(function: Callable[..., torch.Tensor], *arguments: Any) -> torch.
 
     The second call comes when later micro-batches have been through the model: whatever belongs to a micro-batch must
     be an argument. It ends as soon as everything that was saved is there again, so that a matrix product or collective
-    at the end of the function does not run twice; the collectives before it do, on all ranks in the same order.
+    at the end of the function does not run twice; the collectives before it do, on all ranks in the same order. One
+    whose communication is asynchronous saves its inputs when it is done, and does run twice.
     """
     result: torch.Tensor = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
     return result

@@ -23,6 +23,7 @@ def notes_on(mapping: Mapping[str, Any], recipe: Recipe) -> list[str]:
         *unsupported_features(recipe),
         *_variables(recipe),
         *_model(recipe),
+        *_recomputation(recipe),
         *_schedule(recipe),
         *_mixtures(recipe),
         *_remote_paths(recipe),
@@ -54,6 +55,15 @@ def _model(recipe: Recipe) -> Iterator[str]:
     for key, length in lengths.items():
         if length > stated:
             yield f"{key}: {length} is more than max_position_embeddings {stated}"
+
+
+def _recomputation(recipe: Recipe) -> Iterator[str]:
+    parallelism = recipe.parallelism
+    if parallelism.recompute != "none" and parallelism.tp > 1 and parallelism.tp_linear_async_communication:
+        yield (
+            f"parallelism.recompute: {parallelism.recompute}: with tp_linear_async_communication matrix products run "
+            "twice that otherwise would not; false costs the overlap and saves them"
+        )
 
 
 def _schedule(recipe: Recipe) -> Iterator[str]:

@@ -115,24 +115,24 @@ def plan_buckets(
 ) -> list[Bucket]:
     """Lay out the parameters of this rank; nothing is allocated yet.
 
-    Buckets are filled in reverse order of the forward pass, the order in which gradients become complete. What is
-    tied across pipeline stages gets buckets of its own: their layout is the same on every holder, therefore the
-    data-parallel sum adds in the same order on all of them and the copies stay bit-equal.
+    Buckets are filled in reverse order of the forward pass, and stand in the order in which their last gradients become
+    complete. What is tied across pipeline stages gets buckets of its own: their layout is the same on every holder,
+    therefore the data-parallel sum adds in the same order on all of them and the copies stay bit-equal.
 
     Args:
         is_decayed: says of a global name whether weight decay applies.
         bucket_bytes: size of a bucket's float32 gradients at which the next one is begun.
         shard_over_dp: ZeRO-1: every data-parallel rank owns an equal part of each bucket.
     """
-    across_stages: list[tuple[str, NanotronParameter]] = []
-    own: list[tuple[str, NanotronParameter]] = []
-    for name, parameter in reversed(list(named_parameters(model))):
-        (across_stages if _spans_stages(parameter, context) else own).append((name, parameter))
-    return [
-        _lay_out(members, context, is_decayed, shard_over_dp)
-        for kind in (across_stages, own)
-        for members in _chunks(kind, bucket_bytes // torch.float32.itemsize)
+    backward = list(reversed(list(named_parameters(model))))
+    arrival = {name: number for number, (name, _) in enumerate(backward)}
+    across_stages = [(name, parameter) for name, parameter in backward if _spans_stages(parameter, context)]
+    own = [(name, parameter) for name, parameter in backward if not _spans_stages(parameter, context)]
+    chunks = [
+        members for kind in (across_stages, own) for members in _chunks(kind, bucket_bytes // torch.float32.itemsize)
     ]
+    chunks.sort(key=lambda members: arrival[members[-1][0]])
+    return [_lay_out(members, context, is_decayed, shard_over_dp) for members in chunks]
 
 
 def allocate(

@@ -38,10 +38,13 @@ class FlatAdamW:
         self._buckets = buckets
         self._context = context
         self._shard_over_dp = shard_over_dp
-        # With ZeRO-1 the parts of the data-parallel ranks add up to the replica; without, a replica has everything.
-        self._norm_group = context.world_pg if shard_over_dp else context.mp_pg
+        # With ZeRO-1 the parts of the data-parallel ranks add up to the replica; without, the first replica speaks for
+        # all. One sum over the world gives every rank the same bits, and so the same clipping factor.
+        speaks = shard_over_dp or context.dp_rank == 0
         self._counted = [
-            (bucket, start, end) for bucket in buckets for start, end in bucket.ranges(lambda slot: slot.counted)
+            (bucket, start, end)
+            for bucket in buckets
+            for start, end in bucket.ranges(lambda slot: slot.counted and speaks)
         ]
         self._adamw = torch.optim.AdamW(
             [
@@ -74,7 +77,7 @@ class FlatAdamW:
         """2-norm of the whole model's gradient (float32 scalar, the same bits on every rank of a replica)."""
         sums = [sum_of_squares(bucket.owned_gradients[a:b]) for bucket, a, b in self._counted]
         total = torch.stack(sums).sum() if sums else torch.zeros((), device=self._context.device)
-        torch_dist.all_reduce(total, group=self._norm_group)
+        torch_dist.all_reduce(total, group=self._context.world_pg)
         return total.sqrt()
 
     @torch.no_grad()

@@ -14,6 +14,7 @@ from model.hf_export import checkpoint_recipe
 from nanotron_recipes.errors import UserError, nearest_name, user_error
 from nanotron_recipes.loading import load_recipe
 from nanotron_recipes.recipe import Recipe
+from parallel.checkpoint_files import read_manifest
 
 CheckpointArgument = Annotated[
     str,
@@ -49,7 +50,16 @@ def choose_checkpoint(argument: str, runs_dir: Path) -> ChosenCheckpoint:
     recipe = checkpoint_recipe(path)
     step = int(path.name) if path.name.isdecimal() else None
     run = _run_of(path, recipe, runs_dir) if step is not None else None
-    return ChosenCheckpoint(path, recipe, step, run)
+    return ChosenCheckpoint(path, recipe, _trained_step(path) if run is None else step, run)
+
+
+def _trained_step(folder: Path) -> int | None:
+    """The step of a checkpoint outside of its run, where a folder may have any name. None for an import, and for a
+    damaged one: whoever reads it says what is wrong."""
+    try:
+        return read_manifest(folder).step or None
+    except UserError:
+        return None
 
 
 def real_path(path: Path) -> Path:

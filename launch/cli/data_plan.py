@@ -69,9 +69,9 @@ def _print_table(recipe: Recipe, lines: list[Coverage], sizes: dict[str, int]) -
     from rich.text import Text
 
     from data.repetition import epochs_of
-    from launch.plan.source_names import short_names
     from nanotron_recipes.numbers import short_number
     from nanotron_recipes.sequences import stage_sequence_length
+    from nanotron_recipes.source_names import short_names
     from nanotron_recipes.topology import global_batch_size
 
     stages = [stage.name for stage in recipe.data_stages]

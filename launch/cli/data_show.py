@@ -54,7 +54,7 @@ def data_show(
 def _print_batch(plan: DataPlan, step: int) -> None:
     from rich.console import Console
 
-    from launch.plan.source_names import short_names
+    from nanotron_recipes.source_names import short_names
 
     planned = plan.planned(step)
     sizes = Counter(planned.stage.sources[number].name for number in planned.numbers.tolist())

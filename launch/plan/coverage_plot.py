@@ -6,10 +6,10 @@ import io
 from pathlib import Path
 
 from data.coverage import Coverage
-from launch.plan.source_names import short_names
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.files import write_atomic
 from nanotron_recipes.numbers import short_number
+from nanotron_recipes.source_names import short_names
 
 _STAGES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Colours that people with any kind of colour vision can tell apart (Okabe and Ito)."""

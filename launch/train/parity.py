@@ -8,6 +8,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import torch
 import torch.distributed as torch_dist
@@ -107,7 +108,8 @@ def run_topologies(
         cases.append((" ".join(overrides) or "as written", mapping, topology))
     if pool is not None:
         return [_run_case(pool, *case, num_steps, batches, plant) for case in cases]
-    with RankPool(max(topology.world_size for _, _, topology in cases)) as own_pool:
+    # Ranks answer at the end of all steps, however long those take; ranks that die are seen at once.
+    with RankPool(max(topology.world_size for _, _, topology in cases), timeout=timedelta(days=7)) as own_pool:
         return [_run_case(own_pool, *case, num_steps, batches, plant) for case in cases]
 
 

@@ -53,8 +53,9 @@ class Parallelism(Section):
     """What the backward pass computes again instead of keeping it; losses stay the same. selective: the norms, SwiGLU,
     and the gathering of REDUCE_SCATTER, which save most for their cost: no matrix product runs twice, and two fifths of
     a layer's activations are saved for 5 % more time (135M parameters). Attention's inside is kept: its kernels store
-    no scores, and would have to run again. full: all but each layer's input, for a fifth to a third more time. Raise
-    when activations do not fit, before lowering the micro-batch."""
+    no scores, and would have to run again. With tp_linear_async_communication three of a layer's four products run
+    twice all the same. full: all but each layer's input, for a fifth to a third more time. Raise when activations do
+    not fit, before lowering the micro-batch."""
 
     context_parallel_size: PositiveInt = 1
     """Ranks that share one sequence. More than 1 is not available yet."""

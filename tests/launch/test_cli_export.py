@@ -60,6 +60,13 @@ def test_a_run_with_checkpoints_elsewhere_is_found_from_both_sides(tmp_path: Pat
         assert (chosen.folder, chosen.step, chosen.run) == (elsewhere / "tiny-1" / str(step), step, run)
 
 
+def test_a_step_that_was_copied_out_of_its_run_is_known_by_what_is_in_it(tmp_path: Path) -> None:
+    text = dump_yaml(load_recipe("tiny").recipe)
+    for name, step in (("best", 5), ("2024", None), ("2025", 7)):
+        save_tensors(tmp_path / name, [], {"step": step or 0}, {"recipe.yaml": text})
+        assert choose_checkpoint(str(tmp_path / name), tmp_path / "runs").step == step
+
+
 def test_an_export_is_not_put_among_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run = begun_run(Path("runs"), "tiny-1", (3,))

@@ -17,12 +17,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from model.arithmetic import num_parameters
-from model.hf_export import MARKER, check_export_target, export_tensors, verify_export
+from model.hf_export import MARKER, check_export_target, export_checkpoint, export_tensors, verify_export
 from model.hf_files import INDEX_FILE, SINGLE_FILE, SafetensorsWriter
 from model.hf_folder import tokenizer_token_ids
 from model.hf_mapping import hf_shapes
 from model.model_card import ArithmeticFact, ModelCardFacts, StageFact, ValidationFact, facts_from_recipe, render_card
 from nanotron_recipes.errors import UserError
+from nanotron_recipes.loading import dump_yaml
+from nanotron_recipes.schema.data import DataStage
+from parallel.checkpoint import save_tensors
 
 CLASSES = {
     "smollm3": {},
@@ -244,6 +247,30 @@ def test_the_writer_refuses_what_was_not_announced(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="bfloat16"):
         writer.write("a", torch.zeros(2, 2, dtype=torch.bfloat16))
     writer.abandon()
+
+
+@pytest.mark.parametrize(("name", "step"), [("best", 5), ("2024", 0)])
+def test_the_step_of_an_export_is_the_checkpoints_own_whatever_its_folder_is_called(
+    name: str, step: int, tmp_path: Path
+) -> None:
+    recipe, state = small_recipe(), {"step": step}
+    save_tensors(tmp_path / name, random_weights(recipe).items(), state, {"recipe.yaml": dump_yaml(recipe)})
+    export_checkpoint(tmp_path / name, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert json.loads((tmp_path / "out" / MARKER).read_text())["step"] == (step or None)
+    assert ("It has seen 5 of" in card, "from imported weights" in card) == (step == 5, step == 0)
+
+
+def test_sources_whose_folders_end_alike_have_shares_of_their_own() -> None:
+    stage = {"name": "a", "start_training_step": 1, "data": {"dataset": {}}}
+    stage["data"]["dataset"] = {  # type: ignore[index]
+        "dataset_folder": ["/data/english/tokens", "/data/french/tokens/", "/data/code"],
+        "dataset_weights": [0.6, 0.3, 0.1],
+    }
+    recipe = small_recipe()
+    recipe = recipe.model_copy(update={"data_stages": [DataStage.model_validate(stage)]})
+    (fact,) = facts_from_recipe(recipe, name="small", step=1).stages
+    assert fact.weights == pytest.approx({"english/tokens": 0.6, "french/tokens": 0.3, "code": 0.1})
 
 
 def test_the_model_card_tells_what_is_known() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from model.hf_export import export_tensors
 from model.hf_files import open_safetensors
-from model.hf_import import check_tensors, our_tensors, read_config, recipe_of, stored_dtype
+from model.hf_import import check_tensors, import_hf, our_tensors, read_config, recipe_of, stored_dtype
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.loading import dump_yaml, load_recipe
 from nanotron_recipes.recipe import Recipe
+from parallel.checkpoint_files import verify_checkpoint_files
 
 SIZES = {
     "vocab_size": 97,
@@ -76,6 +79,23 @@ def test_import_then_export_is_bit_identical(kind: str, keys: dict[str, Any], dt
     for key in ("max_window_layers", "pretraining_tp", "no_rope_layer_interval"):
         old.pop(key, None), new.pop(key, None)
     assert new == old
+
+
+def test_a_killed_import_leaves_nothing_that_the_next_one_does_not_remove(tmp_path: Path) -> None:
+    folder, out = built_by_transformers(tmp_path / "hf", "SmolLM3", {}), tmp_path / "out"
+    killed = """if True:
+        import os, sys
+        from pathlib import Path
+        from model.hf_import import import_hf
+        from parallel import checkpoint_writer
+        checkpoint_writer._finish = lambda *_: os._exit(9)
+        import_hf(Path(sys.argv[1]), Path(sys.argv[2]))
+    """
+    assert subprocess.run([sys.executable, "-c", killed, folder, out], check=False).returncode == 9
+    assert len(list(tmp_path.iterdir())) == 2, "it was killed while it wrote"
+    import_hf(folder, out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "out"]
+    assert not verify_checkpoint_files(out, checksums=True)
 
 
 def test_a_sharded_folder_is_read(tmp_path: Path) -> None:

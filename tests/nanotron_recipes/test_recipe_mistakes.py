@@ -308,6 +308,16 @@ def test_a_trained_tokenizer_needs_a_corpus() -> None:
     assert "expected a corpus to train it on" in message("tiny", "corpus=null")
 
 
+def test_recomputation_with_asynchronous_communication_is_noted() -> None:
+    asynchronous = ["parallelism.tp=2", "parallelism.tp_linear_async_communication=true"]
+    recompute = "parallelism.recompute=selective"
+    noted = [
+        any("run twice" in note for note in load_recipe("tiny", words).notes)
+        for words in ([*asynchronous, recompute], asynchronous, ["parallelism.tp=2", recompute])
+    ]
+    assert noted == [True, False, False]
+
+
 def test_qk_norm_with_layers_without_rope_is_noted_as_not_exportable() -> None:
     assert any("cannot" in note or "not exported" in note for note in load_recipe("tiny", [QK_NORM]).notes)
     with_rope = load_recipe("tiny", [QK_NORM, "model.model_config.no_rope_layer=null"])

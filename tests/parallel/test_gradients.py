@@ -96,3 +96,21 @@ def forget_a_backward_on_rank(mapping: dict[str, object]) -> None:
 def test_a_missing_backward_pass_is_noticed(small_recipe: dict[str, Any], pool: RankPool) -> None:
     with pytest.raises(RankFailure, match="backward passes without a gradient"):
         pool.run(1, forget_a_backward_on_rank, small_recipe)
+
+
+def bucket_order_on_rank(mapping: dict[str, object]) -> tuple[int, list[set[str]]]:
+    """The stage, and what the buckets hold, in their order."""
+    engine = start_engine(mapping)
+    names = [{slot.name for slot in bucket.slots} for bucket in engine.built.buckets]
+    stage = engine.context.pp_rank
+    engine.context.destroy()
+    return stage, names
+
+
+def test_tied_embeddings_wait_for_nobody_and_keep_nobody_waiting(pool: RankPool, small_recipe: dict[str, Any]) -> None:
+    """Their gradient is the first of the last stage's backward pass, and the last of the first stage's."""
+    several_buckets(small_recipe)
+    small_recipe["parallelism"]["pp"] = 2
+    stages = dict(pool.run(4, bucket_order_on_rank, small_recipe))
+    (tied,) = set.intersection(*(set.union(*names) for names in stages.values()))
+    assert stages[0][-1] == stages[1][0] == {tied} and len(stages[0]) > 2
