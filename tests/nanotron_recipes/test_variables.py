@@ -101,7 +101,7 @@ def test_the_prologue_of_a_job_is_left_to_the_shell_of_the_node(
 def test_a_place_on_s3_whose_bucket_is_not_known_yet_is_noted_by_the_name_that_lacks(key: str) -> None:
     notes = load_recipe("tiny", [f"{key}=s3://${{SHARDS}}/prose"]).notes
     assert any(note.startswith(f"variables.SHARDS: not set, and {key} needs it") for note in notes)
-    with pytest.raises(UserError, match="expected (a path of this machine, or )?s3://bucket/prefix"):
+    with pytest.raises(UserError, match=r"expected (a path of this machine, or )?s3://bucket/prefix"):
         load_recipe("tiny", [f"{key}=s3://${{SHARDS}}/prose", "variables.SHARDS=/"])
 
 
