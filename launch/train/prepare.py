@@ -229,9 +229,11 @@ def _places(recipe: Recipe) -> list[str]:
 
 def _with_skipped_ranges(folder: RunFolder, recipe: Recipe) -> Recipe:
     """The recipe with what the run at its checkpoints, or else the one it branches off, began to skip after a spike."""
-    file, parent = folder.recipe_file, recipe.checkpoints.resume_checkpoint_path
-    if not folder.steps() and parent is not None and recipe.checkpoints.load_lr_scheduler:
-        file = Path(parent) / "recipe.yaml"
+    file = folder.recipe_file
+    if not folder.steps() and recipe.checkpoints.load_lr_scheduler:
+        with suppress(UserError):  # whoever begins from it is told later; a run that is in the store needs it no more
+            parent = parent_checkpoint(recipe)
+            file = file if parent is None else parent[0] / "recipe.yaml"
     return keep_ranges(load_recipe(str(file)).recipe, recipe) if file.is_file() else recipe
 
 
