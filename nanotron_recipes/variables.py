@@ -56,11 +56,13 @@ def unset_variables(recipe: Recipe) -> dict[str, str]:
 def require_variables(recipe: Recipe) -> None:
     """Raise UserError where a name has no value, naming it and what gives it one."""
     for name, key in unset_variables(recipe).items():
-        raise UserError(f"{key}: ${{{name}}} is not set; {how_to_set(name)}")
+        raise UserError(f"{key}: ${{{name}}} is not set; {how_to_set(name, recipe)}")
 
 
-def how_to_set(name: str) -> str:
+def how_to_set(name: str, recipe: Recipe) -> str:
     """Return the two ways of giving a name its value."""
+    if name in recipe.variables:  # a text of the recipe would have been filled: another value names it
+        return f"expected an environment variable {name}, which alone are filled into values of variables"
     return f"expected --set variables.{name}=… or an environment variable {name}"
 
 

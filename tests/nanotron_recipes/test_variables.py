@@ -82,7 +82,7 @@ def test_a_value_may_name_variables_of_the_environment_and_no_other_value(
     monkeypatch.setenv("SHARDS", "/shards")
     assert folders(load(small_recipe, SHARDS="${SHARDS}/own"))[0] == "/shards/own/x"
     loaded = load(small_recipe, SHARDS="${ROOT}/d", ROOT="/root")
-    with pytest.raises(UserError, match=r"dataset_folder\.0: \$\{ROOT\} is not set"):
+    with pytest.raises(UserError, match=r"dataset_folder\.0: \$\{ROOT\} is not set; expected an environment"):
         check_trainable(loaded.recipe)
 
 
