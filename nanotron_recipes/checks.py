@@ -280,7 +280,7 @@ def _tokenizer(recipe: Recipe) -> Iterator[Problem]:
 def _corpus(recipe: Recipe) -> Iterator[Problem]:
     names: set[str] = set()
     upload_to = recipe.corpus.upload_to if recipe.corpus else None
-    if upload_to is not None and s3_place(upload_to) is None:
+    if upload_to is not None and s3_place(upload_to) is None and "${" not in upload_to:
         yield Problem("corpus.upload_to", upload_to, "expected s3://bucket/prefix")
     for index, source in enumerate(recipe.corpus.sources if recipe.corpus else []):
         key = f"corpus.sources.{index}"
@@ -322,6 +322,8 @@ def _paths(recipe: Recipe) -> Iterator[Problem]:
             if name in NODE_PATHS and mistake is None:
                 mistake = _placeholder_mistake(path)
             if name in ON_S3 and is_url(path):
-                mistake = None if s3_place(path) else "expected a path of this machine, or s3://bucket/prefix"
+                mistake = (
+                    None if s3_place(path) or "${" in path else "expected a path of this machine, or s3://bucket/prefix"
+                )
             if mistake is not None and not (may_be_remote and is_url(path)):
                 yield Problem(key, path, mistake)

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from nanotron_recipes.errors import NO_VALUE, UserError, nearest_name, user_error
-from nanotron_recipes.fields import all_keys, keys_of, section_at
+from nanotron_recipes.fields import Key, all_keys, keys_of, section_at
 
 Path = tuple[str | int, ...]
 
@@ -69,11 +69,12 @@ def _path_in_file(location: Sequence[str | int]) -> Path:
     """Cut off what pydantic appends to a key's path for the branches of a union."""
     path: list[str | int] = []
     section: Any = section_at(())
+    key: Key | None = None
     for part in location:
         if isinstance(part, str):
-            if section is None:
+            if section is None and not (key is not None and key.has_free_names):
                 break
-            key = keys_of(section).get(part)
+            key = keys_of(section).get(part) if section else None
             section = key.section if key else None
         path.append(part)
     return tuple(path)

@@ -26,6 +26,8 @@ class Key:
     """The section below the key."""
     repeated: bool
     """Whether the key holds a list of that section."""
+    has_free_names: bool
+    """Whether what is below the key has names of the user's, not of a section."""
 
     @property
     def no_effect(self) -> str | None:
@@ -39,7 +41,7 @@ def keys_of(section: type[Section]) -> dict[str, Key]:
     for attribute, field in section.model_fields.items():
         name = field.alias or attribute
         below, repeated = _section_in(field.annotation)
-        keys[name] = Key(name, attribute, field, below, repeated)
+        keys[name] = Key(name, attribute, field, below, repeated, _is_mapping(field.annotation))
     return keys
 
 
@@ -84,6 +86,11 @@ def _collect(mapping: Mapping[str, Any], section: type[Section], prefix: str, fo
             for entry in value:
                 if isinstance(entry, Mapping):
                     _collect(entry, key.section, f"{path}[].", found)
+
+
+def _is_mapping(annotation: Any) -> bool:
+    """Whether a value may be a mapping that is no section."""
+    return get_origin(annotation) is dict or any(get_origin(each) is dict for each in get_args(annotation))
 
 
 def _section_in(annotation: Any) -> tuple[type[Section] | None, bool]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import zip_longest
 from typing import Any
 
@@ -29,6 +30,7 @@ _BATCH = "tokens.global_batch_size"
 _BLOCK, _CONTIGUOUS = "tokens.block_length", "tokens.contiguous_length"
 _STAGES = "data_stages"
 _SKIPPED = "data_skipped_ranges"
+_WEIGHTS = "data.dataset.dataset_weights"
 
 _FREE = (
     # Where, how fast, how observed.
@@ -53,6 +55,8 @@ _FREE = (
     "model.model_config._attn_implementation",
     "tokens.val_check_interval",
     "tokens.limit_val_batches",
+    # Does nothing: gradients are summed in float32 in any case.
+    "optimizer.accumulate_grad_in_fp32",
     # How the batch is cut; its size is compared as such.
     "tokens.micro_batch_size",
     "tokens.batch_accumulation_per_replica",
@@ -157,16 +161,23 @@ def _stage_changes(old: Recipe, new: Recipe) -> Iterator[tuple[Change, int]]:
             continue
         first = min(before.start_training_step, after.start_training_step)
         for name, was, now in _differences(_stage_values(old, before), _stage_values(new, after)):
-            yield Change(f"{key}.{name}", was, now), first
+            if name != _WEIGHTS or _shares(was) != _shares(now):
+                yield Change(f"{key}.{name}", was, now), first
 
 
 def _stage_values(recipe: Recipe, stage: DataStage) -> dict[str, Any]:
     values = {key: value for key, value in _flatten(stage, "") if not _is_under(key, _STAGE_FREE)}
     if stage.data.dataset.dataset_weights is None:
-        values["data.dataset.dataset_weights"] = [1.0] * len(stage.data.dataset.dataset_folder)
+        values[_WEIGHTS] = [1.0] * len(stage.data.dataset.dataset_folder)
     if stage.sequence_length == recipe.tokens.sequence_length:
         values["sequence_length"] = None
     return values
+
+
+def _shares(weights: list[float]) -> list[Fraction]:
+    """What a mixture makes of its weights, which need not sum to 1: exact, of the decimals that they are written as."""
+    exact = [Fraction(repr(float(weight))) for weight in weights]
+    return [weight / sum(exact) for weight in exact]
 
 
 def _summary(stage: DataStage | None) -> str | None:

@@ -14,7 +14,7 @@ from nanotron_recipes.checks import problems
 from nanotron_recipes.compat import modernise
 from nanotron_recipes.complaints import complaint
 from nanotron_recipes.errors import UserError, nearest_name, user_error
-from nanotron_recipes.fields import keys_of
+from nanotron_recipes.fields import Key, keys_of
 from nanotron_recipes.notes import notes_on
 from nanotron_recipes.origin import Origin
 from nanotron_recipes.overrides import SOURCE as OVERRIDE
@@ -22,6 +22,7 @@ from nanotron_recipes.overrides import apply_overrides, keep_batch, shown_overri
 from nanotron_recipes.paths import with_home
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.schema.section import Section
+from nanotron_recipes.schema.slurm import Slurm
 from nanotron_recipes.topology import resolve_topology
 from nanotron_recipes.variables import fill_variables
 from nanotron_recipes.yaml_text import parse_yaml, to_yaml
@@ -112,7 +113,8 @@ def recipe_from_mapping(
 
 
 def dump_yaml(recipe: Recipe, encoding: str = "utf-8") -> str:
-    """Write the resolved recipe: every key with an effect, and of those without one what the user wrote.
+    """Write the resolved recipe: every key with an effect, and of those without one, and of section `slurm`, what the
+    user wrote.
 
     Reading it back gives an equal recipe, also where `encoding` lacks some of its signs.
     """
@@ -178,6 +180,12 @@ def _plain(value: Any) -> Any:
         return {
             name: _plain(getattr(value, key.attribute))
             for name, key in keys_of(type(value)).items()
-            if key.no_effect is None or key.attribute in value.model_fields_set
+            if key.attribute in value.model_fields_set or not _goes_without_saying(value, key)
         }
     return [_plain(entry) for entry in value] if isinstance(value, list) else value
+
+
+def _goes_without_saying(section: Section, key: Key) -> bool:
+    """Whether a dump leaves out a key that nobody wrote: it does nothing, or a profile's value goes before its default,
+    but not before what is written."""
+    return key.no_effect is not None or isinstance(section, Slurm)

@@ -12,6 +12,9 @@ MAX_RANKS_PER_CPU = 8
 CUBLAS_WORKSPACE_VARIABLE, CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
 """What a process is started with so that cuBLAS gives the same bits on every run; `:16:8` does too, more slowly."""
 
+GPUS_VARIABLE = "CUDA_VISIBLE_DEVICES"
+"""The GPUs that a process may use, where it is set: their numbers or ids."""
+
 
 def usable_cpus() -> int:
     """Return the number of CPUs that this process may run on (a container or taskset may leave it fewer)."""

@@ -35,7 +35,7 @@ def notes_on(mapping: Mapping[str, Any], recipe: Recipe) -> list[str]:
 
 def _variables(recipe: Recipe) -> Iterator[str]:
     for name, key in unset_variables(recipe).items():
-        yield f"variables.{name}: not set, and {key} needs it before anything is read; {how_to_set(name)}"
+        yield f"variables.{name}: not set, and {key} needs it before anything is read; {how_to_set(name, recipe)}"
 
 
 def _model(recipe: Recipe) -> Iterator[str]:

@@ -69,8 +69,8 @@ class Recipe(Section):
     """Resources on a cluster."""
 
     variables: dict[str, str] = Field(default_factory=dict)
-    """Values for ${NAME} anywhere in the recipe, such as the roots of data; a name that is not here is taken from the
-    environment."""
+    """Values for ${NAME} anywhere in the recipe but slurm.prologue, such as the roots of data; a name that is not here
+    is taken from the environment, and so are names in these values."""
 
     s3_upload: S3Upload | None = None
     """Upload of checkpoints. Null: none."""

@@ -37,7 +37,7 @@ def pretrain(
         typer.Option(metavar="A,B", help="Names of the nodes played here; default: node1,node2 …"),
     ] = None,
     gpus_per_node: Annotated[
-        int | None, typer.Option(min=0, help="Ranks on a node; default: the GPUs here, or general.cpu_ranks_per_node.")
+        int | None, typer.Option(min=0, help="Ranks on a node; 0: on its CPUs; default: the GPUs here, or its CPUs.")
     ] = None,
     launcher: Annotated[
         Literal["auto", "local", "slurm"], typer.Option(help="auto: slurm when --nodes is given, else this machine.")
@@ -93,7 +93,7 @@ def pretrain(
     if not ensure_tokens(loaded, console):
         raise typer.Exit(1)
     ensure_staged(loaded, console)
-    raise typer.Exit(_train(loaded, run, num_ranks, played, stop_after, console))
+    raise typer.Exit(_train(loaded, run, num_ranks, gpus_per_node == 0, played, stop_after, console))
 
 
 def _submit(request: Submission, console: Console, *, dry_run: bool) -> int:
@@ -144,7 +144,13 @@ def _num_ranks(loaded: LoadedRecipe, asked: int | None, played: list[str]) -> in
 
 
 def _train(
-    loaded: LoadedRecipe, run: str | None, num_ranks: int, nodes: list[str], stop_after: int | None, console: Console
+    loaded: LoadedRecipe,
+    run: str | None,
+    num_ranks: int,
+    on_cpu: bool,
+    nodes: list[str],
+    stop_after: int | None,
+    console: Console,
 ) -> int:
     from launch.cluster.local import launch_local
     from launch.cluster.threads import threads_per_rank
@@ -172,8 +178,9 @@ def _train(
             arguments,
             num_ranks,
             prepared.folder.logs,
-            threads_per_rank=threads_per_rank(prepared.recipe, num_ranks),
+            threads_per_rank=threads_per_rank(prepared.recipe, num_ranks, on_cpu=on_cpu),
             deterministic=prepared.recipe.general.deterministic,
+            on_cpu=on_cpu,
             launch_id=prepared.launch_id,
             nodes=nodes,
         )

@@ -27,7 +27,7 @@ def show(
         int | None, typer.Option(min=0, help="GPUs of a node, 0 on CPUs; default: slurm.gpus_per_node.")
     ] = None,
 ) -> None:
-    """Print a recipe with every key that has an effect (stdout), and what follows from it (stderr).
+    """Print a recipe with every key that has an effect (stdout; of slurm, those it has), and what follows (stderr).
 
     Examples:
 

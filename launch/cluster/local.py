@@ -11,7 +11,7 @@ from pathlib import Path
 from launch.cluster.agent import LAUNCHER
 from launch.cluster.forwarder import FAILURE_GRACE_SECONDS, Forwarder
 from nanotron_recipes.errors import UserError
-from nanotron_recipes.machine import CUBLAS_WORKSPACE, CUBLAS_WORKSPACE_VARIABLE, usable_cpus
+from nanotron_recipes.machine import CUBLAS_WORKSPACE, CUBLAS_WORKSPACE_VARIABLE, GPUS_VARIABLE, usable_cpus
 
 
 def launch_local(
@@ -21,6 +21,7 @@ def launch_local(
     *,
     threads_per_rank: int | None = None,
     deterministic: bool = False,
+    on_cpu: bool = False,
     launch_id: str = "launch",
     module: str = "launch.train",
     nodes: Sequence[str] = (),
@@ -32,10 +33,10 @@ def launch_local(
 
     Rank 0 has this terminal; what the others say goes to `logs`/<launch id>_…/attempt_0/<rank>/. `threads_per_rank` is
     what a rank computes with where the user has not set OMP_NUM_THREADS; None leaves it to the libraries. With
-    `deterministic` the ranks have what `general.deterministic` needs on CUDA. SIGTERM, SIGHUP and SIGINT reach the
-    ranks as SIGTERM: they save and end; a second SIGINT kills them. The exit code is 0 (done, or stopped as asked), 2
-    (a user's mistake) or 1. Where this process dies, the ranks save and end (see `launch.cluster.parent_death`);
-    therefore it is called in the main thread. Raises UserError for fewer than one rank.
+    `deterministic` the ranks have what `general.deterministic` needs on CUDA; with `on_cpu` they see no GPU. SIGTERM,
+    SIGHUP and SIGINT reach the ranks as SIGTERM: they save and end; a second SIGINT kills them. The exit code is 0
+    (done, or stopped as asked), 2 (a user's mistake) or 1. Where this process dies, the ranks save and end (see
+    `launch.cluster.parent_death`); therefore it is called in the main thread. Raises UserError for fewer than one rank.
     """
     if nproc < 1:
         raise UserError(f"{nproc} ranks: at least one is needed")
@@ -57,7 +58,7 @@ def launch_local(
         ]
     else:
         grids = [torchrun_arguments(module, arguments, nproc, logs, launch_id)]
-    environment = rank_environment(os.environ, nproc, threads_per_rank, deterministic)
+    environment = rank_environment(os.environ, nproc, threads_per_rank, deterministic, on_cpu=on_cpu)
     if nodes:  # the first torchrun has the store where all meet; the others say at length that it ended before them
         environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with Forwarder() as forwarder:
@@ -122,9 +123,15 @@ def _free_port() -> int:
 
 
 def rank_environment(
-    environment: Mapping[str, str], nproc: int, threads_per_rank: int | None, deterministic: bool = False
+    environment: Mapping[str, str],
+    nproc: int,
+    threads_per_rank: int | None,
+    deterministic: bool = False,
+    *,
+    on_cpu: bool = False,
 ) -> dict[str, str]:
-    """The variables that ranks start with: `environment`, and what is set there wins."""
+    """The variables that ranks start with: `environment`, and what is set there wins, but that ranks `on_cpu` see no
+    GPU."""
     repository = str(Path(__file__).resolve().parents[2])
     inherited = environment.get("PYTHONPATH")
     threads = {} if threads_per_rank is None else {"OMP_NUM_THREADS": str(threads_per_rank)}
@@ -144,4 +151,5 @@ def rank_environment(
         # The working directory, where a folder may be called data or model, is not on the path.
         "PYTHONSAFEPATH": "1",
     }
-    return {**defaults, **environment, **ours_first}
+    hidden = {GPUS_VARIABLE: ""} if on_cpu else {}
+    return {**defaults, **environment, **hidden, **ours_first}

@@ -99,8 +99,9 @@ def _train(run: Path, loaded: LoadedRecipe, arguments: Namespace) -> tuple[int, 
     words += [] if arguments.stop_after is None else ["--stop-after", str(arguments.stop_after)]
     meeting = Meeting(arguments.node_rank, arguments.num_nodes, arguments.main_address, arguments.main_port, name)
     grid = torchrun_arguments("launch.train", ["--", *words], ranks, run / "logs" / name, launch_id, meeting)
-    threads = threads_per_rank(recipe, ranks)
-    environment = rank_environment(os.environ, ranks, threads, recipe.general.deterministic)
+    on_cpu = recipe.slurm.gpus_per_node == 0
+    threads = threads_per_rank(recipe, ranks, on_cpu=on_cpu)
+    environment = rank_environment(os.environ, ranks, threads, recipe.general.deterministic, on_cpu=on_cpu)
     environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else every connection to a host without DNS is a warning
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "end.json"

@@ -1,22 +1,31 @@
 """What a rank may compute with on this machine, without importing torch."""
 
 import os
+from itertools import takewhile
 from pathlib import Path
 
-from nanotron_recipes.machine import usable_cpus
+from nanotron_recipes.machine import GPUS_VARIABLE, usable_cpus
 from nanotron_recipes.recipe import Recipe
 
 
 def gpus_here() -> int:
     """GPUs that this process may use: 0 where the driver is not loaded."""
     present = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return present if visible is None else min(present, len([gpu for gpu in visible.split(",") if gpu.strip()]))
+    return visible_gpus(present, os.environ.get(GPUS_VARIABLE))
 
 
-def threads_per_rank(recipe: Recipe, num_ranks: int) -> int | None:
+def visible_gpus(present: int, visible: str | None) -> int:
+    """How many of the GPUs that are present CUDA_VISIBLE_DEVICES leaves (None: not set): those up to the first entry
+    that names none, as CUDA reads it."""
+    if visible is None:
+        return present
+    entries = (entry.strip() for entry in visible.split(","))
+    return min(present, len(list(takewhile(lambda entry: entry and not entry.startswith("-"), entries))))
+
+
+def threads_per_rank(recipe: Recipe, num_ranks: int, *, on_cpu: bool = False) -> int | None:
     """Threads of each of `num_ranks` CPU ranks on this machine: one where the recipe asks for several ranks a node,
-    else its share; None, what the libraries choose, beside a GPU."""
-    if gpus_here():
+    else its share; None, what the libraries choose, beside a GPU, unless the ranks compute `on_cpu` all the same."""
+    if gpus_here() and not on_cpu:
         return None
     return 1 if recipe.general.cpu_ranks_per_node > 1 else max(1, usable_cpus() // num_ranks)

@@ -39,5 +39,7 @@ def make_callbacks(launch: Launch, stop: StopRequest, *, is_job: bool) -> list[C
         )
     if recipe.logging.wandb:
         config = recipe.model_dump(mode="json", by_alias=True)
-        callbacks.append(Wandb(folder.path, recipe.general.project, folder.name, config, line.print))
+        callbacks.append(
+            Wandb(folder.path, recipe.general.project, folder.name, folder.header().run, config, line.print)
+        )
     return callbacks

@@ -49,7 +49,7 @@ class StepRecord:
     tokens_per_second: float
     """Of the whole run, not of one rank."""
     step_seconds: float
-    """Wall time from the end of the step before to the end of this one."""
+    """Wall time of the step from its beginning; validations, saves and records between two steps are in none."""
     data_wait_seconds: float
     """The part of it spent waiting for the loader."""
     memory_peak_bytes: int

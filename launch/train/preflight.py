@@ -1,12 +1,12 @@
 """What would only fail hours later is tried before a run begins. Imports no torch."""
 
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from uuid import uuid4
 
 from data.tokenizer import read_tokenizer, tokenizer_folder
 from launch.train.run_folder import NODE, RunFolder
+from launch.train.wandb_log import check_wandb
 from model.hf_export import check_export_target
 from model.hf_mapping import hf_class
 from nanotron_recipes.errors import UserError
@@ -17,12 +17,10 @@ def check_recipe_to_the_end(recipe: Recipe) -> None:
     """Raise UserError where a run of the recipe would fail at its end, or at the start of its records.
 
     That is a model or a tokenizer that cannot be exported, where `checkpoints.export_at_end` asks for an export, and
-    records for a wandb that is not installed.
+    records for a wandb that is not installed or has no account.
     """
-    if recipe.logging.wandb and find_spec("wandb") is None:
-        raise UserError(
-            "logging.wandb: true: wandb is not installed: pip install 'nanotron-recipes[wandb]', or leave it out"
-        )
+    if recipe.logging.wandb:
+        check_wandb()
     if recipe.checkpoints.export_at_end:
         hf_class(recipe)
         tokenizer, vocab_size = read_tokenizer(tokenizer_folder(recipe)), recipe.model.architecture.vocab_size

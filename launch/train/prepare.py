@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
@@ -103,7 +104,7 @@ def prepare_run(request: RunRequest) -> PreparedRun:
         request.loaded.name,
         recipe,
         request.run_name,
-        lambda folder: fits_unfinished_run(folder, recipe, plan.fingerprint_through),
+        lambda folder: fits_unfinished_run(folder, recipe, plan),
         launch_id,
     )
     folder = choice.folder
@@ -196,25 +197,43 @@ def is_last_step_saved(recipe: Recipe) -> bool:
     return recipe.checkpoints.save_final_state or recipe.checkpoints.export_at_end
 
 
-def fits_unfinished_run(folder: RunFolder, recipe: Recipe, data: DataThrough | None) -> bool:
+def fits_unfinished_run(folder: RunFolder, recipe: Recipe, plan: DataPlan | None) -> bool:
     """Whether an unfinished run that nobody named fits: the topology may differ, what is learnt may not, neither in the
-    past nor later. One whose recipe cannot be read any more does not fit. Without `data`, nobody looks at what it has
-    read."""
+    past nor later. One whose recipe cannot be read any more does not fit.
+
+    Without a `plan` of what `recipe` reads, as where no shard is seen, sources in other folders are other data.
+    """
     try:
         refuse_what_others_have(folder)
         old, recipe = load_recipe(str(folder.recipe_file)).recipe, _with_skipped_ranges(folder, recipe)
-        if data is not None and folder.steps():
-            require_data(folder, newest_sound_step(folder), data)
+        if not (_may_read_the_same(old, recipe) if plan is None else plan.fingerprint == folder.header().data):
+            return False
+        if plan is not None and folder.steps():
+            require_data(folder, newest_sound_step(folder), plan.fingerprint_through)
         return not _objections(folder, recipe) and not later_changes(old, recipe, newest_step(folder, recipe))
     except UserError:
         return False
 
 
+def _may_read_the_same(old: Recipe, new: Recipe) -> bool:
+    """Whether the sources lie in the same folders, as far as their names have no variable that only a node fills."""
+    pairs = zip_longest(_places(old), _places(new), fillvalue="")
+    return all(was == now or "${" in was + now for was, now in pairs)
+
+
+def _places(recipe: Recipe) -> list[str]:
+    """The place of the tokenized corpus, and of each stage's sources in its order."""
+    folders = (folder for stage in recipe.data_stages for folder in stage.data.dataset.dataset_folder)
+    return [recipe.corpus.path or "" if recipe.corpus else "", *folders]
+
+
 def _with_skipped_ranges(folder: RunFolder, recipe: Recipe) -> Recipe:
     """The recipe with what the run at its checkpoints, or else the one it branches off, began to skip after a spike."""
-    file, parent = folder.recipe_file, recipe.checkpoints.resume_checkpoint_path
-    if not folder.steps() and parent is not None and recipe.checkpoints.load_lr_scheduler:
-        file = Path(parent) / "recipe.yaml"
+    file = folder.recipe_file
+    if not folder.steps() and recipe.checkpoints.load_lr_scheduler:
+        with suppress(UserError):  # whoever begins from it is told later; a run that is in the store needs it no more
+            parent = parent_checkpoint(recipe)
+            file = file if parent is None else parent[0] / "recipe.yaml"
     return keep_ranges(load_recipe(str(file)).recipe, recipe) if file.is_file() else recipe
 
 
@@ -307,8 +326,10 @@ def _refuse_checkpoint_of_another_run(folder: RunFolder, step: int) -> None:
 def _write_changes(folder: RunFolder, recipe: Recipe, data: str, stored: int) -> tuple[str, ...]:
     """Make `recipe` the run's recipe; what differs in the run's future, a line each, which the recipe keeps."""
     step, old = newest_step(folder, recipe, stored=stored), load_recipe(str(folder.recipe_file)).recipe
-    changes = tuple(f"after step {step}: {change}" for change in later_changes(old, recipe, step))
     header = folder.header()
+    found = [str(change) for change in later_changes(old, recipe, step)]
+    found += [_other_data(header.data, data)] if header.data != data else []
+    changes = tuple(f"after step {step}: {change}" for change in found)
     header = replace(header, data=data, changes=(*header.changes, *changes), run=header.run or new_run_id())
     folder.write_recipe(dump_yaml(recipe), header)
     return changes

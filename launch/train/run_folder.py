@@ -221,7 +221,7 @@ class RunChoice:
 
 
 Compatible = Callable[[RunFolder], bool]
-"""Whether the past of the unfinished run in a folder fits the recipe at hand."""
+"""Whether the recipe at hand changes nothing of what the unfinished run in a folder learns, past or later."""
 
 
 def checked_name(name: str) -> str:
@@ -239,8 +239,9 @@ def choose_run(
     """Choose the run of a launch, touching nothing.
 
     With `run_name`: that run. Without: the newest unfinished run of this recipe that was named like this,
-    `<recipe name>-<number>`, that nobody trains and that `is_compatible`, else a new one. A run that a person named is
-    gone on with by its name alone. Raises UserError when `run_name` cannot be a run's name.
+    `<recipe name>-<number>`, that nobody trains and that `is_compatible`, else a new one: what comes later in a run is
+    changed by its name alone, and so is a run gone on with that a person named. Raises UserError when `run_name` cannot
+    be a run's name.
     """
     if run_name is not None:
         return _judge(RunFolder.of(runs_dir, run_name, recipe), recipe)

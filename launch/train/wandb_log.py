@@ -6,9 +6,21 @@ from typing import Any
 
 from launch.train.metrics import Event, StepRecord
 from launch.train.outage import Outage
-from launch.train.streams import say
+from launch.train.streams import describe, say
 from launch.train.tensorboard import scalars
 from nanotron_recipes.errors import UserError
+
+
+def check_wandb() -> None:
+    """Raise UserError where wandb is not installed, or would be told no account to send records to.
+
+    Its server is not asked: an outage is no mistake.
+    """
+    wandb = _import_wandb()
+    try:
+        wandb.login(verify=False)
+    except (wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
+        raise _not_logged_in(error) from error
 
 
 class Wandb:
@@ -18,22 +30,30 @@ class Wandb:
     """
 
     def __init__(
-        self, folder: Path, project: str, run_name: str, config: dict[str, Any], tell: Callable[[str], None] = say
+        self,
+        folder: Path,
+        project: str,
+        run_name: str,
+        run_id: str,
+        config: dict[str, Any],
+        tell: Callable[[str], None] = say,
     ) -> None:
-        """Start or go on with `run_name` in `project`; wandb's own files go to `folder`.
+        """Start or go on with the run `run_id` in `project`, shown as `run_name`; wandb's own files go to `folder`.
 
-        `tell` is given a line when wandb takes nothing any more, and when it does again.
-        Raises UserError when wandb is not installed.
+        `tell` is given a line when wandb takes nothing (any more), and when it does again.
+        Raises UserError when wandb is not installed or has no account.
         """
-        try:
-            import wandb
-        except ImportError as error:
-            raise UserError("wandb is not installed: pip install 'nanotron-recipes[wandb]', or leave it out") from error
-        self._run = wandb.init(
-            project=project, name=run_name, id=run_name, resume="allow", dir=str(folder), config=config
-        )
-
         self._outage = Outage("wandb", "training goes on without new points there", "it takes new points again", tell)
+        self._run: Any = None
+        wandb = _import_wandb()
+        try:
+            self._run = wandb.init(
+                project=project, name=run_name, id=run_id, resume="allow", dir=str(folder), config=config
+            )
+        except (wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
+            raise _not_logged_in(error) from error
+        except Exception as error:
+            self._outage.failed(error)
 
     def on_step(self, record: StepRecord) -> None:
         """Send every number of a step under `train/`."""
@@ -47,10 +67,12 @@ class Wandb:
 
     def close(self) -> None:
         """Send what is left."""
-        self._try(self._run.finish)
+        if self._run is not None:
+            self._try(self._run.finish)
 
     def _log(self, values: dict[str, float | None], step: int) -> None:
-        self._try(lambda: self._run.log(values, step=step))
+        if self._run is not None:
+            self._try(lambda: self._run.log(values, step=step))
 
     def _try(self, send: Callable[[], object]) -> None:
         try:
@@ -59,3 +81,17 @@ class Wandb:
             self._outage.failed(error)
         else:
             self._outage.succeeded()
+
+
+def _import_wandb() -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError(
+            "logging.wandb: true: wandb is not installed: pip install 'nanotron-recipes[wandb]', or leave it out"
+        ) from error
+    return wandb
+
+
+def _not_logged_in(error: Exception) -> UserError:
+    return UserError(f"logging.wandb: true: {describe(error).rstrip('.')}; or set WANDB_MODE=offline, or leave it out")

@@ -35,7 +35,8 @@ class Logging(Section):
     """Steps between two printed lines. metrics.jsonl has every step."""
 
     wandb: bool = False
-    """Send the records to wandb as well, under `general.project`; needs the extra `wandb`."""
+    """Send the records to wandb as well, under `general.project`; needs the extra `wandb` and `wandb login`, or
+    WANDB_MODE=offline. wandb keeps the first points of steps that are trained again."""
 
     webhook_variable: VariableName | None = None
     """Name of an environment variable of the first rank that holds the URL to which a failure, or a sustained drop of

@@ -59,7 +59,8 @@ class Slurm(Section):
     and values for keys of this section that the recipe leaves out."""
 
     prologue: str = ""
-    """Shell lines that run on each node before training: module load, source …"""
+    """Shell lines that run on each node before training: module load, source … The node's shell fills ${NAME} in them,
+    not section `variables`."""
 
     srun_args: list[Word] = Field(default_factory=list)
     """Further arguments of srun, such as a container's."""

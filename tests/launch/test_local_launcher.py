@@ -15,7 +15,10 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from launch.cluster.agent import first_failure
 from launch.cluster.local import launch_local, rank_environment
 from launch.cluster.slurm import require_sbatch
+from launch.cluster.threads import threads_per_rank, visible_gpus
 from nanotron_recipes.errors import UserError
+from nanotron_recipes.loading import load_recipe
+from nanotron_recipes.machine import usable_cpus
 
 LAUNCH = """
 import sys
@@ -279,6 +282,23 @@ def test_what_the_user_set_wins() -> None:
     assert "CUBLAS_WORKSPACE_CONFIG" not in rank_environment({}, 1, 1)
     path = rank_environment({"PYTHONPATH": "mine"}, 1, 1)["PYTHONPATH"].split(os.pathsep)
     assert (Path(path[0]) / "launch" / "cluster").is_dir() and path[1] == "mine"
+
+
+def test_ranks_on_the_cpus_of_a_machine_with_gpus_see_none_and_share_the_cores() -> None:
+    seen = {"CUDA_VISIBLE_DEVICES": "0,1"}
+    assert rank_environment(seen, 2, 1, on_cpu=True)["CUDA_VISIBLE_DEVICES"] == ""
+    assert rank_environment(seen, 2, 1)["CUDA_VISIBLE_DEVICES"] == "0,1"
+    assert "CUDA_VISIBLE_DEVICES" not in rank_environment({}, 2, 1)
+    recipe = load_recipe("tiny", ["general.cpu_ranks_per_node=1"]).recipe
+    assert threads_per_rank(recipe, 1, on_cpu=True) == usable_cpus()
+
+
+@pytest.mark.parametrize(
+    ("visible", "count"),
+    [(None, 4), ("", 0), ("-1", 0), ("2", 1), ("0, 3", 2), ("0,-1,1", 1), ("0,,1", 1), ("0,1,2,3,4", 4)],
+)
+def test_gpus_are_counted_as_cuda_counts_them(visible: str | None, count: int) -> None:
+    assert visible_gpus(4, visible) == count
 
 
 def test_no_ranks_are_refused(tmp_path: Path) -> None:

@@ -60,12 +60,13 @@ def test_after_kill_9_every_later_step_is_bit_identical(
 ) -> None:
     command = pretrain_command(small_file, "--run", "killed")
     run = tmp_path / "runs" / "killed"
-    first = start_process(command, tmp_path)
+    first = start_process([*command, "--gpus-per-node", "0"], tmp_path)
     first.wait_for_step(run / "metrics.jsonl", 10)
     while not (run / "checkpoints" / "8").is_dir():  # written in the background of the steps that follow
         time.sleep(0.002)
     ranks = first.ranks()
     assert len(ranks) == 2
+    assert {rank.environ()["CUDA_VISIBLE_DEVICES"] for rank in ranks} == {""}, "--gpus-per-node 0"
     for rank in ranks:
         rank.suspend()
 

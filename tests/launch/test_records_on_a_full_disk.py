@@ -3,8 +3,6 @@
 import errno
 import os
 import re
-import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,6 @@ from launch.train.outage import QUIET_SECONDS, Outage
 from launch.train.run_folder import RunFolder
 from launch.train.tensorboard import TensorBoard
 from launch.train.tracing import StepTracer
-from launch.train.wandb_log import Wandb
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.schema.services import Profiler
 
@@ -137,35 +134,6 @@ def test_tensorboard_that_finds_no_room_at_its_start_cuts_the_curves_later(small
     events = EventAccumulator(str(small_disk))
     events.Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 4]
-
-
-def test_wandb_that_fails_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Run:
-        is_well = True
-        steps: list[int] = []  # noqa: RUF012
-
-        def log(self, values: dict[str, float], step: int) -> None:
-            self.finish()
-            self.steps.append(step)
-
-        def finish(self) -> None:
-            if not self.is_well:
-                raise RuntimeError("the service\nhas gone")
-
-    run, said = Run(), list[str]()
-    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **arguments: run))
-    wandb = Wandb(tmp_path, "project", "tiny-1", {}, said.append)
-    for step in range(1, 6):
-        run.is_well = step not in (2, 3)
-        wandb.on_step(step_record(step))
-    run.is_well = False
-    wandb.on_event(validation_event(5, {"code": 1.0}))
-    wandb.close()
-    assert run.steps == [1, 4, 5]
-    assert said == [
-        "wandb: the service has gone; training goes on without new points there",
-        "wandb: it takes new points again",
-    ]
 
 
 def test_a_trace_that_finds_no_room_ends_nothing(small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -170,6 +170,14 @@ def test_a_branch_that_goes_on_inherits_the_ranges(runs: Runs, gone_back: Path) 
     assert ranges(runs.prepare("anew", parent, "checkpoints.load_lr_scheduler=false").folder.path) == []
 
 
+def test_a_branch_of_a_checkpoint_on_a_nodes_own_disk_inherits_them_too(
+    runs: Runs, gone_back: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(gone_back / "checkpoints" / "24", tmp_path / "disks" / "a" / "24")
+    parent = f"checkpoints.resume_checkpoint_path={tmp_path}/disks/{{node}}/24"
+    assert ranges(runs.prepare("branch", parent).folder.path) == [RANGE]
+
+
 long = partial(pytest.param, marks=pytest.mark.long)
 
 

@@ -1,7 +1,6 @@
 import dataclasses
 import io
 import math
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,8 +17,6 @@ from launch.train.step_line import (
     validation_table,
 )
 from launch.train.tensorboard import TensorBoard
-from launch.train.wandb_log import Wandb
-from nanotron_recipes.errors import UserError
 from nanotron_recipes.numbers import counted
 
 RECORD = StepRecord(
@@ -195,9 +192,3 @@ def test_tensorboard_forgets_what_a_run_went_back_over(tmp_path: Path) -> None:
         (3, 2.0),
         (4, 2.0),
     ]
-
-
-def test_wandb_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match=r"wandb is not installed: pip install 'nanotron-recipes\[wandb\]'"):
-        Wandb(tmp_path, "project", "tiny-1", {})

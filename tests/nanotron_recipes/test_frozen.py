@@ -2,6 +2,7 @@
 
 import pytest
 
+from data.mixture import quotas_of
 from nanotron_recipes.frozen import Change, changes_of_the_past, later_changes
 from nanotron_recipes.loading import load_recipe
 from nanotron_recipes.recipe import Recipe
@@ -58,6 +59,7 @@ def test_what_steps_taken_depend_on_is_frozen(override: str) -> None:
         "parallelism.tp_mode=ALL_REDUCE",
         "tokens.micro_batch_size=2",
         "optimizer.zero_stage=1",
+        "optimizer.accumulate_grad_in_fp32=false",
         "checkpoints.checkpoint_interval=7",
         "checkpoints.export_at_end=false",
         "logging.log_level=debug",
@@ -140,6 +142,24 @@ def test_a_stage_that_was_read_cannot_go_and_equal_shares_may_be_spelt_out() -> 
     assert keys(later_changes(OLD, shorter, 600)) == ["data_stages.2"]
     weights = "data_stages.0.data.dataset.dataset_weights"
     assert changes_of_the_past(new(f"{weights}=null"), new(f"{weights}=[1, 1, 1]"), 600) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "same"), [("[0.5, 0.25, 0.25]", "[2, 1, 1]"), ("null", "[0.2, 0.2, 0.2]"), ("[0.1, 0.2, 0.3]", "[1, 2, 3]")]
+)
+def test_weights_of_the_same_shares_are_the_same(old: str, same: str) -> None:
+    weights = "data_stages.0.data.dataset.dataset_weights"
+    before, after = new(f"{weights}={old}"), new(f"{weights}={same}")
+    assert changes_of_the_past(before, after, 600) == [] == later_changes(before, after, 0)
+    lists = [recipe.data_stages[0].data.dataset.dataset_weights or [1.0] * 3 for recipe in (before, after)]
+    assert quotas_of(lists[0]) == quotas_of(lists[1]), "they train the same"
+
+
+def test_weights_of_other_shares_are_shown_as_they_are_written() -> None:
+    weights = "data_stages.0.data.dataset.dataset_weights"
+    before, after = new(f"{weights}=[0.33, 0.33, 0.34]"), new(f"{weights}=[1, 1, 1]")
+    changes = changes_of_the_past(before, after, 600)
+    assert [str(change) for change in changes] == [f"{weights}: [0.33, 0.33, 0.34] → [1.0, 1.0, 1.0]"]
 
 
 def test_the_same_batch_in_other_words_is_the_same() -> None:

@@ -67,9 +67,42 @@ def test_a_value_that_nothing_names_is_noted_with_the_nearest_name(small_recipe:
     assert "variables.SHARD: not used: nothing in the recipe says ${SHARD}; did you mean SHARDS?" in notes
 
 
-def test_a_value_that_is_no_text_is_refused(small_recipe: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="variables: 3: expected text"):
+def test_a_value_that_is_no_text_is_refused_by_its_name(small_recipe: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"^recipe: variables\.SHARDS: 3: expected text"):
         load(small_recipe, SHARDS=3)
+    with pytest.raises(UserError, match=r"^--set: variables\.OTHER: 3: expected text"):
+        load(small_recipe, "variables.OTHER=3", SHARDS="/nvme")
+
+
+def test_a_value_may_name_variables_of_the_environment_and_no_other_value(
+    small_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOMEWHERE", "/env/${SHARDS}")
+    assert folders(load(small_recipe, "variables.SHARDS=${SOMEWHERE}/d"))[0] == "/env/${SHARDS}/d/x"
+    monkeypatch.setenv("SHARDS", "/shards")
+    assert folders(load(small_recipe, SHARDS="${SHARDS}/own"))[0] == "/shards/own/x"
+    loaded = load(small_recipe, SHARDS="${ROOT}/d", ROOT="/root")
+    with pytest.raises(UserError, match=r"dataset_folder\.0: \$\{ROOT\} is not set; expected an environment"):
+        check_trainable(loaded.recipe)
+
+
+def test_the_prologue_of_a_job_is_left_to_the_shell_of_the_node(
+    small_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHARDS", "/here")
+    prologue = "export TMPDIR=${SHARDS}/${NODE_ONLY}"
+    loaded = load({**small_recipe, "slurm": {"prologue": prologue, "partition": "${SHARDS}"}})
+    assert (loaded.recipe.slurm.prologue, loaded.recipe.slurm.partition) == (prologue, "/here")
+    check_trainable(loaded.recipe)
+    assert not any("NODE_ONLY" in note for note in loaded.notes)
+
+
+@pytest.mark.parametrize("key", ["data_stages.0.data.dataset.dataset_folder.0", "corpus.upload_to"])
+def test_a_place_on_s3_whose_bucket_is_not_known_yet_is_noted_by_the_name_that_lacks(key: str) -> None:
+    notes = load_recipe("tiny", [f"{key}=s3://${{SHARDS}}/prose"]).notes
+    assert any(note.startswith(f"variables.SHARDS: not set, and {key} needs it") for note in notes)
+    with pytest.raises(UserError, match=r"expected (a path of this machine, or )?s3://bucket/prefix"):
+        load_recipe("tiny", [f"{key}=s3://${{SHARDS}}/prose", "variables.SHARDS=/"])
 
 
 def test_the_shipped_recipe_is_noted_until_its_data_has_a_place() -> None:
