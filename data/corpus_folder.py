@@ -54,6 +54,17 @@ def made_before(corpus: Corpus, source: CorpusSource) -> Manifest | None:
     return read_manifest(folder) if (folder / MANIFEST_NAME).is_file() else None
 
 
+def made_by_tokenize(folder: Path, manifest: Manifest) -> bool:
+    """Whether `tokenize` made the shards in `folder`, so that it can make them again.
+
+    Where the manifest does not say, the `.metadata` does that `tokenize` leaves beside every shard.
+    """
+    if manifest.made_by is not None:
+        return manifest.made_by == "tokenize"
+    files = (*manifest.train.files, *manifest.validation.files)
+    return all((folder / f"{file.name}.metadata").is_file() for file in files)
+
+
 def pending_sources(corpus: Corpus, settings: Mapping[str, str]) -> list[CorpusSource]:
     """The sources whose shards are missing or were made with other settings than these, a hash for each name.
 
@@ -69,14 +80,16 @@ def pending_sources(corpus: Corpus, settings: Mapping[str, str]) -> list[CorpusS
 
 
 def _refuse_foreign_files(folder: Path, manifest: Manifest | None) -> None:
-    """UserError where a source's folder, about to be replaced, holds anything but the shards of its manifest."""
+    """UserError where a source's folder, about to be replaced, holds anything but the shards that `tokenize` made."""
     if not folder.is_dir():
         if folder.exists():
             raise UserError(f"{folder}: expected a free place for shards; a file is in the way")
         return
-    ours = {MANIFEST_NAME, "validation"}
-    for file in (*manifest.train.files, *manifest.validation.files) if manifest else ():
-        ours |= {file.name, f"{file.name}.index", f"{file.name}.metadata"}
+    ours = {"validation"}
+    if manifest is not None and made_by_tokenize(folder, manifest):
+        ours.add(MANIFEST_NAME)
+        for file in (*manifest.train.files, *manifest.validation.files):
+            ours |= {file.name, f"{file.name}.index", f"{file.name}.metadata"}
     foreign = sorted({path.relative_to(folder).as_posix() for path in folder.rglob("*")} - ours)
     if foreign:
         more = f" and {len(foreign) - _FILES_NAMED} more" if len(foreign) > _FILES_NAMED else ""

@@ -23,6 +23,7 @@ from data.corpora import documents
 from data.corpus_folder import (
     locked,
     made_before,
+    made_by_tokenize,
     move_finished,
     pending_sources,
     remove_unfinished,
@@ -155,7 +156,9 @@ def _changes(corpus: Corpus, settings: "_Settings") -> list[str]:
         if made is None or made.settings_sha256 == settings.sources[source.name]:
             continue
         why = "made with other settings or another tokenizer"
-        if made.inputs is not None and now is not None and made.inputs != now:
+        if not made_by_tokenize(Path(corpus.path, source.name), made):
+            why = "its shards were not made by `tokenize`"
+        elif made.inputs is not None and now is not None and made.inputs != now:
             facts = f"{made.inputs} then, {now} now" if str(made.inputs) != str(now) else f"{now}, written again"
             why = f"its files have changed since ({facts})"
         lines.append(f"{source.name}: to be tokenized again: {why}")

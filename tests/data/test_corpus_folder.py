@@ -13,6 +13,7 @@ from small_data import corpus_recipe, write_jsonl
 from data import tokenization
 from data.corpus_folder import remove_unfinished, unfinished_folder
 from data.finish import finish_source
+from data.manifest import write_manifest
 from data.text_files import inputs_of
 from data.tokenization import look_at_text, tokenize
 from data.tokenization_job import Job, source_folder
@@ -169,6 +170,16 @@ def test_a_file_of_the_users_is_never_removed_with_the_shards_that_it_lies_among
     thesis.unlink()
     assert tokenize(with_documents(recipe, 5), "mine", workers=1)[0].train.documents <= 5
     assert not list((tmp_path / "mine").glob(".tokenizing-*"))
+
+
+def test_shards_whose_manifest_does_not_say_who_made_them_are_the_same_data_and_can_be_replaced(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    (words, _) = tokenize(recipe, "mine", workers=1)
+    silent = words.model_copy(update={"made_by": None})
+    write_manifest(tmp_path / "mine" / "words", silent)
+    assert words.made_by == "tokenize" and silent.fingerprint == words.fingerprint
+    assert tokenize(with_documents(recipe, 5), "mine", workers=1)[0].train.documents <= 5
 
 
 def test_many_files_in_the_way_are_counted(recipe: Recipe, tmp_path: Path) -> None:
