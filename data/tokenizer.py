@@ -73,6 +73,14 @@ def tokenizer_folder(recipe: Recipe) -> Path:
     return Path(recipe.corpus.path) / "tokenizer"
 
 
+def tokenizer_of(recipe: Recipe) -> TokenizerInfo:
+    """The recipe's tokenizer; UserError as `read_tokenizer`, and where one that is to be trained was not or is gone."""
+    folder = tokenizer_folder(recipe)
+    if recipe.tokenizer.tokenizer_name_or_path is None and not (folder / "tokenizer.json").is_file():
+        raise UserError(f"{folder}: no tokenizer.json in it; run `nanotron-recipes tokenize RECIPE` first")
+    return read_tokenizer(folder)
+
+
 def read_tokenizer(folder: Path) -> TokenizerInfo:
     """What a tokenizer's folder says, after loading it as those who encode do; UserError where it is missing or
     damaged, or names no end-of-document token."""

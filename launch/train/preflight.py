@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from uuid import uuid4
 
-from data.tokenizer import read_tokenizer, tokenizer_folder
+from data.tokenizer import tokenizer_of
 from launch.train.run_folder import NODE, RunFolder
 from model.hf_export import check_export_target
 from model.hf_mapping import hf_class
@@ -25,7 +25,7 @@ def check_recipe_to_the_end(recipe: Recipe) -> None:
         )
     if recipe.checkpoints.export_at_end:
         hf_class(recipe)
-        tokenizer, vocab_size = read_tokenizer(tokenizer_folder(recipe)), recipe.model.architecture.vocab_size
+        tokenizer, vocab_size = tokenizer_of(recipe), recipe.model.architecture.vocab_size
         if tokenizer.vocab_size > vocab_size:
             raise UserError(
                 f"{tokenizer.folder}: the tokenizer has token ids up to {tokenizer.vocab_size - 1}, expected fewer "

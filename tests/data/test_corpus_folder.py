@@ -205,31 +205,6 @@ def test_only_our_own_unfinished_work_is_removed(recipe: Recipe, tmp_path: Path)
     assert left == [".tokenizing-ba9876543210", ".tokenizing-notes"]
 
 
-def test_a_tokenizer_of_the_users_is_not_written_over(tmp_path: Path, tokenizer: Path) -> None:
-    recipe = corpus_recipe(tmp_path / "mine", [{"name": "sums", "reader": "arithmetic", "documents": 60}])
-    own = tmp_path / "mine" / "tokenizer" / "tokenizer.json"
-    own.parent.mkdir(parents=True)
-    own.write_text("precious")
-    with pytest.raises(UserError, match="tokenizer: expected a free place for a tokenizer"):
-        tokenize(recipe, "mine")
-    assert own.read_text() == "precious"
-
-
-def test_a_tokenizer_that_was_interrupted_or_removed_is_made_again(tmp_path: Path) -> None:
-    recipe = corpus_recipe(tmp_path / "mine", [{"name": "sums", "reader": "arithmetic", "documents": 60}])
-    corpus, console = recipe.corpus, Console(quiet=True)
-    assert corpus is not None
-    first = tokenization._ensure_tokenizer(recipe, corpus, "settings", console)
-    written = first.file.stat().st_mtime_ns
-    assert tokenization._ensure_tokenizer(recipe, corpus, "settings", console) == first
-    assert first.file.stat().st_mtime_ns == written
-    first.file.write_text("cut off")
-    (tmp_path / "mine" / "tokenizer.settings").write_bytes(b"unfinished\xff")
-    assert tokenization._ensure_tokenizer(recipe, corpus, "settings", console) == first
-    shutil.rmtree(first.folder)
-    assert tokenization._ensure_tokenizer(recipe, corpus, "settings", console) == first
-
-
 def cut_off(job: Job) -> None:
     (shard,) = source_folder(job.folder, "sums").glob("00000*.ds")
     shard.write_bytes(shard.read_bytes()[:-6])
