@@ -10,6 +10,7 @@ import pytest
 from small_data import corpus_recipe, recipe_with, write_jsonl, write_source
 
 from data.inspection import document_parts
+from data.manifest import write_manifest
 from data.plan import DataPlan
 from data.tokenization import tokenize
 from nanotron_recipes.loading import dump_yaml, load_recipe
@@ -147,6 +148,27 @@ def test_what_verify_says_to_do_about_a_damaged_corpus_mends_it(tmp_path: Path) 
     shutil.rmtree(deletion.split()[-1])
     tokenize(recipe, "mine")
     assert run("verify", "mine.yaml", where=tmp_path).returncode == 0
+
+
+def test_verify_tells_nobody_to_delete_shards_that_cannot_be_made_again(tmp_path: Path) -> None:
+    """Their text is gone, or they were never made by tokenize: as read from their manifest."""
+    write_jsonl(tmp_path / "texts" / "a.jsonl", 50)
+    recipe = corpus_recipe(tmp_path / "corpus", [{"name": "a", "reader": "jsonl", "path": str(tmp_path / "texts")}])
+    (tmp_path / "mine.yaml").write_text(dump_yaml(recipe))
+    (manifest,) = tokenize(recipe, "mine", workers=1)
+    shard = next((tmp_path / "corpus" / "a").glob("*.ds"))
+    shard.write_bytes(bytes(shard.stat().st_size))
+    imported = manifest.model_copy(update={"made_by": "import-megatron"})
+    write_manifest(tmp_path / "corpus" / "a", imported)
+    by_hand = f"next: bring {tmp_path}/corpus/a again from where it was made"
+    assert run("verify", "mine.yaml", where=tmp_path).stdout.splitlines()[-1] == by_hand
+    write_manifest(tmp_path / "corpus" / "a", manifest)
+    shutil.rmtree(tmp_path / "texts")
+    assert run("verify", "mine.yaml", where=tmp_path).stdout.splitlines()[-1] == by_hand
+    uploaded = run("verify", "mine.yaml", "--set", "corpus.upload_to=s3://bucket/out", where=tmp_path)
+    assert uploaded.stdout.splitlines()[-1] == (
+        f"next: bring {tmp_path}/corpus/a again from s3://bucket/out/a (its text is gone)"
+    )
 
 
 def test_verify_of_a_source_that_is_not_there_ends_with_2(folder: Path) -> None:
