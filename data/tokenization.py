@@ -38,7 +38,7 @@ from data.rejected import NO_TEXT, NOT_JSON, Rejected
 from data.text_files import TextIsGone, files_of, inputs_of
 from data.tokenization_job import DISK_IS_FULL, Job, packed_notes, source_folder, tasks_of, with_absolute_paths
 from data.tokenization_process import run_job
-from data.tokenizer import TokenizerInfo, read_tokenizer, tokenizer_folder
+from data.tokenizer import TRAINING_VERSION, TokenizerInfo, read_tokenizer, tokenizer_folder
 from data.upload import upload_corpus
 from nanotron_recipes.errors import UserError, nearest_name, one_line, user_error
 from nanotron_recipes.machine import usable_cpus
@@ -206,7 +206,7 @@ def _settings(recipe: Recipe, corpus: Corpus) -> _Settings:
         tokenizer = read_tokenizer(folder).sha256
     else:
         assert recipe.tokenizer.train is not None, "tokenizer_folder has checked it"
-        tokenizer = _hash([common, recipe.tokenizer.train.vocab_size, sources])
+        tokenizer = _hash([common, TRAINING_VERSION, recipe.tokenizer.train.vocab_size, sources])
     hashes = {source["name"]: _hash([common, tokenizer, source]) for source in sources}
     return _Settings(tokenizer, hashes, inputs, notes)
 
