@@ -12,7 +12,9 @@ from small_data import corpus_recipe, recipe_with, write_jsonl, write_source
 from data.inspection import document_parts
 from data.manifest import write_manifest
 from data.plan import DataPlan
+from data.staging import plan_staging, stage
 from data.tokenization import tokenize
+from data.transfer import Watch
 from nanotron_recipes.loading import dump_yaml, load_recipe
 
 RUN = "from launch.cli.main import main; main()"
@@ -59,6 +61,22 @@ def test_the_parts_of_a_sample_are_its_documents(folder: Path) -> None:
         tokens = np.concatenate([part.tokens for part in parts])
         batch = plan.step(step, dp=1, dp_rank=0, num_micro_batches=1, micro_batch_size=8).micro_batches[0]
         assert np.array_equal(tokens, batch.input_ids.ravel())
+
+
+def test_a_batch_of_which_only_the_files_that_are_read_are_here_is_shown(tmp_path: Path) -> None:
+    """A sequence begins with a file's first token, and the file before it is not here."""
+    files = np.arange(1200).reshape(12, 4, 25)
+    write_source(tmp_path / "shared", files, vocab_size=1200)
+    stages = [(1, {str(tmp_path / "shared"): 1.0})]
+    changes = {"sequence_length": 50, "global_batch_size": 1, "train_steps": 3, "vocab_size": 1200}
+    recipe = recipe_with(stages, **changes, data_staging={"path": str(tmp_path / "nvme")})  # type: ignore[arg-type]
+    stage(recipe, plan_staging(recipe), Watch())
+    here = {int(path.stem) for path in (tmp_path / "nvme").rglob("*.ds") if path.parent.name == "shared"}
+    plan = DataPlan.from_recipe(recipe)
+    parts = [list(document_parts(plan, step, range(1))) for step in (1, 2, 3)]
+    firsts = [int(of_step[0].tokens[0]) for of_step in parts]
+    assert any(first % 100 == 0 and first // 100 - 1 not in here for first in firsts)
+    assert [[part.begins for part in of_step] for of_step in parts] == [[True, True]] * 3
 
 
 def test_a_step_beyond_the_run_and_a_sequence_beyond_the_batch_are_refused(folder: Path) -> None:
