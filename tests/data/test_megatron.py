@@ -177,12 +177,22 @@ def test_tokenize_does_not_replace_imported_shards_and_names_them(
     assert line.endswith("its shards were not made by `tokenize`")
 
 
+def run(*arguments: str, where: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", "-c", "from launch.cli.main import main; main()", "data", "import-megatron"]
+    return subprocess.run([*command, *arguments], cwd=where, capture_output=True, text=True, timeout=60)
+
+
+def test_a_prefix_without_a_name_is_a_mistake(tmp_path: Path) -> None:
+    for prefix in (".", "..", "/", ".idx"):
+        done = run(prefix, "web", "--tokenizer", "absent", where=tmp_path)
+        expected = f"error: {prefix}: expected the .bin and .idx files, without their endings\n"
+        assert (done.returncode, done.stderr) == (2, expected)
+
+
 def test_the_command_makes_a_folder_that_a_run_reads(tokenizer: TokenizerInfo, tmp_path: Path) -> None:
     documents = [[*document, 0] for document in random_documents(1, 40, 30, vocab_size=300)]
     write_megatron(tmp_path / "web_text_document", [[document] for document in documents[:-1]] + [[[5, 6]]])
-    command = [sys.executable, "-P", "-c", "from launch.cli.main import main; main()", "data", "import-megatron"]
-    arguments = ["web_text_document.bin", "web", "--tokenizer", str(tokenizer.folder)]
-    done = subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = run("web_text_document.bin", "web", "--tokenizer", str(tokenizer.folder), where=tmp_path)
     assert done.returncode == 0, done.stderr
     note, made, following = done.stdout.strip().splitlines()
     assert note.startswith("note: 2.5% of the documents do not end with <|endoftext|>")
