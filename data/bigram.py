@@ -6,12 +6,19 @@ same way P(w) = (c(w) + t / V) / (n + t) with t different tokens in n, over a vo
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 import numpy.typing as npt
 
 from data.batch import MicroBatch
 from data.plan import DataPlan
+from nanotron_recipes.recipe import Recipe
+from nanotron_recipes.sequences import tokens_through
+
+MOST_TOKENS = 1 << 26
+"""A bigram model is counted on so many tokens at most: some twenty seconds."""
+_PIECE_TOKENS = 1 << 20
 
 FloatArray = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
@@ -72,15 +79,20 @@ class Bigram:
         return total / number if number else float("nan")
 
 
-def bigram_baseline(plan: DataPlan, last_step: int, num_sequences: int) -> dict[str, float]:
-    """Nats a token, by source, of a bigram model counted on exactly what steps 1 … last_step train on, all sources
-    together, on the same held-out windows as the model's validation loss."""
+def steps_to_count(recipe: Recipe) -> range:
+    """The steps of a run whose tokens a bigram model is counted on: all of them; of a run with more than MOST_TOKENS
+    tokens, evenly spread ones that have about as many."""
+    last = recipe.tokens.train_steps
+    return range(1, last + 1, max(1, ceil(tokens_through(recipe, last) / MOST_TOKENS)))
+
+
+def bigram_baseline(plan: DataPlan, steps: Iterable[int], num_sequences: int) -> dict[str, float]:
+    """Nats a token, by source, of a bigram model counted on exactly what `steps` (from 1) train on, all sources
+    together, on the same held-out windows as the model's validation loss: at most `num_sequences` of each source."""
     vocab_size = next(iter(plan.sources.values())).manifest.vocab_size
     size = plan.global_batch_size
-    steps = (
-        plan.step(step, dp=1, dp_rank=0, num_micro_batches=1, micro_batch_size=size) for step in range(1, last_step + 1)
-    )
-    bigram = Bigram.count(_in_large_pieces(batch for step in steps for batch in step.micro_batches), vocab_size)
+    read = (plan.step(step, dp=1, dp_rank=0, num_micro_batches=1, micro_batch_size=size) for step in steps)
+    bigram = Bigram.count(_in_large_pieces(batch for step in read for batch in step.micro_batches), vocab_size)
     return {
         name: bigram.nats_per_token(plan.validation(name, num_sequences, micro_batch_size=64).micro_batches)
         for name in plan.sources
@@ -91,14 +103,17 @@ def _codes(batch: MicroBatch, vocab_size: int) -> Int64Array:
     return batch.input_ids[batch.target_mask] * vocab_size + batch.target_ids[batch.target_mask]
 
 
-def _in_large_pieces(batches: Iterable[MicroBatch], pieces: int = 64) -> Iterable[MicroBatch]:
-    """The same rows in fewer batches: merging counts costs as much as there are different pairs."""
+def _in_large_pieces(batches: Iterable[MicroBatch]) -> Iterable[MicroBatch]:
+    """The same rows in fewer batches, each of rows of one length: merging counts costs as much as there are different
+    pairs."""
     waiting: list[MicroBatch] = []
+    tokens = 0
     for batch in batches:
-        waiting.append(batch)
-        if len(waiting) == pieces:
+        if waiting and (tokens >= _PIECE_TOKENS or batch.tokens.shape[1] != waiting[0].tokens.shape[1]):
             yield _joined(waiting)
-            waiting = []
+            waiting, tokens = [], 0
+        waiting.append(batch)
+        tokens += batch.tokens.size
     if waiting:
         yield _joined(waiting)
 

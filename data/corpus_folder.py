@@ -10,6 +10,7 @@ from pathlib import Path
 
 from data.manifest import MANIFEST_NAME, Manifest, read_manifest
 from data.tokenization_job import source_folder
+from data.tokenizer import TokenizerInfo
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.files import sync
 from nanotron_recipes.schema.data import Corpus, CorpusSource
@@ -54,29 +55,49 @@ def made_before(corpus: Corpus, source: CorpusSource) -> Manifest | None:
     return read_manifest(folder) if (folder / MANIFEST_NAME).is_file() else None
 
 
-def pending_sources(corpus: Corpus, settings: Mapping[str, str]) -> list[CorpusSource]:
-    """The sources whose shards are missing or were made with other settings than these, a hash for each name.
+def made_by_tokenize(folder: Path, manifest: Manifest) -> bool:
+    """Whether `tokenize` made the shards in `folder`, so that it can make them again.
+
+    Where the manifest does not say, the `.metadata` does that `tokenize` leaves beside every shard.
+    """
+    if manifest.made_by is not None:
+        return manifest.made_by == "tokenize"
+    files = (*manifest.train.files, *manifest.validation.files)
+    return all((folder / f"{file.name}.metadata").is_file() for file in files)
+
+
+def is_made_with(manifest: Manifest, settings_sha256: str, tokenizer: TokenizerInfo | None) -> bool:
+    """Whether shards were made with these settings and, where it is given, with this tokenizer."""
+    of_tokenizer = tokenizer is None or manifest.tokenizer_sha256 == tokenizer.sha256
+    return manifest.settings_sha256 == settings_sha256 and of_tokenizer
+
+
+def pending_sources(corpus: Corpus, settings: Mapping[str, str], tokenizer: TokenizerInfo | None) -> list[CorpusSource]:
+    """The sources whose shards are missing or were made with other settings than these, a hash for each name, or with
+    another tokenizer (null: with whichever).
 
     Raises UserError where something is in their place that `tokenize` has not made.
     """
     pending = []
     for source in corpus.sources:
         manifest = made_before(corpus, source)
-        if manifest is None or manifest.settings_sha256 != settings[source.name]:
+        if manifest is None or not is_made_with(manifest, settings[source.name], tokenizer):
             _refuse_foreign_files(Path(corpus.path, source.name), manifest)
             pending.append(source)
     return pending
 
 
 def _refuse_foreign_files(folder: Path, manifest: Manifest | None) -> None:
-    """UserError where a source's folder, about to be replaced, holds anything but the shards of its manifest."""
+    """UserError where a source's folder, about to be replaced, holds anything but the shards that `tokenize` made."""
     if not folder.is_dir():
         if folder.exists():
             raise UserError(f"{folder}: expected a free place for shards; a file is in the way")
         return
-    ours = {MANIFEST_NAME, "validation"}
-    for file in (*manifest.train.files, *manifest.validation.files) if manifest else ():
-        ours |= {file.name, f"{file.name}.index", f"{file.name}.metadata"}
+    ours = {"validation"}
+    if manifest is not None and made_by_tokenize(folder, manifest):
+        ours.add(MANIFEST_NAME)
+        for file in (*manifest.train.files, *manifest.validation.files):
+            ours |= {file.name, f"{file.name}.index", f"{file.name}.metadata"}
     foreign = sorted({path.relative_to(folder).as_posix() for path in folder.rglob("*")} - ours)
     if foreign:
         more = f" and {len(foreign) - _FILES_NAMED} more" if len(foreign) > _FILES_NAMED else ""
@@ -91,14 +112,15 @@ def unfinished_folder(corpus: Corpus, name: str) -> Path:
     return Path(corpus.path, _UNFINISHED + name)
 
 
-def move_finished(corpus: Corpus, settings: Mapping[str, str]) -> None:
-    """Gives complete folders of sources their final names; what they replace goes to the unfinished work."""
+def move_finished(corpus: Corpus, settings: Mapping[str, str], tokenizer: TokenizerInfo) -> None:
+    """Gives folders of sources that are complete, with these settings and this tokenizer, their final names; what they
+    replace goes to the unfinished work."""
     for unfinished in _unfinished(corpus):
         for source in corpus.sources:
             made = source_folder(unfinished, source.name)
             if not (made / MANIFEST_NAME).is_file():
                 continue
-            if read_manifest(made).settings_sha256 != settings[source.name]:
+            if not is_made_with(read_manifest(made), settings[source.name], tokenizer):
                 continue
             final = Path(corpus.path, source.name)
             if final.exists():

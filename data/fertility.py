@@ -1,18 +1,15 @@
 """How many tokens a tokenizer makes of text: what a choice between tokenizers goes by."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.corpora import documents, shards_of
 from data.rejected import Rejected
+from data.text_sample import sample_text
 from data.tokenization import empty_source
 from data.tokenizer import TokenizerInfo
 from nanotron_recipes.schema.data import Corpus, CorpusSource
 
-_STREAMS = 32
-_DOCUMENT_CHARACTERS = 50_000
-"""Of a document no more is looked at: one long one shall not stand for its source."""
 _BATCH = 64
 
 
@@ -48,36 +45,15 @@ class Fertility:
 
 
 def sample(source: CorpusSource, corpus: Corpus, num_bytes: int) -> list[str]:
-    """Training texts of a source of about `num_bytes`, a few from each of its shards in turn.
+    """Training texts of a source of about `num_bytes`, from places all over it.
 
     Raises UserError where the source cannot be read or has no text.
     """
-    shards = [[]] * _STREAMS if source.reader.startswith("python") else shards_of(source)
-    step = max(1, len(shards) // _STREAMS)
     rejected = Rejected()
-    streams = [
-        documents(source, corpus, "train", shard=shard, shards=len(shards), parts=parts, rejected=rejected)
-        for shard, parts in list(enumerate(shards))[::step]
-    ]
-    texts, left = [], num_bytes
-    for text in _in_turn(streams):
-        texts.append(text[:_DOCUMENT_CHARACTERS])
-        left -= len(texts[-1].encode("utf-8", errors="replace"))
-        if left <= 0:
-            break
+    texts = list(sample_text(source, corpus, num_bytes, rejected))
     if not texts:
         raise empty_source(source, rejected)
     return texts
-
-
-def _in_turn(streams: list[Iterator[str]]) -> Iterator[str]:
-    while streams:
-        for stream in list(streams):
-            text = next(stream, None)
-            if text is None:
-                streams.remove(stream)
-            else:
-                yield text
 
 
 def fertility(texts: Iterable[str], tokenizer: TokenizerInfo) -> Fertility:

@@ -49,6 +49,7 @@ def finish_source(
         tokenizer_sha256=tokenizer.sha256,
         settings_sha256=settings_sha256,
         inputs=inputs,
+        made_by="tokenize",
         train=_split(job, source, "train", notes, tokenizer),
         validation=_split(job, source, "validation", notes, tokenizer),
         rejected=dict(rejected),

@@ -43,7 +43,7 @@ def document_parts(plan: DataPlan, step: int, samples: range) -> Iterator[Docume
         starts = reader.document_starts(first_document, last_document, piece.start + 1, piece.start + piece.length + 1)
         starts = starts - piece.start + piece.offset
         borders = [piece.offset, *starts[starts < end].tolist(), end]
-        begins_here = reader.documents_before(np.array([piece.start, piece.start + 1], dtype=np.int64))
+        begins_here = reader.is_document_start(piece.start)
         for number, (first, last) in enumerate(pairwise(borders)):
             yield DocumentPart(
                 sample=piece.sample,
@@ -51,6 +51,6 @@ def document_parts(plan: DataPlan, step: int, samples: range) -> Iterator[Docume
                 document=first_document - 1 + number,
                 first=first,
                 tokens=arrays.input_ids[piece.sample, first:last],
-                begins=number > 0 or bool(begins_here[1] > begins_here[0]),
+                begins=number > 0 or begins_here,
                 masked=first + np.flatnonzero(~arrays.target_mask[piece.sample, first:last]),
             )

@@ -112,6 +112,8 @@ class Manifest(BaseModel):
     """Of the recipe's settings that made these shards: `tokenize` does nothing while they are the same."""
     inputs: Inputs | None = None
     """What the text was read from; null for text that comes with Python, and for shards made elsewhere."""
+    made_by: Literal["tokenize", "import-megatron"] | None = None
+    """The command that wrote the shards; null where the manifest does not say."""
     train: Split
     validation: Split
     rejected: dict[str, int] = {}

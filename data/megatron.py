@@ -149,6 +149,7 @@ def _write(
         tokenizer_sha256=tokenizer.sha256,
         settings_sha256=hashlib.sha256(f"import-megatron {sha256} {index_content}".encode()).hexdigest(),
         inputs=Inputs(files=2, bytes=bin_path.stat().st_size + index_path.stat().st_size, sha256=index_content),
+        made_by="import-megatron",
         train=Split(files=(shard,)),
         validation=Split(),
         rejected={"empty document": empty} if empty else {},

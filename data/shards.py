@@ -141,6 +141,14 @@ class ShardReader:
             counts[mine] = self._document_offsets[number] + inside
         return counts
 
+    def is_document_start(self, position: int) -> bool:
+        """Whether the token at `position` (0 … num_tokens - 1) is the first of its document: no other file than the one
+        it is in is looked at."""
+        number = bisect_right(self._first_tokens, position) - 1
+        local = position - self._first_tokens[number]
+        ends = self._shard(number).document_ends
+        return local == 0 or bool(ends[np.searchsorted(ends, local)] == local)
+
     def valid_targets(self, starts: Int64Array, length: int) -> int:
         """Targets of the windows of `length` tokens from `starts` on that are not the first token of a document."""
         first, last = self.documents_before(starts + 1), self.documents_before(starts + length)

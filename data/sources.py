@@ -10,7 +10,7 @@ from data.places import Place, place_of, source_names, source_path
 from data.readings import blocks_per_epoch, files_read
 from data.shards import ShardReader
 from data.staged import NotStaged, StagedFolder, read_staged
-from data.tokenizer import read_tokenizer, tokenizer_folder
+from data.tokenizer import tokenizer_of
 from data.verification import ExpectedFile, expected_files
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.recipe import Recipe
@@ -175,7 +175,7 @@ def _check_tokenizer(recipe: Recipe, manifests: list[tuple[Path | str, Manifest]
             raise UserError(f"{place} and {first_place} were tokenized with different tokenizers")
     if recipe.tokenizer.tokenizer_name_or_path is None and recipe.tokenizer.train is None:
         return
-    tokenizer = read_tokenizer(tokenizer_folder(recipe))
+    tokenizer = tokenizer_of(recipe)
     for place, manifest in manifests:
         if manifest.tokenizer_sha256 != tokenizer.sha256:
             raise UserError(f"{place}: its shards were not made with the tokenizer in {tokenizer.folder}")

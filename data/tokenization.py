@@ -21,24 +21,26 @@ from rich.console import Console
 
 from data.corpora import documents
 from data.corpus_folder import (
+    is_made_with,
     locked,
     made_before,
+    made_by_tokenize,
     move_finished,
     pending_sources,
     remove_unfinished,
     unfinished_folder,
 )
+from data.corpus_tokenizer import ensure_tokenizer, present_tokenizer
 from data.finish import finish_source
-from data.manifest import Inputs, Manifest, read_manifest
+from data.manifest import MANIFEST_NAME, Inputs, Manifest, read_manifest
 from data.parts import whole_files
 from data.rejected import NO_TEXT, NOT_JSON, Rejected
 from data.text_files import TextIsGone, files_of, inputs_of
-from data.tokenization_job import DISK_IS_FULL, Job, packed_notes, tasks_of, with_absolute_paths
+from data.tokenization_job import DISK_IS_FULL, Job, packed_notes, source_folder, tasks_of, with_absolute_paths
 from data.tokenization_process import run_job
-from data.tokenizer import TokenizerInfo, read_tokenizer, tokenizer_folder, train_tokenizer
+from data.tokenizer import TRAINING_VERSION, TokenizerInfo, read_tokenizer, tokenizer_folder
 from data.upload import upload_corpus
 from nanotron_recipes.errors import UserError, nearest_name, one_line, user_error
-from nanotron_recipes.files import write_atomic
 from nanotron_recipes.machine import usable_cpus
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.schema.data import Corpus, CorpusSource
@@ -69,24 +71,28 @@ def tokenize(
     if corpus is None:
         raise UserError(f"{recipe_name}: corpus: missing; there is nothing to tokenize")
     settings = _settings(recipe, corpus)
-    pending = pending_sources(corpus, settings.sources)
+    present = present_tokenizer(recipe)
+    pending = pending_sources(corpus, settings.sources, present)
     for source in corpus.sources:
         if source.name in settings.notes and source not in pending:
             _say(console, f"note: {settings.notes[source.name]}")
-    if not pending:
+    if not pending and present is not None:
         _say(console, f"{corpus.path}: all sources are tokenized already")
         return _uploaded(recipe, corpus, console)
     started = time.perf_counter()
     with locked(Path(corpus.path)), _named_space(corpus):
-        move_finished(corpus, settings.sources)
-        pending = pending_sources(corpus, settings.sources)
-        for line in _changes(corpus, settings):
+        _check_readable(corpus, pending_sources(corpus, settings.sources, present))
+        tokenizer = ensure_tokenizer(recipe, corpus, settings.tokenizer, console)
+        pending = pending_sources(corpus, settings.sources, tokenizer)
+        if not _work_folder(corpus, pending, settings, tokenizer).is_dir():
+            # It goes on with no unfinished work as that is; of such work what is complete is kept.
+            move_finished(corpus, settings.sources, tokenizer)
+            pending = pending_sources(corpus, settings.sources, tokenizer)
+        for line in _changes(corpus, settings, tokenizer):
             _say(console, line)
-        _check_readable(corpus, pending)
-        tokenizer = _ensure_tokenizer(recipe, corpus, settings.tokenizer, console)
         if pending:
             _make(corpus, pending, settings, tokenizer, workers or usable_cpus(), console, starter)
-            move_finished(corpus, settings.sources)
+            move_finished(corpus, settings.sources, tokenizer)
         remove_unfinished(corpus)
     manifests = _manifests(corpus)
     tokens = sum(manifest.train.tokens + manifest.validation.tokens for manifest in manifests)
@@ -145,17 +151,19 @@ def look_at_text(recipe: Recipe) -> TextFound:
     if recipe.corpus is None or (recipe.tokenizer.tokenizer_name_or_path is None and recipe.tokenizer.train is None):
         return TextFound([], [])
     settings = _settings(recipe, recipe.corpus)
-    return TextFound(_changes(recipe.corpus, settings), [*settings.notes.values()])
+    return TextFound(_changes(recipe.corpus, settings, None), [*settings.notes.values()])
 
 
-def _changes(corpus: Corpus, settings: "_Settings") -> list[str]:
+def _changes(corpus: Corpus, settings: "_Settings", tokenizer: TokenizerInfo | None) -> list[str]:
     lines = []
     for source in corpus.sources:
         made, now = made_before(corpus, source), settings.inputs[source.name]
-        if made is None or made.settings_sha256 == settings.sources[source.name]:
+        if made is None or is_made_with(made, settings.sources[source.name], tokenizer):
             continue
         why = "made with other settings or another tokenizer"
-        if made.inputs is not None and now is not None and made.inputs != now:
+        if not made_by_tokenize(Path(corpus.path, source.name), made):
+            why = "its shards were not made by `tokenize`"
+        elif made.inputs is not None and now is not None and made.inputs != now:
             facts = f"{made.inputs} then, {now} now" if str(made.inputs) != str(now) else f"{now}, written again"
             why = f"its files have changed since ({facts})"
         lines.append(f"{source.name}: to be tokenized again: {why}")
@@ -198,7 +206,7 @@ def _settings(recipe: Recipe, corpus: Corpus) -> _Settings:
         tokenizer = read_tokenizer(folder).sha256
     else:
         assert recipe.tokenizer.train is not None, "tokenizer_folder has checked it"
-        tokenizer = _hash([common, recipe.tokenizer.train.vocab_size, sources])
+        tokenizer = _hash([common, TRAINING_VERSION, recipe.tokenizer.train.vocab_size, sources])
     hashes = {source["name"]: _hash([common, tokenizer, source]) for source in sources}
     return _Settings(tokenizer, hashes, inputs, notes)
 
@@ -235,30 +243,9 @@ def empty_source(source: CorpusSource, rejected: Rejected) -> UserError:
     return UserError(f"{where}: {looked}: no document in there" + (f" ({reasons})" if reasons else ""))
 
 
-def _ensure_tokenizer(recipe: Recipe, corpus: Corpus, settings: str, console: Console) -> TokenizerInfo:
-    folder = tokenizer_folder(recipe)
-    train = recipe.tokenizer.train
-    if recipe.tokenizer.tokenizer_name_or_path is None:
-        assert train is not None, "tokenizer_folder has checked it"
-        _check_vocab_size(recipe, train.vocab_size, "tokenizer.train.vocab_size is")
-        made_with = Path(corpus.path, "tokenizer.settings")
-        if not made_with.exists() and folder.exists() and any(folder.iterdir()):
-            raise UserError(f"{folder}: expected a free place for a tokenizer; `tokenize` did not make this one")
-        recorded = made_with.read_bytes() if made_with.is_file() else b""
-        if not folder.is_dir() or recorded.strip() != settings.encode():
-            _say(console, f"training a tokenizer of {train.vocab_size:,} entries")
-            write_atomic(made_with, "unfinished\n")
-            train_tokenizer(corpus, train.vocab_size, folder)
-            write_atomic(made_with, settings + "\n")
-    tokenizer = read_tokenizer(folder)
-    _check_vocab_size(recipe, tokenizer.vocab_size, f"the tokenizer {folder} has")
-    return tokenizer
-
-
-def _check_vocab_size(recipe: Recipe, found: int, where: str) -> None:
-    vocab_size = recipe.model.architecture.vocab_size
-    if found != vocab_size:
-        raise UserError(f"model.model_config.vocab_size: {vocab_size}: {where} {found}")
+def _work_folder(corpus: Corpus, pending: list[CorpusSource], settings: _Settings, tokenizer: TokenizerInfo) -> Path:
+    """Where the unfinished work of just these sources lies, with these settings and this tokenizer."""
+    return unfinished_folder(corpus, _hash([tokenizer.sha256, [settings.sources[each.name] for each in pending]])[:12])
 
 
 def _make(
@@ -276,8 +263,7 @@ def _make(
     tasks = tasks_of([source for source in absolute.sources if source.name in named], corpus.validation_fraction)
     for line in packed_notes(tasks, workers):
         _say(console, line)
-    name = _hash([tokenizer.sha256, [settings.sources[source.name] for source in pending]])[:12]
-    folder = unfinished_folder(corpus, name)
+    folder = _work_folder(corpus, pending, settings, tokenizer)
     remove_unfinished(corpus, keep=folder)
     job = Job(
         corpus=absolute,
@@ -290,4 +276,6 @@ def _make(
     )
     run_job(job, console, starter)
     for source in pending:
-        finish_source(job, source.name, tokenizer, settings.sources[source.name], settings.inputs[source.name], console)
+        name = source.name
+        if not (source_folder(folder, name) / MANIFEST_NAME).is_file():
+            finish_source(job, name, tokenizer, settings.sources[name], settings.inputs[name], console)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from data.corpora import documents, shards_of
+from data.text_sample import sample_text
 from nanotron_recipes.errors import UserError, shorten, user_error
 from nanotron_recipes.files import write_atomic
 from nanotron_recipes.recipe import Recipe
-from nanotron_recipes.schema.data import Corpus, CorpusSource
+from nanotron_recipes.schema.data import Corpus
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
@@ -32,9 +32,9 @@ _HIDDEN = frozenset({END_OF_TEXT, "<|im_start|>", "<|im_end|>", PAD})
 """Left out by `decode(…, skip_special_tokens=True)`; thoughts and tool calls are part of the text."""
 
 SAMPLE_BYTES = 1_000_000
-"""Text that each source gives to the training of the tokenizer: balanced, whatever their sizes."""
-_DOCUMENT_SAMPLE_BYTES = 50_000
-_SAMPLE_STREAMS = 32
+"""Text that each source gives to the training of the tokenizer, UTF-8: balanced, whatever their sizes."""
+TRAINING_VERSION = 2
+"""Part of a trained tokenizer's settings hash: raise it when the same settings shall make another one."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,14 @@ def tokenizer_folder(recipe: Recipe) -> Path:
     if recipe.corpus is None or recipe.tokenizer.train is None:
         raise UserError("tokenizer: expected tokenizer_name_or_path (a folder), or train and a corpus to train it on")
     return Path(recipe.corpus.path) / "tokenizer"
+
+
+def tokenizer_of(recipe: Recipe) -> TokenizerInfo:
+    """The recipe's tokenizer; UserError as `read_tokenizer`, and where one that is to be trained was not or is gone."""
+    folder = tokenizer_folder(recipe)
+    if recipe.tokenizer.tokenizer_name_or_path is None and not (folder / "tokenizer.json").is_file():
+        raise UserError(f"{folder}: no tokenizer.json in it; run `nanotron-recipes tokenize RECIPE` first")
+    return read_tokenizer(folder)
 
 
 def read_tokenizer(folder: Path) -> TokenizerInfo:
@@ -136,7 +144,7 @@ def train_tokenizer(corpus: Corpus, vocab_size: int, folder: Path) -> TokenizerI
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((text for source in corpus.sources for text in _sample(source, corpus)), trainer)
+    tokenizer.train_from_iterator(_sample(corpus), trainer)
     missing = vocab_size - tokenizer.get_vocab_size()
     reserved = [AddedToken(f"<|reserved_{number}|>", special=True, normalized=False) for number in range(missing)]
     tokenizer.add_special_tokens(reserved)
@@ -159,21 +167,5 @@ def _with_visible_tags(serialized: str) -> str:
     return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
 
 
-def _sample(source: CorpusSource, corpus: Corpus) -> Iterator[str]:
-    """Training texts of a source, SAMPLE_BYTES in all, a few from each of its shards in turn."""
-    left = SAMPLE_BYTES
-    shards = [[]] * _SAMPLE_STREAMS if source.reader.startswith("python") else shards_of(source)
-    streams = [
-        documents(source, corpus, "train", shard=shard, shards=len(shards), parts=parts)
-        for shard, parts in enumerate(shards)
-    ]
-    while streams and left > 0:
-        for stream in list(streams):
-            text = next(stream, None)
-            if text is None:
-                streams.remove(stream)
-                continue
-            yield text[:_DOCUMENT_SAMPLE_BYTES]
-            left -= min(len(text), _DOCUMENT_SAMPLE_BYTES)
-            if left <= 0:
-                break
+def _sample(corpus: Corpus) -> Iterator[str]:
+    return (text for source in corpus.sources for text in sample_text(source, corpus, SAMPLE_BYTES))

@@ -68,6 +68,11 @@ class _Upload:
         self.client.upload_file(str(path), self.bucket, self.key(name), ExtraArgs={"Metadata": {_SHA256: sha256}})
         if self._content_sha256(name) != sha256:
             self.client.delete_object(Bucket=self.bucket, Key=self.key(name))
+            if _sha256_of(path) != sha256:
+                raise UserError(
+                    f"{path}: its content is not what its manifest says (sha256); "
+                    "`nanotron-recipes data verify RECIPE` says what brings it back"
+                )
             raise UserError(f"{self.url(name)}: what has arrived is not what was sent (sha256); tokenize again")
 
     def _content_sha256(self, name: str) -> str:
@@ -83,8 +88,8 @@ def upload_corpus(
 ) -> None:
     """Brings the shards of all sources, and their tokenizer, to `corpus.upload_to`; `say` is told what was sent.
 
-    Raises UserError where S3 cannot be reached or written to, where something else is in the place, and where what
-    arrived is not what was sent.
+    Raises UserError where S3 cannot be reached or written to, where something else is in the place, where what arrived
+    is not what was sent, and where a file that was sent is not what its manifest says.
     """
     assert corpus.upload_to is not None, "only where the recipe says so"
     place = s3_place(corpus.upload_to)

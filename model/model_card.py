@@ -30,7 +30,7 @@ class ValidationFact:
     nats_per_token: float
     bits_per_byte: float | None = None
     bigram_bits_per_byte: float | None = None
-    """The same for a Witten-Bell bigram model of the tokens that the run trained on."""
+    """The same for a Witten-Bell bigram model of tokens that the run trained on."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ Share of each source by stage, and the first step of the stage:
 ## Validation
 
 Text held out from training, by source
-{%- if bigram %}, beside a Witten-Bell bigram model of the same training tokens{% endif %}:
+{%- if bigram %}, beside a Witten-Bell bigram model of training tokens of the run{% endif %}:
 
 | source | nats per token | bits per byte |{% if bigram %} bigram, bits per byte |{% endif %}
 |---|---:|---:|{% if bigram %}---:|{% endif %}

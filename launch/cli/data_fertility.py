@@ -93,10 +93,11 @@ def _add_row(table: object, source: object, name: object, info: TokenizerInfo, o
 
 
 def _changes(recipe: Recipe, tokenizer: TokenizerInfo) -> list[str]:
-    """What makes a recipe use a tokenizer; nothing where it does."""
+    """What makes a recipe use a tokenizer; nothing where it does. A recipe may have none so far."""
     from data.tokenizer import tokenizer_folder
 
-    if tokenizer_folder(recipe).resolve() == tokenizer.folder.resolve():
+    has_one = recipe.tokenizer.tokenizer_name_or_path is not None or recipe.tokenizer.train is not None
+    if has_one and tokenizer_folder(recipe).resolve() == tokenizer.folder.resolve():
         return []
     changes = [f"tokenizer.tokenizer_name_or_path={tokenizer.folder}"]
     if recipe.tokenizer.train is not None:

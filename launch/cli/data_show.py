@@ -99,10 +99,10 @@ def _shortened(decode: Callable[[list[int]], str], part: DocumentPart, width: in
 
 def _decoder(recipe: Recipe) -> Callable[[list[int]], str]:
     """From token ids to text, with special tokens; to the ids themselves where the tokenizer is not here."""
-    from data.tokenizer import read_tokenizer, tokenizer_folder
+    from data.tokenizer import tokenizer_of
 
     try:
-        file = read_tokenizer(tokenizer_folder(recipe)).file
+        file = tokenizer_of(recipe).file
     except UserError as error:
         print(f"note: token ids instead of text: {error}")
         return lambda ids: " ".join(map(str, ids))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from launch.cli.next_line import command
 from launch.cli.options import OverrideOption, RecipeArgument
+from nanotron_recipes.errors import UserError
 
 if TYPE_CHECKING:
     from data.verification import ExpectedFile
     from nanotron_recipes.recipe import Recipe
+    from nanotron_recipes.schema.data import CorpusSource
 
 
 def data_verify(
@@ -52,21 +55,30 @@ def data_verify(
 
 
 def _remedy(recipe: Recipe, sources: dict[str, list[ExpectedFile]], problems: dict[str, str], given: list[str]) -> str:
-    """The commands that bring damaged files back; a person gives them, since they delete."""
+    """The commands that bring damaged files back; a person gives them, since they delete.
+
+    They delete nothing that cannot be made or copied again.
+    """
     from data.places import place_of
 
-    corpus = {source.name for source in recipe.corpus.sources} if recipe.corpus is not None else set()
     staged: list[str] = []
     made: list[str] = []
     foreign: list[str] = []
+    steps: list[str] = []
     for name, files in sources.items():
         damaged = [str(file.path) for file in files if str(file.path) in problems]
-        place = place_of(recipe, name)
+        place, source = place_of(recipe, name), _tokenized_source(recipe, name)
         if damaged and place.copy is not None:
             staged += damaged
+        elif damaged and source is None:
+            foreign.append(str(place.folder))
+        elif damaged and source is not None and _has_text(source):
+            made.append(str(place.folder))
+        elif damaged and recipe.corpus is not None and recipe.corpus.upload_to is not None:
+            upload = recipe.corpus.upload_to.rstrip("/")
+            steps.append(f"bring {place.folder} again from {upload}/{name} (its text is gone)")
         elif damaged:
-            (made if name in corpus else foreign).append(str(place.folder))
-    steps = []
+            foreign.append(str(place.folder))
     if foreign:
         steps.append(f"bring {', '.join(foreign)} again from where it was made")
     if made:
@@ -74,6 +86,29 @@ def _remedy(recipe: Recipe, sources: dict[str, list[ExpectedFile]], problems: di
     if staged:
         steps.append(f"{command('rm', '-f', *staged)} && {command('nanotron-recipes', 'data', 'stage', *given)}")
     return "; ".join(steps)
+
+
+def _tokenized_source(recipe: Recipe, name: str) -> CorpusSource | None:
+    """The source of the corpus that an entry of dataset_folder names, where `tokenize` made its shards."""
+    from data.corpus_folder import made_before, made_by_tokenize
+
+    corpus = recipe.corpus
+    source = next((each for each in corpus.sources if each.name == name), None) if corpus is not None else None
+    if corpus is None or source is None:
+        return None
+    manifest = made_before(corpus, source)
+    return source if manifest is not None and made_by_tokenize(Path(corpus.path, name), manifest) else None
+
+
+def _has_text(source: CorpusSource) -> bool:
+    """Whether `tokenize` finds a source's text, as far as can be seen without reading it."""
+    from data.text_files import inputs_of
+
+    try:
+        inputs_of(source)
+    except UserError:
+        return False
+    return True
 
 
 def _files_of(recipe: Recipe) -> dict[str, list[ExpectedFile]]:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from launch.cli.next_line import command
+from nanotron_recipes.errors import UserError
 
 
 def import_megatron(
@@ -29,7 +30,10 @@ def import_megatron(
     from data.tokenizer import read_tokenizer
     from nanotron_recipes.numbers import short_number
 
-    prefix = prefix.with_name(prefix.name.removesuffix(".bin").removesuffix(".idx"))
+    name = prefix.name.removesuffix(".bin").removesuffix(".idx")
+    if name in ("", ".."):
+        raise UserError(f"{prefix}: expected the .bin and .idx files, without their endings")
+    prefix = prefix.with_name(name)
     info = read_tokenizer(tokenizer)
     size = _size(prefix.with_name(f"{prefix.name}.bin"))
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())

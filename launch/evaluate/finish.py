@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data.arithmetic import held_out_problems
-from data.bigram import bigram_baseline
+from data.bigram import bigram_baseline, steps_to_count
 from data.manifest import read_manifest
 from data.plan import DataPlan
 from data.tokenizer import tokenizer_folder
@@ -59,9 +59,9 @@ def finish_run(folder: RunFolder, recipe: Recipe, plan: DataPlan, console: Conso
             samples = generate_samples(generator, sample_prompts(recipe, plan))
             arithmetic = _arithmetic(generator, recipe)
         with best_effort("the bigram model to compare with"):
-            bigram = _bigram(plan, recipe)
+            bigram = _bigram(plan, recipe, console)
     with best_effort("the record of the evaluation"):
-        _write_evaluation(folder, step, bigram, arithmetic)
+        _write_evaluation(folder, recipe, bigram, arithmetic)
     with best_effort("the model card of this run (a shorter one is there)"):
         facts = facts_of_run(folder, recipe, step)
         card = render_card(replace(facts, has_tokenizer=True, prompt=one_prompt(recipe, plan)))
@@ -91,20 +91,28 @@ def has_arithmetic(recipe: Recipe) -> bool:
     return recipe.corpus is not None and any(source.reader == "arithmetic" for source in recipe.corpus.sources)
 
 
-def _bigram(plan: DataPlan, recipe: Recipe) -> dict[str, float]:
-    """Bits per byte, by source, of a bigram model of the tokens that the run trained on."""
-    tokens = recipe.tokens
+def _bigram(plan: DataPlan, recipe: Recipe, console: Console) -> dict[str, float]:
+    """Bits per byte, by source, of a bigram model of tokens that the run trained on."""
+    tokens, steps = recipe.tokens, steps_to_count(recipe)
     if not tokens.validates:
         return {}
-    losses = bigram_baseline(plan, tokens.train_steps, tokens.limit_val_batches * plan.global_batch_size)
+    if len(steps) < tokens.train_steps:
+        console.print(
+            f"the bigram model is counted on {len(steps):,} of {tokens.train_steps:,} steps, evenly spread",
+            highlight=False,
+        )
+    losses = bigram_baseline(plan, steps, tokens.limit_val_batches * plan.global_batch_size)
     bits = {source: bits_per_byte(loss, source, recipe) for source, loss in losses.items()}
     return {source: value for source, value in bits.items() if value is not None}
 
 
 def _write_evaluation(
-    folder: RunFolder, step: int, bigram: dict[str, float], arithmetic: ArithmeticResult | None
+    folder: RunFolder, recipe: Recipe, bigram: dict[str, float], arithmetic: ArithmeticResult | None
 ) -> None:
-    event: dict[str, object] = {"event": "evaluation", "step": step, "bigram_bits_per_byte": bigram}
+    event: dict[str, object] = {"event": "evaluation", "step": recipe.tokens.train_steps}
+    event |= {"bigram_bits_per_byte": bigram}
+    if bigram:
+        event["bigram_steps"] = len(steps_to_count(recipe))
     if arithmetic is not None:
         event["arithmetic"] = {"correct": arithmetic.correct, "total": arithmetic.total}
     writer = MetricsWriter(folder.metrics_file)

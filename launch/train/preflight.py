@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from uuid import uuid4
 
-from data.tokenizer import read_tokenizer, tokenizer_folder
+from data.tokenizer import tokenizer_of
 from launch.train.run_folder import NODE, RunFolder
 from launch.train.wandb_log import check_wandb
 from model.hf_export import check_export_target
@@ -23,7 +23,7 @@ def check_recipe_to_the_end(recipe: Recipe) -> None:
         check_wandb()
     if recipe.checkpoints.export_at_end:
         hf_class(recipe)
-        tokenizer, vocab_size = read_tokenizer(tokenizer_folder(recipe)), recipe.model.architecture.vocab_size
+        tokenizer, vocab_size = tokenizer_of(recipe), recipe.model.architecture.vocab_size
         if tokenizer.vocab_size > vocab_size:
             raise UserError(
                 f"{tokenizer.folder}: the tokenizer has token ids up to {tokenizer.vocab_size - 1}, expected fewer "

@@ -208,7 +208,7 @@ class ValidationRow:
     bytes_per_token: float | None
     """UTF-8 bytes of the validation text per token; None where the text is not known."""
     bigram_bits_per_byte: float | None
-    """What a bigram model of the same training tokens needs."""
+    """What a bigram model of tokens that the run trained on needs."""
 
 
 def bits_per_byte(nats_per_token: float, bytes_per_token: float) -> float:

@@ -7,7 +7,7 @@ import pytest
 from small_data import random_documents, recipe_with, write_source
 
 from data.batch import MicroBatch, micro_batch_from_windows
-from data.bigram import Bigram, bigram_baseline
+from data.bigram import Bigram, bigram_baseline, steps_to_count
 from data.plan import DataPlan
 
 VOCAB = 7
@@ -66,5 +66,30 @@ def test_the_baseline_counts_what_the_run_reads(tmp_path: Path) -> None:
     write_source(tmp_path / "source", [random_documents(1, 60, 30, VOCAB)], vocab_size=VOCAB)
     name = str(tmp_path / "source")
     plan = DataPlan.from_recipe(recipe_with([(1, {name: 1.0})], vocab_size=VOCAB))
-    few, many = (bigram_baseline(plan, steps, 50)[name] for steps in (1, 9))
+    few, many = (bigram_baseline(plan, range(1, last + 1), 50)[name] for last in (1, 9))
     assert 0 < many < few < 2.5, "more of the very text that is asked for makes it more likely"
+
+
+def test_stages_of_different_sequence_lengths_are_counted_together(tmp_path: Path) -> None:
+    write_source(tmp_path / "source", [random_documents(1, 200, 30, VOCAB)], vocab_size=VOCAB)
+    name = str(tmp_path / "source")
+    stages = [(1, {name: 1.0}), (3, {name: 1.0}), (5, {name: 1.0})]
+    plan = DataPlan.from_recipe(recipe_with(stages, vocab_size=VOCAB, lengths=[None, 32, None], train_steps=6))
+    lengths = [plan.sequence_length_at(step) for step in range(1, 7)]
+    assert lengths == [8, 8, 32, 32, 8, 8]
+    batches = [
+        batch
+        for step in range(1, 7)
+        for batch in plan.step(step, dp=1, dp_rank=0, num_micro_batches=1, micro_batch_size=12).micro_batches
+    ]
+    expected = Bigram.count(batches, VOCAB).nats_per_token(plan.validation(name, 50, micro_batch_size=8).micro_batches)
+    assert bigram_baseline(plan, range(1, 7), 50)[name] == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_long_run_is_counted_on_steps_that_are_evenly_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipe_with([(1, {"a": 1.0}), (31, {"a": 1.0})], lengths=[None, 16], train_steps=60)
+    assert steps_to_count(recipe) == range(1, 61), "60 steps of 12 sequences have few tokens"
+    monkeypatch.setattr("data.bigram.MOST_TOKENS", 1000)
+    steps = steps_to_count(recipe)
+    tokens = sum(12 * (8 if step <= 30 else 16) for step in steps)
+    assert steps.step == 9 and steps[-1] > 50 and 800 < tokens <= 1000 + 12 * 16

@@ -13,6 +13,7 @@ from small_data import corpus_recipe, write_jsonl
 from data import tokenization
 from data.corpus_folder import remove_unfinished, unfinished_folder
 from data.finish import finish_source
+from data.manifest import write_manifest
 from data.text_files import inputs_of
 from data.tokenization import look_at_text, tokenize
 from data.tokenization_job import Job, source_folder
@@ -171,6 +172,16 @@ def test_a_file_of_the_users_is_never_removed_with_the_shards_that_it_lies_among
     assert not list((tmp_path / "mine").glob(".tokenizing-*"))
 
 
+def test_shards_whose_manifest_does_not_say_who_made_them_are_the_same_data_and_can_be_replaced(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    (words, _) = tokenize(recipe, "mine", workers=1)
+    silent = words.model_copy(update={"made_by": None})
+    write_manifest(tmp_path / "mine" / "words", silent)
+    assert words.made_by == "tokenize" and silent.fingerprint == words.fingerprint
+    assert tokenize(with_documents(recipe, 5), "mine", workers=1)[0].train.documents <= 5
+
+
 def test_many_files_in_the_way_are_counted(recipe: Recipe, tmp_path: Path) -> None:
     for number in range(9):
         (tmp_path / "mine" / "words" / f"{number}").mkdir(parents=True)
@@ -192,31 +203,6 @@ def test_only_our_own_unfinished_work_is_removed(recipe: Recipe, tmp_path: Path)
     remove_unfinished(recipe.corpus, keep=unfinished_folder(recipe.corpus, "ba9876543210"))
     left = sorted(path.name for path in (tmp_path / "mine").iterdir())
     assert left == [".tokenizing-ba9876543210", ".tokenizing-notes"]
-
-
-def test_a_tokenizer_of_the_users_is_not_written_over(tmp_path: Path, tokenizer: Path) -> None:
-    recipe = corpus_recipe(tmp_path / "mine", [{"name": "sums", "reader": "arithmetic", "documents": 60}])
-    own = tmp_path / "mine" / "tokenizer" / "tokenizer.json"
-    own.parent.mkdir(parents=True)
-    own.write_text("precious")
-    with pytest.raises(UserError, match="tokenizer: expected a free place for a tokenizer"):
-        tokenize(recipe, "mine")
-    assert own.read_text() == "precious"
-
-
-def test_a_tokenizer_that_was_interrupted_or_removed_is_made_again(tmp_path: Path) -> None:
-    recipe = corpus_recipe(tmp_path / "mine", [{"name": "sums", "reader": "arithmetic", "documents": 60}])
-    corpus, console = recipe.corpus, Console(quiet=True)
-    assert corpus is not None
-    first = tokenization._ensure_tokenizer(recipe, corpus, "settings", console)
-    written = first.file.stat().st_mtime_ns
-    assert tokenization._ensure_tokenizer(recipe, corpus, "settings", console) == first
-    assert first.file.stat().st_mtime_ns == written
-    first.file.write_text("cut off")
-    (tmp_path / "mine" / "tokenizer.settings").write_bytes(b"unfinished\xff")
-    assert tokenization._ensure_tokenizer(recipe, corpus, "settings", console) == first
-    shutil.rmtree(first.folder)
-    assert tokenization._ensure_tokenizer(recipe, corpus, "settings", console) == first
 
 
 def cut_off(job: Job) -> None:

@@ -10,8 +10,11 @@ import pytest
 from small_data import corpus_recipe, recipe_with, write_jsonl, write_source
 
 from data.inspection import document_parts
+from data.manifest import write_manifest
 from data.plan import DataPlan
+from data.staging import plan_staging, stage
 from data.tokenization import tokenize
+from data.transfer import Watch
 from nanotron_recipes.loading import dump_yaml, load_recipe
 
 RUN = "from launch.cli.main import main; main()"
@@ -58,6 +61,22 @@ def test_the_parts_of_a_sample_are_its_documents(folder: Path) -> None:
         tokens = np.concatenate([part.tokens for part in parts])
         batch = plan.step(step, dp=1, dp_rank=0, num_micro_batches=1, micro_batch_size=8).micro_batches[0]
         assert np.array_equal(tokens, batch.input_ids.ravel())
+
+
+def test_a_batch_of_which_only_the_files_that_are_read_are_here_is_shown(tmp_path: Path) -> None:
+    """A sequence begins with a file's first token, and the file before it is not here."""
+    files = np.arange(1200).reshape(12, 4, 25)
+    write_source(tmp_path / "shared", files, vocab_size=1200)
+    stages = [(1, {str(tmp_path / "shared"): 1.0})]
+    changes = {"sequence_length": 50, "global_batch_size": 1, "train_steps": 3, "vocab_size": 1200}
+    recipe = recipe_with(stages, **changes, data_staging={"path": str(tmp_path / "nvme")})  # type: ignore[arg-type]
+    stage(recipe, plan_staging(recipe), Watch())
+    here = {int(path.stem) for path in (tmp_path / "nvme").rglob("*.ds") if path.parent.name == "shared"}
+    plan = DataPlan.from_recipe(recipe)
+    parts = [list(document_parts(plan, step, range(1))) for step in (1, 2, 3)]
+    firsts = [int(of_step[0].tokens[0]) for of_step in parts]
+    assert any(first % 100 == 0 and first // 100 - 1 not in here for first in firsts)
+    assert [[part.begins for part in of_step] for of_step in parts] == [[True, True]] * 3
 
 
 def test_a_step_beyond_the_run_and_a_sequence_beyond_the_batch_are_refused(folder: Path) -> None:
@@ -147,6 +166,27 @@ def test_what_verify_says_to_do_about_a_damaged_corpus_mends_it(tmp_path: Path) 
     shutil.rmtree(deletion.split()[-1])
     tokenize(recipe, "mine")
     assert run("verify", "mine.yaml", where=tmp_path).returncode == 0
+
+
+def test_verify_tells_nobody_to_delete_shards_that_cannot_be_made_again(tmp_path: Path) -> None:
+    """Their text is gone, or they were never made by tokenize: as read from their manifest."""
+    write_jsonl(tmp_path / "texts" / "a.jsonl", 50)
+    recipe = corpus_recipe(tmp_path / "corpus", [{"name": "a", "reader": "jsonl", "path": str(tmp_path / "texts")}])
+    (tmp_path / "mine.yaml").write_text(dump_yaml(recipe))
+    (manifest,) = tokenize(recipe, "mine", workers=1)
+    shard = next((tmp_path / "corpus" / "a").glob("*.ds"))
+    shard.write_bytes(bytes(shard.stat().st_size))
+    imported = manifest.model_copy(update={"made_by": "import-megatron"})
+    write_manifest(tmp_path / "corpus" / "a", imported)
+    by_hand = f"next: bring {tmp_path}/corpus/a again from where it was made"
+    assert run("verify", "mine.yaml", where=tmp_path).stdout.splitlines()[-1] == by_hand
+    write_manifest(tmp_path / "corpus" / "a", manifest)
+    shutil.rmtree(tmp_path / "texts")
+    assert run("verify", "mine.yaml", where=tmp_path).stdout.splitlines()[-1] == by_hand
+    uploaded = run("verify", "mine.yaml", "--set", "corpus.upload_to=s3://bucket/out", where=tmp_path)
+    assert uploaded.stdout.splitlines()[-1] == (
+        f"next: bring {tmp_path}/corpus/a again from s3://bucket/out/a (its text is gone)"
+    )
 
 
 def test_verify_of_a_source_that_is_not_there_ends_with_2(folder: Path) -> None:

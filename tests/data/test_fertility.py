@@ -98,6 +98,20 @@ def test_a_corpus_that_keeps_its_own_tokenizer_is_not_tokenized_again(recipe: Re
     assert shlex.split(done.stdout.strip().splitlines()[-1])[2:] == ["pretrain", "mine.yaml"], done.stderr
 
 
+def test_a_recipe_that_has_no_tokenizer_so_far_is_given_one(
+    recipe: Recipe, tokenizers: list[TokenizerInfo], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.yaml").write_text(dump_yaml(recipe))
+    without = ["--set", "tokenizer.train=null"]
+    done = run("mine.yaml", "--tokenizer", str(tokenizers[0].folder), *without, where=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert shlex.split(done.stdout.strip().splitlines()[-1])[2:] == [
+        *("tokenize", "mine.yaml", *without),
+        *("--set", f"tokenizer.tokenizer_name_or_path={tokenizers[0].folder}"),
+        *("--set", "model.model_config.vocab_size=270"),
+    ]
+
+
 def test_a_tokenizer_that_is_none_and_a_missing_one_are_mistakes(recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(dump_yaml(recipe))
     done = run("mine.yaml", "--tokenizer", "absent", where=tmp_path)

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_data import random_documents, recipe_with
+from small_data import corpus_recipe, random_documents, recipe_with
 
-from data.manifest import read_manifest
+from data.manifest import read_manifest, write_manifest
 from data.megatron import import_megatron, read_megatron_index, share_ending_in_eos
 from data.plan import DataPlan
 from data.shards import ShardReader
+from data.tokenization import look_at_text, tokenize
 from data.tokenizer import TokenizerInfo, train_tokenizer
 from data.verification import expected_files, file_problem
 from nanotron_recipes.errors import UserError
@@ -159,12 +160,39 @@ def test_tokens_of_another_tokenizer_a_cut_file_and_a_taken_place_are_refused(
             import_megatron(tmp_path / "all", tmp_path / "other", tokenizer)
 
 
+@pytest.mark.parametrize("says_who_made_it", [True, False])
+def test_tokenize_does_not_replace_imported_shards_and_names_them(
+    tokenizer: TokenizerInfo, tmp_path: Path, says_who_made_it: bool
+) -> None:
+    write_megatron(tmp_path / "all", DOCUMENTS)
+    manifest = import_megatron(tmp_path / "all", tmp_path / "corpus" / "sums", tokenizer)
+    if not says_who_made_it:
+        write_manifest(tmp_path / "corpus" / "sums", manifest.model_copy(update={"made_by": None}))
+    before = {path: path.read_bytes() for path in (tmp_path / "corpus" / "sums").iterdir()}
+    recipe = corpus_recipe(tmp_path / "corpus", [{"name": "sums", "reader": "arithmetic", "documents": 60}])
+    with pytest.raises(UserError, match=r"did not make 00000\.ds, 00000\.ds\.index, manifest\.json in there"):
+        tokenize(recipe, "mine", workers=1)
+    assert {path: path.read_bytes() for path in (tmp_path / "corpus" / "sums").iterdir()} == before
+    (line,) = look_at_text(recipe).outdated
+    assert line.endswith("its shards were not made by `tokenize`")
+
+
+def run(*arguments: str, where: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", "-c", "from launch.cli.main import main; main()", "data", "import-megatron"]
+    return subprocess.run([*command, *arguments], cwd=where, capture_output=True, text=True, timeout=60)
+
+
+def test_a_prefix_without_a_name_is_a_mistake(tmp_path: Path) -> None:
+    for prefix in (".", "..", "/", ".idx"):
+        done = run(prefix, "web", "--tokenizer", "absent", where=tmp_path)
+        expected = f"error: {prefix}: expected the .bin and .idx files, without their endings\n"
+        assert (done.returncode, done.stderr) == (2, expected)
+
+
 def test_the_command_makes_a_folder_that_a_run_reads(tokenizer: TokenizerInfo, tmp_path: Path) -> None:
     documents = [[*document, 0] for document in random_documents(1, 40, 30, vocab_size=300)]
     write_megatron(tmp_path / "web_text_document", [[document] for document in documents[:-1]] + [[[5, 6]]])
-    command = [sys.executable, "-P", "-c", "from launch.cli.main import main; main()", "data", "import-megatron"]
-    arguments = ["web_text_document.bin", "web", "--tokenizer", str(tokenizer.folder)]
-    done = subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = run("web_text_document.bin", "web", "--tokenizer", str(tokenizer.folder), where=tmp_path)
     assert done.returncode == 0, done.stderr
     note, made, following = done.stdout.strip().splitlines()
     assert note.startswith("note: 2.5% of the documents do not end with <|endoftext|>")

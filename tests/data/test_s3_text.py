@@ -188,6 +188,20 @@ def test_what_arrives_changed_is_found_and_gets_no_manifest(
     assert not [name for name in found if name.endswith((".ds", "manifest.json"))]
 
 
+def test_a_shard_that_is_damaged_on_this_machine_is_named_and_gets_no_manifest(
+    client: Any, texts: Path, tmp_path: Path
+) -> None:
+    tokenize(recipe_of(tmp_path / "mine", str(texts), seed=1), "mine", workers=1)
+    shard = tmp_path / "mine" / "rows" / "00000_00000_doc_shuffled.ds"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match=rf"^{shard}: its content is not .*; `nanotron-recipes data verify RECIPE`"):
+        uploading(texts, tmp_path / "mine")
+    found = in_bucket(client, "out/")
+    assert "rows/manifest.json" not in found and f"rows/{shard.name}" not in found
+
+
 def test_what_a_killed_upload_has_sent_is_read_back_before_a_manifest_names_it(
     client: Any, texts: Path, tmp_path: Path
 ) -> None:

@@ -36,6 +36,7 @@ def test_windows_are_the_concatenation_of_all_files(
     first_tokens = [document[0] for file in documents for document in file]
     assert np.array_equal(tokens, starts[:, None] + np.arange(window))
     assert np.array_equal(document_starts, np.isin(tokens, first_tokens))
+    assert [reader.is_document_start(place) for place in range(number)] == np.isin(range(number), first_tokens).tolist()
     expected = (~document_starts[:, 1:]).sum()
     assert reader.valid_targets(starts, window) == expected
 
