@@ -174,15 +174,18 @@ def finish(trainer: Any, work: Work, tokenizer: Any, data: Any, extra: Mapping[s
     folder = work.folder / "model"
     trainer.save_model(str(folder))  # every rank: sharded weights are gathered
     if trainer.is_world_process_zero():
-        _complete(trainer, work, tokenizer, folder, {}, data_fingerprint(data))
+        fingerprint = data_fingerprint(data)
+        _complete(trainer, work, tokenizer, folder, {}, fingerprint)
         lines = [json.dumps(record) + "\n" for record in trainer.state.log_history]
         write_whole(folder / METRICS, "".join(lines))
         for name, text in (extra or {}).items():
             write_whole(folder / name, text)
         early = work.folder / EARLY
         if early.is_dir():
-            _complete(trainer, work, tokenizer, early, {"kept_at_step": _step_of(early)}, data_fingerprint(data))
+            _complete(trainer, work, tokenizer, early, {"kept_at_step": _step_of(early)}, fingerprint)
+            shutil.rmtree(folder / EARLY, ignore_errors=True)  # of a finish that was killed before it published
             early.rename(folder / EARLY)
+        (folder / EARLY / _STEP).unlink(missing_ok=True)  # of no use once the folder is in its place
         publish(folder, work.output)
         shutil.rmtree(work.folder, ignore_errors=True)  # NFS keeps the lock while it is held
     trainer.accelerator.wait_for_everyone()
@@ -257,10 +260,7 @@ _STEP = "step.json"
 
 
 def _step_of(folder: Path) -> int:
-    file = folder / _STEP
-    step = int(json.loads(file.read_text(encoding="utf-8")))
-    file.unlink()
-    return step
+    return int(json.loads((folder / _STEP).read_text(encoding="utf-8")))
 
 
 class _KeepEarly(TrainerCallback):
