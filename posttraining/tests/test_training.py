@@ -14,7 +14,7 @@ from transformers import TrainerState
 
 from posttraining import lineage, sft, training
 from posttraining.errors import StageFailed
-from posttraining.files import own_work_folder
+from posttraining.files import own_work_folder, publish
 
 
 def test_fewer_steps_than_logging_steps_end_well(
@@ -92,7 +92,7 @@ def test_a_training_that_was_killed_while_it_finished_is_finished_by_the_next_ca
     place: str, strategy: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = overrides(keys(base, tmp_path, max_steps=4, save_steps=2, save_strategy=strategy, early_at=0.5))
-    append, publish = lineage.append, training.publish
+    append = lineage.append
 
     def append_or_die(folder: Path, *arguments: Any, **more: Any) -> None:
         if folder.name == training.EARLY:

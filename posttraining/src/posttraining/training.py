@@ -89,14 +89,24 @@ def begin(
     content = {"stage": stage, "config": config, "parent": lineage.weights_sha256(parent)}
     output = Path(settings.output_dir)
     check_apart(output, parent)
+    with shared_work_folder(arguments, output, content) as folder:
+        arguments.output_dir = str(folder)
+        yield Work(folder, output, parent, stage, config, forced)
+
+
+@contextmanager
+def shared_work_folder(arguments: TrainingArguments, output: Path, content: Mapping[str, Any]) -> Iterator[Path]:
+    """`own_work_folder` for all processes of one training: the main one makes and locks it, the others wait for that.
+
+    Raises Mistake as `own_work_folder` does.
+    """
     with ExitStack() as held:
         with arguments.main_process_first(local=False, desc="work folder"):
             if arguments.process_index == 0:
                 folder = held.enter_context(own_work_folder(output, content))
             else:
                 folder = work_folder(output, content)
-        arguments.output_dir = str(folder)
-        yield Work(folder, output, parent, stage, config, forced)
+        yield folder
 
 
 def quiet(cpu_threads: int | None) -> None:
