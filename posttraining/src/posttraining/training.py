@@ -24,7 +24,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from posttraining import lineage
 from posttraining.datasets import data_fingerprint
-from posttraining.errors import StageFailed
+from posttraining.errors import StageFailed, mistake
 from posttraining.files import check_apart, own_work_folder, publish, work_folder, write_whole
 from posttraining.limits import check_packages
 from posttraining.model_folder import find_not_finite, save_tokenizer_and_configs
@@ -124,8 +124,12 @@ def quiet(cpu_threads: int | None) -> None:
 def train(trainer: Any, work: Work, early_at: float | None = None) -> None:
     """Train, from the last checkpoint in the work folder where there is one.
 
-    `early_at`: the share of the steps after which the weights are kept as a folder of their own, `early`.
+    `early_at`: the share of the steps after which the weights are kept as a folder of their own, `early`. Raises
+    Mistake where the tokenizer pads with its eos: generation, which stops at no pad, would not end answers.
     """
+    tokenizer = trainer.processing_class
+    if tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise mistake(work.parent, "pad_token", tokenizer.pad_token, "is its eos_token too; expected another")
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
     trainer.add_callback(_Lines(work.stage))
