@@ -45,7 +45,7 @@ def test_a_foreign_model_without_a_pad_of_its_own_is_refused_before_it_is_traine
 def test_a_recipe_that_pads_with_the_eos_is_refused(base: Path, tmp_path: Path) -> None:
     file = str(write_rows(tmp_path / "rows.jsonl", chat_rows()))
     keys = {"model": str(base), "output_dir": str(tmp_path / "out"), "data": {"path": file}, "pad_token": END}
-    with pytest.raises(Mistake, match="pad_token: '<.im_end.>': is its eos_token too"):
+    with pytest.raises(Mistake, match=r"pad_token: '<.im_end.>': is its eos_token too"):
         sft.run("tiny", overrides(keys))
 
 
