@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from posttraining import lineage
-from posttraining.chat import prepare_tokenizer
 from posttraining.datasets import DataSettings, as_conversations, load_data
 from posttraining.errors import NO_VALUE, mistake, nearest_name
 from posttraining.evaluate.harness import HarnessSettings, check_harness, run_harness
@@ -159,6 +158,8 @@ def _ask(settings: EvaluateSettings, file: str, model: str, folder: str, part: P
         return
     generator = Generator(folder, settings.backend, settings.dtype, settings.batch_size)
     if not generator.tokenizer.chat_template:
+        from posttraining.chat import prepare_tokenizer
+
         prepare_tokenizer(generator.tokenizer, generator.model if generator.backend == "transformers" else None)
     for task in todo:
         prompts, expected = _problems(task, file)
