@@ -1,6 +1,8 @@
 """Evaluation of whole folders: what is asked, what is written, what a restart keeps, and what is refused."""
 
+import errno
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -118,6 +120,21 @@ def test_a_killed_evaluation_keeps_what_it_had(
     stage.run(file)
     assert len(asked) == 6
     assert list(read_results(tmp_path / "scores").summaries["chat"]) == ["first", "second"]
+
+
+def test_a_work_folder_that_cannot_be_removed_spoils_no_evaluation(
+    models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove = os.rmdir
+
+    def refuse(path: str, **keys: Any) -> None:
+        if str(path).endswith(".scores.work"):
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), path)
+        remove(path, **keys)
+
+    monkeypatch.setattr(os, "rmdir", refuse)  # as NFS does while the lock is held
+    stage.run(config(tmp_path, {"chat": models["chat"]}, [task("greedy")]))
+    assert read_results(tmp_path / "scores").summaries["chat"]["greedy"].n == 6
 
 
 def test_generated_problems_are_held_out_by_the_hash_rule() -> None:

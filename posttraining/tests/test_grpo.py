@@ -204,6 +204,12 @@ def test_force_lets_it_pass_and_its_reason_is_recorded(chat: Path, tmp_path: Pat
     assert lineage.read(tmp_path / "grpo")[-1]["forced"] == "weights from a partner"  # type: ignore[index]
 
 
+def test_force_does_not_replace_a_chat_template(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = write_base(tmp_path / "base")
+    said = refused(capsys, config(tmp_path, base), "--force", "weights from a partner")
+    assert said == f"error: {base}: its tokenizer has no chat template; run `posttraining sft` on it first"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

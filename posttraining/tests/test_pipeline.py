@@ -118,6 +118,17 @@ def test_a_stage_that_fails_ends_the_pipeline_with_its_code(
     assert "adding up to 1" in capfd.readouterr().err
 
 
+def test_the_launcher_starts_compare_too(chat: Path, tmp_path: Path) -> None:
+    launcher = tmp_path / "launcher"
+    launcher.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/launched\nexit 3\n')
+    launcher.chmod(0o755)
+    losses = {"name": "losses", "command": "compare", "recipe": "tiny"}
+    with pytest.raises(StageFailed, match="stage losses ended with exit code 3"):
+        pipeline.run(config(tmp_path, chat, [losses, MERGE]), [f"launcher=[{launcher}]"])
+    launched = (tmp_path / "launched").read_text()
+    assert launched.startswith("-m posttraining.pipeline_stage compare tiny --set output_dir=")
+
+
 def test_two_pipelines_do_not_share_a_folder(chat: Path, tmp_path: Path) -> None:
     file = config(tmp_path, chat, [MERGE])
     (tmp_path / "out").mkdir()

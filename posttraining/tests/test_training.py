@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 from conftest import overrides
-from test_sft import keys
+from test_sft import Killed, keys
 from transformers import TrainerState
 
-from posttraining import sft, training
+from posttraining import lineage, sft, training
 from posttraining.errors import StageFailed
-from posttraining.files import own_work_folder
+from posttraining.files import own_work_folder, publish
 
 
 def test_fewer_steps_than_logging_steps_end_well(
@@ -84,3 +84,38 @@ def test_two_processes_do_not_train_into_one_folder(base: Path, tmp_path: Path) 
         second = subprocess.run(command, capture_output=True, text=True, check=False)
     assert second.returncode == 2
     assert second.stderr == f"error: {tmp_path / 'out'}: is being written by another process\n"
+
+
+@pytest.mark.parametrize("strategy", ["steps", "no"])
+@pytest.mark.parametrize("place", ["lineage", "publish"])
+def test_a_training_that_was_killed_while_it_finished_is_finished_by_the_next_call(
+    place: str, strategy: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = overrides(keys(base, tmp_path, max_steps=4, save_steps=2, save_strategy=strategy, early_at=0.5))
+    append = lineage.append
+
+    def append_or_die(folder: Path, *arguments: Any, **more: Any) -> None:
+        if folder.name == training.EARLY:
+            raise Killed
+        append(folder, *arguments, **more)
+
+    def publish_or_die(folder: Path, path: Path) -> None:
+        if path.name == "out":
+            raise Killed
+        publish(folder, path)
+
+    with monkeypatch.context() as patch:
+        if place == "lineage":
+            patch.setattr(lineage, "append", append_or_die)
+        else:
+            patch.setattr(training, "publish", publish_or_die)
+        for _ in range(2):
+            with pytest.raises(Killed):
+                sft.run("tiny", words)
+    assert not (tmp_path / "out").exists()
+    sft.run("tiny", words)
+    early = tmp_path / "out" / training.EARLY
+    stages = lineage.read(early)
+    assert stages is not None and stages[-1]["config"]["kept_at_step"] == 2
+    assert lineage.matches_weights(early) and not (early / "step.json").exists()
+    assert list(tmp_path.glob(".*")) == []

@@ -22,7 +22,7 @@ from typing import Any
 from posttraining import lineage, prefer
 from posttraining.datasets import load_data
 from posttraining.errors import NO_VALUE, mistake
-from posttraining.files import check_apart, own_work_folder, publish
+from posttraining.files import check_apart, publish
 from posttraining.guard import require_sft
 from posttraining.model_folder import check_model_folder
 from posttraining.next_line import free_folder, stage_command
@@ -53,16 +53,18 @@ class CompareSettings(PreferSettings):
     """Whether the folder of each run, <run>-<seed>, keeps its weights."""
 
 
-def run(config: str, overrides: Sequence[str] = (), force: str | None = None) -> str:
+def run(config: str, overrides: Sequence[str] = (), force: str | None = None) -> str | None:
     """Make every run with every seed, those that are there already excepted, and write csv and plot.
 
-    Returns what to call next. Raises Mistake.
+    Returns what to call next, in the main process. Raises Mistake.
     """
     from trl import DPOConfig
 
+    from posttraining import training
+
     mapping, _ = read_mapping(config, STAGE, overrides)
     common = {key: value for key, value in mapping.items() if key not in _OWN}
-    settings, _ = build(mapping, config, (CompareSettings, DPOConfig))
+    settings, arguments = build(mapping, config, (CompareSettings, DPOConfig))
     runs = _runs(settings, config)
     for name, keys in runs.items():
         build({**common, **keys}, f"{config}: runs.{name}", (PreferSettings, DPOConfig))
@@ -71,27 +73,36 @@ def run(config: str, overrides: Sequence[str] = (), force: str | None = None) ->
     load_data(settings.data, "pairs", config)
     output = Path(settings.output_dir)
     check_apart(output, folder)
-    with own_work_folder(output, {"config": mapping, "parent": lineage.weights_sha256(folder)}) as work:
+    content = {"config": mapping, "parent": lineage.weights_sha256(folder)}
+    with training.shared_work_folder(arguments, output, content) as work:
         result = work / "result"
-        result.mkdir(exist_ok=True)
         for name, keys in runs.items():
             for seed in settings.seeds:
                 target = result / f"{name}-{seed}"
                 if not target.is_dir():
                     prefer.train({**common, **keys, "seed": seed, "output_dir": str(target)}, config, force)
-        rows = [row for name in runs for seed in settings.seeds for row in _rows(result, name, seed)]
-        (result / CSV).write_text(to_csv(rows), encoding="utf-8")
-        _plot(rows, settings.plotted, result / PLOT)
-        for path in result.glob("*/*.safetensors"):
-            if not settings.keep_models:
-                path.unlink()
-        publish(result, output)
-        shutil.rmtree(work, ignore_errors=True)  # NFS keeps the lock while it is held
+        with arguments.main_process_first(local=False, desc="csv and plot"):
+            if arguments.process_index != 0:
+                return None
+            rows = [row for name in runs for seed in settings.seeds for row in _rows(result, name, seed)]
+            _finish(settings, rows, work, output)
     print(summary(rows))
     print(f"compare: {output / PLOT} shows them; {output / CSV} has every value")
     best = _most_gained(rows, list(runs))
     keys = {"model": settings.model, "data": mapping["data"], **runs[best], "output_dir": free_folder(output, best)}
     return stage_command(prefer.STAGE, config, keys)
+
+
+def _finish(settings: CompareSettings, rows: Sequence[Row], work: Path, output: Path) -> None:
+    """Write csv and plot beside the runs' folders, publish them, and drop the work folder."""
+    result = work / "result"
+    (result / CSV).write_text(to_csv(rows), encoding="utf-8")
+    _plot(rows, settings.plotted, result / PLOT)
+    for path in result.glob("*/*.safetensors"):
+        if not settings.keep_models:
+            path.unlink()
+    publish(result, output)
+    shutil.rmtree(work, ignore_errors=True)  # NFS keeps the lock while it is held
 
 
 def _runs(settings: CompareSettings, file: str) -> dict[str, dict[str, Any]]:

@@ -188,9 +188,9 @@ def _identity(content: Mapping[str, Any]) -> str:
 
 
 def _holds_results(folder: Path) -> bool:
-    return any(
-        path.is_file() and path.name != _IDENTITY and not path.name.startswith(_LOCK) for path in folder.rglob("*")
-    )
+    # os.walk passes over what another process removes meanwhile.
+    names = (name for _, _, files in os.walk(folder) for name in files)
+    return any(name != _IDENTITY and not name.startswith(_LOCK) for name in names)
 
 
 def check_absent(path: Path) -> None:

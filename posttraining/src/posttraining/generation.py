@@ -9,6 +9,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from posttraining.errors import mistake
+from posttraining.model_folder import (
+    check_model_folder,
+    load_generation_config,
+    load_model,
+    load_tokenizer,
+    read_config,
+)
 
 Backend = Literal["auto", "transformers", "vllm"]
 Prompt = str | list[dict[str, Any]]
@@ -48,7 +55,7 @@ def generate(
     import torch
     from transformers import GenerationConfig
 
-    stops = _stops(model, tokenizer)
+    stops = _stops(model.generation_config, tokenizer)
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=temperature > 0,
@@ -86,9 +93,7 @@ class Generator:
         """`backend` auto is vLLM where it is installed and there is a GPU, else transformers. Raises Mistake."""
         from torch import cuda
 
-        from posttraining.model_folder import check_model_folder, load_model, load_tokenizer
-
-        check_model_folder(folder)
+        self._folder = check_model_folder(folder)
         if backend == "vllm" and not has_vllm():
             raise mistake(None, "backend", backend, "vLLM is not installed: pip install 'posttraining[vllm]'")
         self.backend = (
@@ -98,10 +103,13 @@ class Generator:
         )
         self.batch_size = batch_size
         self.tokenizer = load_tokenizer(folder)
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token  # nothing after an answer's first eos is read
         if self.backend == "vllm":
             from vllm import LLM
 
             self.model = LLM(model=folder, dtype=dtype)
+            self._config = load_generation_config(self._folder)
         else:
             self.model = load_model(folder, dtype).to("cuda" if cuda.is_available() else "cpu")
 
@@ -126,15 +134,39 @@ class Generator:
                 batch_size=self.batch_size,
                 template=template,
             )
+        return self._ask_vllm(prompts, max_new_tokens, temperature, seed, template)
+
+    def _ask_vllm(
+        self, prompts: Sequence[Prompt], limit: int, temperature: float, seed: int, template: dict[str, Any] | None
+    ) -> list[Answer]:
         from vllm import SamplingParams, TokensPrompt
 
-        stops = {self.tokenizer.eos_token_id}
-        parameters = SamplingParams(
-            temperature=temperature, max_tokens=max_new_tokens, seed=seed, stop_token_ids=sorted(stops)
+        stops = _stops(self._config, self.tokenizer)
+        encoded = [_ids(self.tokenizer, prompt, template) for prompt in prompts]
+        self._check_known(encoded)
+        # A seed is of one request: with the same for all, a prompt that is asked twice has the same answer twice.
+        parameters = [
+            SamplingParams(
+                temperature=temperature,
+                max_tokens=limit,
+                seed=_derived(seed, place),
+                stop_token_ids=sorted(stops),
+            )
+            for place in range(len(prompts))
+        ]
+        outputs = self.model.generate(
+            [TokensPrompt(prompt_token_ids=tokens) for tokens in encoded], parameters, use_tqdm=True
         )
-        encoded = [TokensPrompt(prompt_token_ids=_ids(self.tokenizer, prompt, template)) for prompt in prompts]
-        outputs = self.model.generate(encoded, parameters, use_tqdm=True)
         return [_answer(self.tokenizer, list(output.outputs[0].token_ids), stops) for output in outputs]
+
+    def _check_known(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Raise Mistake where a prompt has a token that was given to the tokenizer alone: vLLM adds no embeddings."""
+        size = read_config(self._folder).get("vocab_size")
+        highest = max((token for tokens in prompts for token in tokens), default=0)
+        if isinstance(size, int) and highest >= size:
+            name = self.tokenizer.convert_ids_to_tokens(highest)
+            expected = f"the model in {self._folder} has no token {name}, which vLLM cannot add; expected transformers"
+            raise mistake(None, "backend", self.backend, expected)
 
 
 def _ids(tokenizer: Any, prompt: Prompt, template: dict[str, Any] | None) -> list[int]:
@@ -152,11 +184,11 @@ def _encode(tokenizer: Any, prompts: Sequence[Prompt], template: dict[str, Any] 
     return tokenizer.pad({"input_ids": rows}, padding_side="left", return_tensors="pt")
 
 
-def _stops(model: Any, tokenizer: Any) -> set[int]:
-    """The tokens that end an answer: the tokenizer's eos and those of the model's generation_config."""
-    named = model.generation_config.eos_token_id
-    stops = {tokenizer.eos_token_id, *([named] if isinstance(named, int) else named or [])}
-    return stops - {tokenizer.pad_token_id}
+def _stops(config: Any, tokenizer: Any) -> set[int]:
+    """The tokens that end an answer: the tokenizer's eos and those of the model's generation config, but no pad."""
+    named = config.eos_token_id
+    others = [named] if isinstance(named, int) else named or []
+    return {tokenizer.eos_token_id, *(token for token in others if token != tokenizer.pad_token_id)}
 
 
 def _answer(tokenizer: Any, tokens: list[int], stops: set[int]) -> Answer:
@@ -171,5 +203,5 @@ def _text(tokenizer: Any, tokens: list[int]) -> str:
 
 
 def _derived(seed: int, index: int) -> int:
-    """A seed for one batch, unrelated to those of others."""
+    """A seed for one batch or request, unrelated to those of others."""
     return int.from_bytes(hashlib.sha256(f"{seed} {index}".encode()).digest()[:4], "big")

@@ -149,6 +149,15 @@ def load_tokenizer(path: str | Path) -> Any:
         raise mistake(folder, None, NO_VALUE, f"transformers cannot read the tokenizer: {''.join(reason)}") from error
 
 
+def load_generation_config(folder: Path) -> Any:
+    """What a model's folder says of generation; what its config.json says of it where it has no file for that."""
+    from transformers import AutoConfig, GenerationConfig
+
+    if (folder / "generation_config.json").is_file():
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return GenerationConfig.from_model_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+
+
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write weights, configs and tokenizer into `folder`; generation stops at the end of a turn and never at a pad."""
     model.save_pretrained(folder)

@@ -33,7 +33,9 @@ from posttraining.stage_check import check_stages
 from posttraining.tables import show_tables
 
 COMMANDS = ("sft", "pairs", "prefer", "compare", "grpo", "merge", "evaluate")
-TRAINING = ("sft", "prefer", "grpo")
+TRAINING = ("sft", "prefer", "compare", "grpo")
+"""Commands that the pipeline's `launcher` starts."""
+_LEAVE_A_MODEL = ("sft", "prefer", "grpo", "merge")
 BASE = "model"
 """The name by which stages refer to the folder that the pipeline starts from."""
 
@@ -154,7 +156,7 @@ def _check(settings: PipelineSettings, file: str) -> None:
         if "output_dir" in stage.set:
             expected = "the pipeline gives every stage a folder of its own; expected no such key"
             raise mistake(file, f"{key}: set.output_dir", stage.set["output_dir"], expected)
-    models = [stage.name for stage in settings.stages if stage.command in (*TRAINING, "merge")]
+    models = [stage.name for stage in settings.stages if stage.command in _LEAVE_A_MODEL]
     if settings.final not in models:
         expected = f"expected a stage that leaves a model: {', '.join(models)}"
         raise mistake(file, "final", settings.final, expected, nearest_name(settings.final, models))

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from posttraining.chat import require_template
 from posttraining.errors import NO_VALUE, mistake
 from posttraining.model_folder import read_config
 
@@ -18,10 +19,13 @@ def check_prompts(
     where: str,
     template: Mapping[str, Any] | None = None,
 ) -> None:
-    """Raise Mistake where prompts, text or conversations, and `max_new_tokens` are more than the model's context.
+    """Raise Mistake where prompts, text or conversations, and `max_new_tokens` are more than the model's context, and
+    where there is no chat template for conversations.
 
     `template`: further arguments of the chat template. `where` begins the message, which counts the rows.
     """
+    if not all(isinstance(prompt, str) for prompt in prompts):
+        require_template(tokenizer, folder)
     context = read_config(folder).get("max_position_embeddings")
     if not isinstance(context, int):
         return

@@ -24,7 +24,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from posttraining import lineage
 from posttraining.datasets import data_fingerprint
-from posttraining.errors import StageFailed
+from posttraining.errors import StageFailed, mistake
 from posttraining.files import check_apart, own_work_folder, publish, work_folder, write_whole
 from posttraining.limits import check_packages
 from posttraining.model_folder import find_not_finite, save_tokenizer_and_configs
@@ -89,14 +89,24 @@ def begin(
     content = {"stage": stage, "config": config, "parent": lineage.weights_sha256(parent)}
     output = Path(settings.output_dir)
     check_apart(output, parent)
+    with shared_work_folder(arguments, output, content) as folder:
+        arguments.output_dir = str(folder)
+        yield Work(folder, output, parent, stage, config, forced)
+
+
+@contextmanager
+def shared_work_folder(arguments: TrainingArguments, output: Path, content: Mapping[str, Any]) -> Iterator[Path]:
+    """`own_work_folder` for all processes of one training: the main one makes and locks it, the others wait for that.
+
+    Raises Mistake as `own_work_folder` does.
+    """
     with ExitStack() as held:
         with arguments.main_process_first(local=False, desc="work folder"):
             if arguments.process_index == 0:
                 folder = held.enter_context(own_work_folder(output, content))
             else:
                 folder = work_folder(output, content)
-        arguments.output_dir = str(folder)
-        yield Work(folder, output, parent, stage, config, forced)
+        yield folder
 
 
 def quiet(cpu_threads: int | None) -> None:
@@ -114,8 +124,12 @@ def quiet(cpu_threads: int | None) -> None:
 def train(trainer: Any, work: Work, early_at: float | None = None) -> None:
     """Train, from the last checkpoint in the work folder where there is one.
 
-    `early_at`: the share of the steps after which the weights are kept as a folder of their own, `early`.
+    `early_at`: the share of the steps after which the weights are kept as a folder of their own, `early`. Raises
+    Mistake where the tokenizer pads with its eos: generation, which stops at no pad, would not end answers.
     """
+    tokenizer = trainer.processing_class
+    if tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise mistake(work.parent, "pad_token", tokenizer.pad_token, "is its eos_token too; expected another")
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
     trainer.add_callback(_Lines(work.stage))
@@ -174,15 +188,18 @@ def finish(trainer: Any, work: Work, tokenizer: Any, data: Any, extra: Mapping[s
     folder = work.folder / "model"
     trainer.save_model(str(folder))  # every rank: sharded weights are gathered
     if trainer.is_world_process_zero():
-        _complete(trainer, work, tokenizer, folder, {}, data_fingerprint(data))
+        fingerprint = data_fingerprint(data)
+        _complete(trainer, work, tokenizer, folder, {}, fingerprint)
         lines = [json.dumps(record) + "\n" for record in trainer.state.log_history]
         write_whole(folder / METRICS, "".join(lines))
         for name, text in (extra or {}).items():
             write_whole(folder / name, text)
         early = work.folder / EARLY
         if early.is_dir():
-            _complete(trainer, work, tokenizer, early, {"kept_at_step": _step_of(early)}, data_fingerprint(data))
+            _complete(trainer, work, tokenizer, early, {"kept_at_step": _step_of(early)}, fingerprint)
+            shutil.rmtree(folder / EARLY, ignore_errors=True)  # of a finish that was killed before it published
             early.rename(folder / EARLY)
+        (folder / EARLY / _STEP).unlink(missing_ok=True)  # of no use once the folder is in its place
         publish(folder, work.output)
         shutil.rmtree(work.folder, ignore_errors=True)  # NFS keeps the lock while it is held
     trainer.accelerator.wait_for_everyone()
@@ -257,10 +274,7 @@ _STEP = "step.json"
 
 
 def _step_of(folder: Path) -> int:
-    file = folder / _STEP
-    step = int(json.loads(file.read_text(encoding="utf-8")))
-    file.unlink()
-    return step
+    return int(json.loads((folder / _STEP).read_text(encoding="utf-8")))
 
 
 class _KeepEarly(TrainerCallback):

@@ -98,7 +98,7 @@ def run(config: str, overrides: Sequence[str] = ()) -> str:
         }
         write_results(part, asked, mapping, harness)
         publish(part, target)
-        shutil.rmtree(work)
+        shutil.rmtree(work, ignore_errors=True)  # NFS keeps the lock while it is held
     results = read_results(target)
     show_tables(all_tables(results))
     print(f"evaluate: every answer with its text is in {target}")
@@ -157,10 +157,10 @@ def _ask(settings: EvaluateSettings, file: str, model: str, folder: str, part: P
     if not todo:
         return
     generator = Generator(folder, settings.backend, settings.dtype, settings.batch_size)
-    if not generator.tokenizer.chat_template and generator.backend == "transformers":
+    if not generator.tokenizer.chat_template:
         from posttraining.chat import prepare_tokenizer
 
-        prepare_tokenizer(generator.tokenizer, generator.model)
+        prepare_tokenizer(generator.tokenizer, generator.model if generator.backend == "transformers" else None)
     for task in todo:
         prompts, expected = _problems(task, file)
         template = None if task.mode == "plain" else {"enable_thinking": task.mode == "think"}

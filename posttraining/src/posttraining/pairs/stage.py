@@ -60,7 +60,8 @@ def run(config: str, overrides: Sequence[str] = ()) -> str | None:
     with own_work_folder(output, content, settings.shard if settings.shards > 1 else None) as work:
         generate_missing(settings, prompts, work)
         if is_complete(settings, prompts, work):
-            held_out = _write(settings, prompts, repeated, work, hashes, kept)
+            held_out = _write_once(settings, prompts, repeated, work, hashes, kept)
+            shutil.rmtree(work, ignore_errors=True)  # NFS keeps the lock while it is held
             return _next(settings, config, held_out)
     print(f"pairs: shard {settings.shard} of {settings.shards} has all its answers in {work}")
     print("pairs: the shard that ends last writes the pairs; start again those that were killed")
@@ -75,6 +76,18 @@ def _checked_model(settings: PairsSettings, side: Any, config: str) -> str:
     require_template(load_tokenizer(folder), folder)
     check_finite(folder)
     return lineage.weights_sha256(folder)
+
+
+def _write_once(settings: PairsSettings, *arguments: Any) -> bool:
+    """`_write`, unless another shard that ends at the same time is faster: it writes the same pairs and takes the
+    answers away, at whatever point this one is."""
+    output = Path(settings.output_dir)
+    try:
+        return _write(settings, *arguments)
+    except OSError:
+        if not (output / TRAIN).is_file():
+            raise
+        return (output / HELD_OUT).stat().st_size > 0
 
 
 def _write(
@@ -114,8 +127,7 @@ def _write(
         config=config,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
-    _publish_once(folder, output)
-    shutil.rmtree(work, ignore_errors=True)
+    publish(folder, output)
     print(f"pairs: {len(rows[TRAIN])} and {len(rows[HELD_OUT])} held out, of {len(prompts)} prompts, in {output}")
     for why, count in filters.reasons.most_common():
         print(f"pairs:   {count} prompts gave none: {why}")
@@ -133,14 +145,6 @@ def _next(settings: PairsSettings, config: str, held_out: bool) -> str:
     else:
         keys |= {"eval_strategy": "no", "eval_on_start": False}
     return stage_command("prefer", config, keys)
-
-
-def _publish_once(folder: Path, output: Path) -> None:
-    try:
-        publish(folder, output)
-    except OSError:
-        if not (output / TRAIN).is_file():  # another shard that ended at the same time wrote the same
-            raise
 
 
 def _row(settings: PairsSettings, prompt: Prompt, pair: Any, hashes: Mapping[str, str]) -> dict[str, Any]:
