@@ -54,7 +54,7 @@ def test_a_node_that_never_came_is_reported_as_what_it_is(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("error", "code", "outcome", "verdict"),
     [
-        (OSError(errno.EIO, "Input/output error", "/scratch/shards"), 1, "crashed", "requeue"),
+        (OSError(errno.EIO, "Input/output error", "shards"), 1, "crashed", "requeue"),
         (RuntimeError("the store did not answer"), 1, "crashed", "requeue"),
         (UserError("data_staging.path: no such folder"), 2, "mistake", "give up"),
     ],
