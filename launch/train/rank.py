@@ -87,7 +87,7 @@ def _train(arguments: Namespace, stop: StopRequest) -> int:
     except torch_dist.DistError as error:
         address, why = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}", describe(error).partition(". ")[0]
         say(f"error: the ranks did not meet at MASTER_ADDR:MASTER_PORT {address}: {why}", error=True)
-        return 1 if arguments.launch_id or arguments.job_launch else 2  # our launchers' address is right: a rank was lost
+        return 1 if arguments.launch_id or arguments.job_launch else 2  # our launchers know it: a rank was lost
     share = _agree_on_run(arguments)
     if share.mistake:
         return _refuse(share.mistake, stop)
