@@ -13,13 +13,14 @@ import json
 import logging
 import signal
 import sys
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.cluster.parent_death import signal_when_parent_ends
-from launch.train.streams import open_standard_streams, say
+from launch.train.streams import describe, open_standard_streams, say
 from nanotron_recipes.files import write_atomic
 
 if TYPE_CHECKING:
@@ -56,6 +57,12 @@ def main(arguments: list[str]) -> int:
             failures = error.failures.values()
             _write_report(Path(report), code, message, list(failures))
         return code
+    except Exception as error:  # of torchrun itself: the nodes do not find each other, a port is taken, a disk is full
+        message = f"torchrun failed: {type(error).__name__}: {describe(error)}"
+        say(f"Training failed: {message}", error=True)
+        if report is not None:
+            _write_report(Path(report), 1, message, [], failed_at=time.time())
+        return 1
     if report is not None:
         _write_report(Path(report), 0, "", [])
     return 0
@@ -91,12 +98,14 @@ def _is_killed(failure: "ProcessFailure") -> bool:
     return failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM
 
 
-def _write_report(report: Path, code: int, message: str, failures: "list[ProcessFailure]") -> None:
+def _write_report(
+    report: Path, code: int, message: str, failures: "list[ProcessFailure]", failed_at: float | None = None
+) -> None:
     """For `launch.cluster.node`; a full disk loses what it says, not the exit code."""
     content = {
         "code": code,
         "message": message,
-        "failed_at": min((failure.timestamp for failure in failures), default=None),
+        "failed_at": min((failure.timestamp for failure in failures), default=failed_at),
         "is_by_signal": any(map(_is_killed, failures)),
     }
     with suppress(OSError):

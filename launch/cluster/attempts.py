@@ -23,7 +23,7 @@ REPEATED = 2
 """Failures that began on one node, after which it is kept off."""
 
 NodeOutcome = Literal["ended", "mistake", "crashed"]
-Verdict = Literal["done", "requeue", "give up"]
+Verdict = Literal["done", "requeue", "give up", "cancelled"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ Record = TypeVar("Record", Begin, NodeEnd, End)
 @dataclass(frozen=True)
 class Attempt:
     """One start, as far as it is known; `end` is None while it runs, and where its batch shell died with its node or
-    was killed by Slurm (which then starts the job again by itself)."""
+    was killed by Slurm (which starts the job again by itself, unless somebody has cancelled it)."""
 
     begin: Begin
     nodes: list[NodeEnd]
@@ -118,7 +118,14 @@ def read_attempts(run: Path) -> list[Attempt]:
 
 
 def decide(
-    attempts: Sequence[Attempt], *, step: int, is_done: bool, failure: str | None, asked: str, slurm: Slurm
+    attempts: Sequence[Attempt],
+    *,
+    step: int,
+    is_done: bool,
+    failure: str | None,
+    asked: str,
+    slurm: Slurm,
+    is_cancelled: bool = False,
 ) -> End:
     """What follows the last of `attempts`, which has just ended.
 
@@ -127,6 +134,7 @@ def decide(
         is_done: whether the run has nothing left to do.
         failure: why starting it again would be in vain, where the run says so.
         asked: the signal that asked it to stop; empty without one.
+        is_cancelled: whether somebody has cancelled the job.
     """
     last = attempts[-1]
     if is_done:
@@ -135,6 +143,8 @@ def decide(
     if failure is not None or mistake is not None:
         said = failure if failure is not None else f"{mistake.node}: {mistake.message}" if mistake else ""
         return _end("give up", f"it would fail again: {said}", step, is_failure=True)
+    if is_cancelled:
+        return _end("cancelled", f"somebody cancelled the job (scancel); saved after step {step}", step)
     if not asked and last.nodes and all(node.outcome == "ended" for node in last.nodes):
         asked = "SIGTERM"  # Slurm asks the ranks, not the batch shell, where it wants a job's nodes for another
     is_gain = step > last.begin.step

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.cluster.attempts import Attempt, Begin, End, decide, now, read_attempts, write_begin, write_end
-from launch.cluster.slurm import requeue, slurmd_timeout_seconds, update_job
+from launch.cluster.slurm import is_cancelled, requeue, slurmd_timeout_seconds, update_job
 from launch.cluster.snapshot import job_recipe
 from launch.train.arguments import Parser, step_number
 from launch.train.holder import GONE_AFTER_SECONDS
-from launch.train.metrics import read_metrics
+from launch.train.metrics import kept_checkpoints, read_metrics
 from launch.train.run_folder import RunFolder
 from launch.train.run_lock import holder_of, is_earlier_start, job_launch_id
 from launch.train.streams import describe, say
@@ -58,8 +58,7 @@ def saved_step(folder: RunFolder) -> int:
     are not seen from here."""
     if not folder.metrics_file.is_file():
         return 0
-    events = read_metrics(folder.metrics_file).events
-    return max((event["step"] for event in events if event["event"] == "checkpoint" and not event["error"]), default=0)
+    return max(kept_checkpoints(read_metrics(folder.metrics_file).events), default=0)
 
 
 def _begin(folder: RunFolder, loaded: LoadedRecipe, arguments: Namespace) -> int:
@@ -75,7 +74,26 @@ def _begin(folder: RunFolder, loaded: LoadedRecipe, arguments: Namespace) -> int
     begin = Begin(arguments.job_id, arguments.restart, arguments.nodes.split(","), now(), saved_step(folder))
     write_begin(folder.path, begin)
     folder.forget_failure()
-    return 0 if ensure_tokens(loaded, Console(soft_wrap=True)) else 1
+    try:
+        is_ready = ensure_tokens(loaded, Console(soft_wrap=True))
+    except (UserError, OSError) as error:
+        _give_up(folder, loaded, arguments, begin.step, describe(error))
+        raise
+    if not is_ready:
+        _give_up(folder, loaded, arguments, begin.step, "the text could not be tokenized (see the job's log)")
+    return 0 if is_ready else 1
+
+
+def _give_up(folder: RunFolder, loaded: LoadedRecipe, arguments: Namespace, step: int, reason: str) -> None:
+    """Note that this start, and with it the job, ends before there were ranks."""
+    end = End("give up", reason, step, now(), is_failure=True, pause_seconds=0, keep_off=[])
+    write_end(folder.path, arguments.job_id, arguments.restart, end)
+    _tell_somebody(folder, loaded, end)
+
+
+def _tell_somebody(folder: RunFolder, loaded: LoadedRecipe, end: End) -> None:
+    with Webhook.of(loaded.recipe, folder.name) as webhook:
+        webhook.send("gave_up", end.step, end.reason)
 
 
 def _wait_for_holder(path: Path, arguments: Namespace) -> None:
@@ -112,12 +130,19 @@ def _end(folder: RunFolder, loaded: LoadedRecipe, arguments: Namespace) -> int:
         own = [Attempt(begin, [], None)]
     history = [attempt for attempt in attempts if attempt not in own]
     slurm = loaded.recipe.slurm
-    end = decide([*history, *own], step=step, is_done=is_done, failure=failure, asked=arguments.asked, slurm=slurm)
+    end = decide(
+        [*history, *own],
+        step=step,
+        is_done=is_done,
+        failure=failure,
+        asked=arguments.asked,
+        slurm=slurm,
+        is_cancelled=is_cancelled(arguments.job_id, arguments.restart),  # what is put back then would start again
+    )
     write_end(folder.path, arguments.job_id, arguments.restart, end)
     _say(arguments, f"{end.verdict}: {end.reason}")
     if end.verdict == "give up":
-        with Webhook.of(loaded.recipe, folder.name) as webhook:
-            webhook.send("gave_up", step, end.reason)
+        _tell_somebody(folder, loaded, end)
     if end.verdict == "requeue":
         return _put_back(end, own[0], arguments, slurm.exclude)
     return 0 if end.verdict == "done" else 1

@@ -13,6 +13,10 @@ from launch.cluster.forwarder import FAILURE_GRACE_SECONDS, Forwarder
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.machine import CUBLAS_WORKSPACE, CUBLAS_WORKSPACE_VARIABLE, GPUS_VARIABLE, usable_cpus
 
+_MEETING_SECONDS = 7 * 24 * 3600
+"""How long a node waits for the others, which may copy their data for hours. A node that never comes does not keep it
+waiting: whoever started the nodes, Slurm or the launcher here, ends them all when one has ended."""
+
 
 def launch_local(
     arguments: Sequence[str],
@@ -101,6 +105,7 @@ def torchrun_arguments(
         how = ["--nnodes=1", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
     else:
         how = [f"--nnodes={meeting.count}", f"--node-rank={meeting.number}", "--rdzv-backend=static"]
+        how += [f"--rdzv-conf=timeout={_MEETING_SECONDS}"]
         how += [f"--rdzv-endpoint={meeting.address}:{meeting.port}", f"--local-addr={meeting.own_address}"]
     speaks = 1 if meeting is None or meeting.number == 0 else 0
     redirects = ",".join(f"{rank}:3" for rank in range(speaks, nproc))

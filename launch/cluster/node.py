@@ -64,11 +64,11 @@ def main(words: Sequence[str]) -> int:
     try:
         loaded = load_recipe(str(job_recipe(arguments.folder)))
         code, end = _train(run, loaded, arguments)
-    except (UserError, OSError) as error:
+    except UserError as error:
         message = describe(error)
         say(f"error: {message}", error=True)
         code, end = USER_ERROR, NodeEnd(arguments.node_name, "mistake", message, None, False)
-    except RuntimeError as error:  # staging: the store or the disk gave up, which another start may not meet
+    except (OSError, RuntimeError) as error:  # a disk or the store gave up, which another start may not meet
         message = describe(error)
         say(f"error: {message}", error=True)
         code, end = 1, NodeEnd(arguments.node_name, "crashed", message, time.time(), False)

@@ -57,6 +57,18 @@ def job_state(job: str) -> str | None:
     return lines[0] if lines else None
 
 
+def is_cancelled(job: str, restart: int) -> bool:
+    """Whether somebody has cancelled a job, of which Slurm ends start `restart`; False where Slurm does not say.
+
+    Slurm ends the processes of a job also at its time limit, which is then the reason, for a preemption, of which it
+    tells the time, and where it puts the job back into the queue, which is a restart more.
+    """
+    said = dict(re.findall(r"(\w+)=(\S+)", _output("scontrol", "show", "job", "--oneliner", job)))
+    is_ending = said.get("JobState") in ("COMPLETING", "CANCELLED")
+    is_by_slurm = said.get("Reason") != "None" or said.get("PreemptTime", "None") != "None"
+    return is_ending and not is_by_slurm and said.get("Restarts") == str(restart)
+
+
 def slurmd_timeout_seconds() -> int:
     """How long a node may be silent before Slurm counts it as down."""
     found = re.search(r"^SlurmdTimeout\s*=\s*([0-9]+)", _output("scontrol", "show", "config"), flags=re.MULTILINE)

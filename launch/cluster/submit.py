@@ -84,6 +84,7 @@ def submit(request: Submission) -> Iterator[str]:
         raise
     write_atomic(place / SUBMISSION_FILE, json.dumps(asdict(job)) + "\n")
     point_latest(RUNS, folder)
+    folder.forget_failure()
     log = folder.logs / f"slurm-{job.slurm_job}.log"
     yield f"submitted: job {job.slurm_job}, run {folder.path} on {request.nodes} node{'s' * (request.nodes > 1)}"
     yield f"script:    {script} (with the recipe and the code that it runs beside it)"

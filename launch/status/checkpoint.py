@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launch.storage.state import joint_state
-from launch.train.metrics import Event
+from launch.train.metrics import Event, kept_checkpoints
 from launch.train.run_folder import RunFolder
 from launch.train.seen_checkpoint import manifest_of_step, problems_of_step
 from nanotron_recipes.errors import UserError
@@ -34,8 +34,8 @@ class CheckpointStatus:
 
 def newest_checkpoint(folder: RunFolder, events: Sequence[Event]) -> CheckpointStatus | None:
     """The run's newest checkpoint: what is seen from here, or the record of a newer one on disks that are not."""
-    saved = [event for event in events if event["event"] == "checkpoint" and not event.get("error")]
-    recorded = max((event["step"] for event in saved if isinstance(event.get("step"), int)), default=None)
+    saved = kept_checkpoints(events)
+    recorded = max(saved, default=None)
     steps = folder.steps()
     joint = joint_state(folder.path)
     in_store = None if joint is None else (recorded or 0) in joint.uploaded
@@ -43,9 +43,8 @@ def newest_checkpoint(folder: RunFolder, events: Sequence[Event]) -> CheckpointS
         return replace(_seen(folder, steps[-1]), in_store=None if joint is None else steps[-1] in joint.uploaded)
     if recorded is None:
         return None
-    size = next(event.get("num_bytes", 0) for event in reversed(saved) if event["step"] == recorded)
     unseen = "" if in_store else "its files are not seen from here"
-    return CheckpointStatus(recorded, None, size, [], None, [], in_store, unseen)
+    return CheckpointStatus(recorded, None, saved[recorded]["num_bytes"], [], None, [], in_store, unseen)
 
 
 def _seen(folder: RunFolder, step: int) -> CheckpointStatus:

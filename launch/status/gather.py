@@ -5,6 +5,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from launch.status.records import Records, read_records
 from launch.status.runs import FoundRun
 from launch.status.speed import RECENT_STEPS, Drop, SlowRanks, find_drop, recent_speed, seconds_left, slow_ranks
 from launch.status.uploads import UploadStatus, upload_status
+from launch.train.holder import Holder
 from launch.train.metrics import Event, StepRecord
 from launch.train.run_lock import holder_of
 from nanotron_recipes.recipe import Recipe
@@ -27,7 +29,8 @@ QUIET_STEPS, QUIET_SECONDS = 10, 120.0
 
 NO_WORD = "no word of its end: it was killed, or lost with its machine"
 
-State = Literal["training", "queued", "stopped", "failed", "complete"]
+State = Literal["training", "queued", "begun", "stopped", "failed", "complete"]
+"""`begun`: a Slurm job has, and neither trains nor has said how it ended."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,8 @@ def gather(found: FoundRun) -> RunStatus:
     steps, events = records.metrics.steps, records.metrics.events
     last = steps[-1] if steps else None
     attempts = read_attempts(folder.path)
-    state, message = _state(found, attempts)
+    holder = holder_of(folder.path)
+    state, message = _state(found, attempts, holder)
     alike = _comparable(steps, events, recipe)
     usual = statistics.median(step.tokens_per_second for step in alike) if len(alike) >= 2 * RECENT_STEPS else None
     drop = find_drop(alike, usual) if usual is not None and state == "training" else None
@@ -128,7 +132,7 @@ def gather(found: FoundRun) -> RunStatus:
         slow_seconds=None if drop is None else sum(s.step_seconds for s in steps if s.step >= drop.since_step),
         mfu=last.mfu if last else None,
         eta_seconds=seconds_left(recipe, last.step, recent) if last and recent and state == "training" else None,
-        quiet_seconds=_quiet(folder.metrics_file, step_seconds) if state == "training" else None,
+        quiet_seconds=_quiet(folder.metrics_file, holder, step_seconds) if state == "training" else None,
         slow_ranks=slow_ranks(reports) if state == "training" else [],
         nodes=nodes_of(reports),
         checkpoint=newest_checkpoint(folder, events),
@@ -139,13 +143,12 @@ def gather(found: FoundRun) -> RunStatus:
     )
 
 
-def _state(found: FoundRun, attempts: Sequence[Attempt]) -> tuple[State, str]:
+def _state(found: FoundRun, attempts: Sequence[Attempt], holder: Holder | None) -> tuple[State, str]:
     """What the run is doing, as far as its files say."""
     folder = found.folder
     completed = folder.completed_step()
     if completed is not None and completed >= found.recipe.tokens.train_steps:
         return "complete", ""
-    holder = holder_of(folder.path)
     if holder is not None:
         return "training", f"process {holder.pid} on {holder.host} since {holder.since}"
     failure = folder.failure()
@@ -158,7 +161,8 @@ def _state(found: FoundRun, attempts: Sequence[Attempt]) -> tuple[State, str]:
     if last is None:
         return "stopped", ""
     if last.end is None:
-        return "queued", f"job {last.begin.job} ended without a word; Slurm starts it again by itself"
+        nodes = f"{len(last.begin.nodes)} node{'s' * (len(last.begin.nodes) != 1)}"
+        return "begun", f"job {last.begin.job} began on {nodes}, and has not said how it ended"
     if last.end.verdict == "requeue":
         return "queued", f"job {last.begin.job} was put back: {last.end.reason}"
     return ("failed", last.end.reason) if last.end.verdict == "give up" else ("stopped", last.end.reason)
@@ -185,10 +189,13 @@ def _comparable(steps: Sequence[StepRecord], events: Sequence[Event], recipe: Re
     return [step for step in steps if kind(step) == newest]
 
 
-def _quiet(metrics_file: Path, step_seconds: float | None) -> float | None:
+def _quiet(metrics_file: Path, holder: Holder | None, step_seconds: float | None) -> float | None:
+    """Seconds without a record, of the launch that trains."""
     try:
         age = time.time() - metrics_file.stat().st_mtime
-    except OSError:
+        if holder is not None:
+            age = min(age, time.time() - datetime.fromisoformat(holder.since).timestamp())
+    except (OSError, ValueError):
         return None
     return age if age > max(QUIET_SECONDS, QUIET_STEPS * (step_seconds or 0.0)) else None
 

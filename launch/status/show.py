@@ -179,7 +179,7 @@ def next_command(status: RunStatus) -> str:
             # Storage and loader before links, links before compute: what is looked at first.
             return f"look at the data_wait_seconds of {path / 'metrics.jsonl'}, then at the nodes named above"
         return f"{tool('tensorboard')} --logdir {shlex.quote(str(path / 'tensorboard'))}"
-    if status.state == "queued":
+    if status.state in ("queued", "begun"):
         of_jobs = [start.start.partition(".")[0] for start in status.restarts if "." in start.start]
         job = status.job or of_jobs[-1]
         return f"squeue --job {job}"

@@ -206,6 +206,17 @@ def parse_metrics(lines: Iterable[bytes]) -> Metrics:
     return Metrics([steps[step] for step in sorted(steps)], events)
 
 
+def kept_checkpoints(events: Iterable[Event]) -> dict[int, Event]:
+    """The newest record of each step whose checkpoint was written whole; a rewind has deleted those after its step."""
+    kept: dict[int, Event] = {}
+    for event in events:
+        if event["event"] == "checkpoint" and not event["error"]:
+            kept[event["step"]] = event
+        elif event["event"] == "rewind" and event["to"] is not None:
+            kept = {step: saved for step, saved in kept.items() if step <= event["to"]}
+    return kept
+
+
 def validation_event(step: int, loss: Mapping[str, float]) -> Event:
     """The record of a validation after `step`; `loss` in nats per token, by source."""
     return {"event": "validation", "step": step, "validation_loss": dict(loss)}
@@ -247,6 +258,10 @@ def _is_event(record: Mapping[str, Any]) -> bool:
             benchmarks = record.get("benchmarks", {})
             figures += benchmarks.values() if isinstance(benchmarks, dict) else [benchmarks]
             return is_count(record.get("step")) and is_right and all(map(_are_numbers, figures))
+        case "checkpoint":
+            return is_count(record.get("step")) and is_count(record.get("num_bytes")) and "error" in record
+        case "rewind":
+            return "to" in record and (record["to"] is None or is_count(record["to"]))
         case name:
             return isinstance(name, str)
 

@@ -84,6 +84,10 @@ def _train(arguments: Namespace, stop: StopRequest) -> int:
     except UserError as error:
         say(f"error: {error}", error=True)
         return 2
+    except torch_dist.DistError as error:
+        address, why = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}", describe(error).partition(". ")[0]
+        say(f"error: the ranks did not meet at MASTER_ADDR:MASTER_PORT {address}: {why}", error=True)
+        return 1 if arguments.launch_id or arguments.job_launch else 2  # our launchers know it: a rank was lost
     share = _agree_on_run(arguments)
     if share.mistake:
         return _refuse(share.mistake, stop)
@@ -119,12 +123,7 @@ def _join_world(local_rank: int) -> torch.device:
     device = pick_device(local_rank)
     if device.type == "cuda" and local_rank >= torch.cuda.device_count():
         raise UserError(f"LOCAL_RANK: {local_rank}: {torch.cuda.device_count()} GPUs are here; start a rank for each")
-    try:
-        init_process_group(device)
-    except torch_dist.DistError as error:
-        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        reason = describe(error).partition(". ")[0]
-        raise UserError(f"the ranks did not meet at MASTER_ADDR:MASTER_PORT {address}: {reason}") from error
+    init_process_group(device)
     return device
 
 

@@ -213,6 +213,14 @@ class SlurmCluster:
         """State by node, as sinfo writes it: idle, allocated, mixed, down* …; a star means that it does not answer."""
         return dict(line.split() for line in self.run("sinfo", "-hNp", "train", "-o", "%N %T").splitlines())
 
+    def reconfigure(self, key: str, value: str) -> None:
+        """Give a setting of slurm.conf another value, while the daemons run."""
+        file = Path(self.environment["SLURM_CONF"])
+        text, count = re.subn(rf"^{key}=.*$", f"{key}={value}", file.read_text(), flags=re.MULTILINE)
+        assert count == 1, key
+        file.write_text(text)
+        self.run("scontrol", "reconfigure")
+
     def _node_states(self) -> dict[str, str]:
         """As `nodes`; nothing before the controller answers."""
         try:

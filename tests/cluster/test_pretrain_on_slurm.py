@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pytest
 from checkpoint_store import checkpoint_store, uploading
 from s3_server import set_credentials
 from slurm_cluster import SlurmCluster
+from slurm_conf import SETTINGS
 from small_pretraining import curve, pretrain_command, small_recipe, write_recipe, write_text
 
 from data.tokenization import tokenize
@@ -199,6 +200,29 @@ def test_a_run_that_is_asked_saves_requeues_and_changes_no_bit(
     assert first.end is not None and not first.end.is_failure and first.end.step >= 20
     assert second.begin.step == first.end.step
     assert second.end is not None and second.end.verdict == "done"
+
+
+@pytest.fixture
+def patient(cluster: SlurmCluster) -> Iterator[None]:
+    """Jobs have as long to end as Slurm gives them by default."""
+    cluster.reconfigure("KillWait", "30")
+    yield
+    cluster.reconfigure("KillWait", SETTINGS["KillWait"])
+
+
+def test_a_run_that_is_cancelled_saves_is_not_queued_again_and_goes_on_when_it_is_submitted_again(
+    submit: Submit, shared: Path, undisturbed: Curve, patient: None
+) -> None:
+    submitted = submit("cancelled")
+    submitted.wait_for_step(20)
+    submitted.cluster.run("scancel", str(submitted.job))
+    assert submitted.cluster.wait(submitted.job, "CANCELLED", 60)["Restarts"] == "0"
+    (attempt,) = submitted.attempts()
+    assert attempt.end is not None and attempt.end.verdict == "cancelled" and attempt.end.step >= 20
+    again = submit("cancelled")
+    again.finish()
+    assert losses(shared, "cancelled") == undisturbed
+    assert again.attempts()[1].begin.step == attempt.end.step
 
 
 def test_a_preempted_run_saves_and_goes_on_when_its_nodes_are_free_again(

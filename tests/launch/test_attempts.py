@@ -34,8 +34,23 @@ def failed(step: int) -> End:
     return End("requeue", "", step, "", True, 60, [])
 
 
-def after(*attempts: Attempt, step: int, asked: str = "", is_done: bool = False, failure: str | None = None) -> End:
-    return decide(attempts, step=step, is_done=is_done, failure=failure, asked=asked, slurm=SLURM)
+def after(
+    *attempts: Attempt,
+    step: int,
+    asked: str = "",
+    is_done: bool = False,
+    failure: str | None = None,
+    is_cancelled: bool = False,
+) -> End:
+    return decide(
+        attempts,
+        step=step,
+        is_done=is_done,
+        failure=failure,
+        asked=asked,
+        slurm=SLURM,
+        is_cancelled=is_cancelled,
+    )
 
 
 def test_a_run_that_is_done_is_done_whatever_srun_and_signals_said() -> None:
@@ -52,6 +67,15 @@ def test_ranks_that_stopped_in_good_order_were_asked_by_slurm() -> None:
     """A preemption reaches the ranks and not the batch shell."""
     end = after(attempt(0, 10, *(NodeEnd(name, "ended", "", None, False) for name in "ab")), step=20)
     assert (end.verdict, end.is_failure, end.pause_seconds) == ("requeue", False, 0)
+
+
+def test_a_cancelled_job_is_done_with_unless_it_would_fail_again() -> None:
+    cancelled = decide(
+        [attempt(0, 10)], step=20, is_done=False, failure=None, asked="TERM", slurm=SLURM, is_cancelled=True
+    )
+    assert (cancelled.verdict, cancelled.is_failure, cancelled.step) == ("cancelled", False, 20)
+    mistaken = attempt(0, 10, NodeEnd("b", "mistake", "no such data", None, False))
+    assert after(mistaken, step=20, asked="TERM", is_cancelled=True).verdict == "give up"
 
 
 def test_time_limits_that_come_before_anything_is_saved_do_not_go_on_for_ever() -> None:

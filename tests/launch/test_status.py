@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,22 @@ def test_attempts_of_jobs_say_how_often_and_why_it_was_started_again(tmp_path: P
     assert next_command(status).endswith(f"{folder.recipe_file} --run a --nodes 2")
 
 
+def test_a_job_that_has_begun_and_says_no_more_is_neither_queued_nor_ended(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "a", [])
+    write_begin(folder.path, Begin("41", 0, ["n1", "n2"], "2026-01-01T00:00:00+00:00", 0))
+    status = status_of(folder)
+    assert status.state == "begun" and next_command(status) == "squeue --job 41"
+    assert status.message == "job 41 began on 2 nodes, and has not said how it ended"
+
+
+def test_a_run_that_was_resumed_a_moment_ago_is_not_quiet(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "a", [start(1, dp=1), *(record(step) for step in range(1, 31))])
+    yesterday = time.time() - 86400
+    os.utime(folder.metrics_file, (yesterday, yesterday))
+    with RunLock.acquire(folder.path, "launch"):
+        assert status_of(folder).quiet_seconds is None
+
+
 def test_starts_without_slurm_are_told_with_their_time_and_end(tmp_path: Path) -> None:
     times = [f"2026-01-0{day}T00:00:00+00:00" for day in (1, 2, 3)]
     ended = {"event": "end", "time": times[2], "verdict": "stopped", "reason": "--stop-after"}
@@ -184,6 +200,9 @@ def test_nodes_gpus_and_a_quiet_run_are_told(tmp_path: Path) -> None:
         file.write_text(json.dumps({**json.loads(file.read_text()), "gpu": gpu}))
     os.utime(folder.metrics_file, (time.time() - 900, time.time() - 900))
     with RunLock.acquire(folder.path, "launch"):
+        holder = json.loads((folder.path / "holder.json").read_text())
+        hours_ago = datetime.fromtimestamp(time.time() - 7200, UTC).isoformat(timespec="seconds")
+        (folder.path / "holder.json").write_text(json.dumps({**holder, "since": hours_ago}))
         status = status_of(folder)
     (node,) = status.nodes
     assert (node.temperature_celsius, node.sm_clock_mhz, node.throttled) == (61, 1480, ["rank 1: thermal (hardware)"])
@@ -213,6 +232,14 @@ def test_a_checkpoint_on_disks_that_are_not_seen_is_known_from_the_record(tmp_pa
     found = status_of(folder).checkpoint
     assert found is not None and (found.step, found.time, found.copies) == (20, None, None)
     assert "not seen from here" in found.problem
+
+
+def test_a_checkpoint_that_a_rewind_has_deleted_is_not_the_newest(tmp_path: Path) -> None:
+    saves = [{"event": "checkpoint", "step": step, "num_bytes": step, "error": None} for step in (600, 800, 1000)]
+    back = {"event": "rewind", "step": 1100, "to": 600}
+    folder = make_run(tmp_path, "a", [*saves, back, {**saves[0], "step": 700, "num_bytes": 7}])
+    found = status_of(folder).checkpoint
+    assert found is not None and (found.step, found.num_bytes) == (700, 7)
 
 
 def test_a_damaged_checkpoint_is_said_without_reading_it(tmp_path: Path) -> None:

@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from launch.cluster.attempts import Begin, End, now, write_begin, write_end
 from launch.cluster.slurm import on_all_nodes
 from launch.cluster.submit import Submission, job_for, submit
 from launch.cluster.tokenization_job import submit_tokenization
+from launch.status.gather import gather
+from launch.status.runs import read_run
+from launch.train.run_folder import RunFolder
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.loading import load_recipe
 
@@ -75,6 +79,21 @@ def test_a_run_with_a_job_is_not_given_a_second_one_and_a_new_submission_is_a_ne
     (queue / "41").unlink()
     list(submit(request(run="tiny-1")))
     assert Path("runs/tiny-1/jobs/2").is_dir()
+
+
+def test_a_run_that_gave_up_is_queued_once_it_is_submitted_again(queue: Path) -> None:
+    list(submit(request()))
+    run = Path("runs/tiny-1")
+    (queue / "41").unlink()
+    write_begin(run, Begin("41", 0, ["a", "b"], now(), 0))
+    write_end(run, "41", 0, End("give up", "it would fail again", 0, now(), True, 0, []))
+    folder = RunFolder.of(run.parent, run.name, load_recipe("tiny").recipe)
+    folder.mark_failed("skipped_steps", 3, "the loss was not finite")
+    assert gather(read_run(run)).state == "failed"
+    (queue / "9").touch()  # the next job has another number
+    list(submit(request(run="tiny-1")))
+    status = gather(read_run(run))
+    assert (status.state, status.message) == ("queued", "job 42 was submitted and has not begun")
 
 
 def test_what_the_profile_says_is_in_the_recipe_that_the_nodes_read(queue: Path) -> None:

@@ -138,14 +138,19 @@ def test_what_is_told_is_why_the_training_failed_not_that_a_file_did_not_close_e
         raise ValueError("the reason")
 
 
-def test_a_meeting_place_where_nobody_is_ends_in_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("launch_id", "job_launch", "code"), [(None, None, 2), ("launch", None, 1), (None, "slurm-7.0", 1)]
+)
+def test_a_meeting_place_where_nobody_is_ends_in_one_line_and_is_no_mistake_where_our_launcher_chose_it(
+    launch_id: str | None, job_launch: str | None, code: int
+) -> None:
     variables = RIGHT | {"MASTER_PORT": "1", "TORCH_CPP_LOG_LEVEL": "FATAL", "WORLD_SIZE": "2"}
     program = (
         "import sys; from datetime import timedelta; from launch.train import rank\n"
         "meet = rank.init_process_group\n"
         "rank.init_process_group = lambda device: meet(device, timedelta(seconds=1))\n"
         "from argparse import Namespace\n"
-        "sys.exit(rank.train(Namespace(local_rank=0), None))"
+        f"sys.exit(rank.train(Namespace(local_rank=0, launch_id={launch_id!r}, job_launch={job_launch!r}), None))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -153,7 +158,7 @@ def test_a_meeting_place_where_nobody_is_ends_in_one_line(tmp_path: Path) -> Non
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 2
+    assert done.returncode == code
     assert done.stderr.splitlines()[-1].startswith(
         "error: the ranks did not meet at MASTER_ADDR:MASTER_PORT 127.0.0.1:1: "
     )

@@ -1,0 +1,79 @@
+"""A node of a job: how long it waits for the others, and what it notes about its end."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from torch.distributed.run import config_from_args, parse_args
+
+from launch.cluster import node
+from launch.cluster.attempts import Begin, decide, read_attempts, write_begin
+from launch.cluster.local import Meeting, torchrun_arguments
+from nanotron_recipes.errors import UserError
+from nanotron_recipes.loading import dump_yaml, load_recipe
+from nanotron_recipes.schema.slurm import Slurm
+from parallel.rank_pool import free_port
+
+ROOT = Path(__file__).parents[2]
+DAY = 24 * 3600
+
+
+def test_nodes_wait_for_one_that_copies_its_data_for_days(tmp_path: Path) -> None:
+    meeting = Meeting(1, 2, "node1", 29500, "node2")
+    arguments = torchrun_arguments("launch.train", [], 1, tmp_path, "slurm-7.0", meeting)
+    config, _, _ = config_from_args(parse_args(arguments))
+    assert config.rdzv_configs["rank"] == 1
+    assert int(config.rdzv_configs["timeout"]) >= 7 * DAY
+
+
+def test_a_node_that_never_came_is_reported_as_what_it_is(tmp_path: Path) -> None:
+    report = tmp_path / "end.json"
+    meet = ["--nnodes=2", "--node-rank=0", "--rdzv-backend=static", "--rdzv-conf=timeout=1"]
+    meet += [f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--local-addr=127.0.0.1", "--nproc-per-node=1"]
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "launch.cluster.agent", f"--report={report}", *meet, "-m", "this"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TORCH_CPP_LOG_LEVEL": "FATAL"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("Training failed: torchrun failed: DistStoreError: ") and "1/2 clients joined" in line
+    content = json.loads(report.read_text())
+    assert content["code"] == 1 and line.endswith(content["message"])
+    assert content["failed_at"] is not None and content["is_by_signal"] is False
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "outcome", "verdict"),
+    [
+        (OSError(errno.EIO, "Input/output error", "shards"), 1, "crashed", "requeue"),
+        (RuntimeError("the store did not answer"), 1, "crashed", "requeue"),
+        (UserError("data_staging.path: no such folder"), 2, "mistake", "give up"),
+    ],
+)
+def test_a_disk_that_fails_on_one_node_is_tried_elsewhere_and_a_mistake_is_not(
+    error: Exception, code: int, outcome: str, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submission = tmp_path / "run" / "jobs" / "1"
+    submission.mkdir(parents=True)
+    (submission / "tiny.yaml").write_text(dump_yaml(load_recipe("tiny").recipe))
+    write_begin(tmp_path / "run", Begin("7", 0, ["a"], "2026-01-01T00:00:00+00:00", 0))
+
+    def fail(*_: object) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(node, "_stage", fail)
+    words = [str(submission), "--node-rank", "0", "--num-nodes", "1", "--node-name", "a", "--main-address", "a"]
+    assert node.main([*words, "--main-port", "29500", "--job-id", "7", "--restart", "0"]) == code
+    (attempt,) = read_attempts(tmp_path / "run")
+    (end,) = attempt.nodes
+    assert end.outcome == outcome and (end.failed_at is None) == (outcome == "mistake")
+    assert decide([attempt], step=0, is_done=False, failure=None, asked="", slurm=Slurm()).verdict == verdict
