@@ -59,7 +59,7 @@ class NodeState:
         sending: the step that is being sent; None: none is.
         sent_bytes: of it, of `sending_bytes`.
         bytes_per_second: of the step that is being sent, so far.
-        problem: what the store answered last, if that was no success; else empty.
+        problem: why nothing is sent, or not everything: what the store, a disk or the run's folder answers; else empty.
     """
 
     node: str

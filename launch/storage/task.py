@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from launch.storage.remote import entries_of, identity_of
-from launch.storage.store import RunStore
+from launch.storage.store import DamagedFile, RunStore
 from parallel.checkpoint_files import MANIFEST_FILE, FileEntry, Manifest, read_manifest
 
 _SENT = ".sent"
@@ -126,7 +126,8 @@ class UploadTask:
         def send() -> None:
             path = self.checkpoint.path(entry)
             if path is None:
-                raise FileNotFoundError(2, "no file of the right size", str(self.checkpoint.folders[0] / entry.name))
+                place = self.checkpoint.folders[0] / entry.name
+                raise DamagedFile(f"{place}: expected a file of {entry.size:,} bytes, as its manifest says")
             self.store.send(path, self._name(entry.name), entry)
 
         return send
