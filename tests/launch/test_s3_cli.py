@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from checkpoint_store import BUCKET, CheckpointStore
 from test_s3_uploader import make_checkpoint
 
 from launch.cli import main
+from launch.status.checkpoint import newest_checkpoint
+from launch.status.uploads import upload_status
 from launch.storage.remote import local_identity
-from launch.storage.state import GivenUp, NodeState, joint_state, write_state
+from launch.storage.state import GivenUp, NodeState, Uploaded, joint_state, write_state
 from launch.train.run_folder import RunFolder
 from launch.train.run_header import RunHeader
 from launch.train.run_lock import RunLock
@@ -113,6 +116,27 @@ def test_only_what_the_store_has_is_pruned_and_nothing_while_it_does_not_answer(
     assert call("prune", "mine")[1] == "deleted runs/mine/checkpoints/16\n"
     assert run.steps() == [8, 24, 32]
     assert listed(call("list", "mine")[1])[16] == ("the store deletes nothing", "no", "yes")
+
+
+def test_a_step_that_was_trained_again_is_not_taken_for_the_one_that_was_given_up_or_uploaded(
+    store: CheckpointStore, run: RunFolder, call: Call
+) -> None:
+    before = ("of an earlier past", "4 steps waited")
+    uploaded = Uploaded(32, "of an earlier past", 1.0, 1, 1.0)
+    state = NodeState("a", "l", "s3", 1.0, uploaded=(uploaded,), given_up=(GivenUp(16, *before), GivenUp(24, *before)))
+    write_state(run.path, replace(state, waiting=(16, 32)))
+    assert listed(call("list", "mine")[1])[16] == ("not verified in the store", "yes", "no")
+    assert call("prune", "mine")[1] == "nothing to delete: the policy keeps every checkpoint\n"
+    newest, uploads = newest_checkpoint(run, []), upload_status(run.path)
+    assert newest is not None and newest.in_store is False
+    assert uploads is not None and uploads.given_up == [24], "16 waits"
+
+    identities = {step: local_identity([run.checkpoints / str(step)]) for step in (16, 32)}
+    state = replace(state, uploaded=(replace(uploaded, identity=identities[32]),))
+    write_state(run.path, replace(state, given_up=(GivenUp(16, identities[16], "4 steps waited"),)))
+    newest = newest_checkpoint(run, [])
+    assert newest is not None and newest.in_store is True
+    assert call("prune", "mine")[1] == "deleted runs/mine/checkpoints/16\n"
 
 
 def test_the_newest_step_or_a_named_one_is_pulled(store: CheckpointStore, run: RunFolder, call: Call) -> None:
