@@ -3,7 +3,7 @@
 import json
 import socket
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -114,13 +114,16 @@ class UploadTask:
         return self.is_whole()
 
     def _send_all(self, entries: Sequence[FileEntry]) -> None:
-        with ThreadPoolExecutor(self.workers, thread_name_prefix="upload") as pool:
-            sending = [pool.submit(self._send_one(entry)) for entry in entries]
-            done, waiting = wait(sending, return_when=FIRST_EXCEPTION)
-            for future in waiting:
-                future.cancel()
-            for future in done:
-                future.result()
+        """All of them. After the first that fails none is begun; an interrupt also ends those that are being sent."""
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="upload")
+        try:
+            for done in as_completed([pool.submit(self._send_one(entry)) for entry in entries]):
+                done.result()
+        except KeyboardInterrupt:
+            self.store.stop()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _send_one(self, entry: FileEntry) -> Callable[[], None]:
         def send() -> None:
