@@ -34,7 +34,7 @@ def checkpoints(
     `list` reads every file and shows what is kept, why, and where each copy is. `verify` names every file that is not
     as it was written, and exits with 1 if there is one; what others have put there, and parts on disks of other nodes,
     are notes. `prune` deletes what `checkpoints.keep_last` and `keep_every` allow, and where there is an `s3_upload`
-    nothing that is not in the store.
+    only what is in the store or was given up.
 
     `push` uploads what is here and not in the store, given up or not; `pull` fetches the newest step from there. Both
     verify every file, and both go on where they were interrupted.
@@ -95,8 +95,7 @@ def _list(folder: RunFolder, recipe: Recipe, steps: list[int], damaged: set[int]
     from rich.console import Console
     from rich.table import Table
 
-    from launch.cli.checkpoints_in_store import steps_in_store
-    from launch.storage.state import joint_state
+    from launch.cli.checkpoints_in_store import given_up_steps, steps_in_store
     from launch.train.retention import Uploading, reasons_to_keep
     from launch.train.step_line import format_bytes
     from parallel.checkpoint_files import MANIFEST_FILE
@@ -108,8 +107,7 @@ def _list(folder: RunFolder, recipe: Recipe, steps: list[int], damaged: set[int]
         print(f"{folder.checkpoints}: no checkpoint")
         return
     uploads = recipe.s3_upload if recipe.s3_upload is not None and recipe.s3_upload.upload_s3_path else None
-    joint = joint_state(folder.path)
-    done = {*(joint.given_up if joint else ()), *(step for step, there in stored.items() if there.text == "yes")}
+    done = given_up_steps(folder, steps) | {step for step, there in stored.items() if there.text == "yes"}
     uploading = None if uploads is None else Uploading(uploads.remove_after_upload, done)
     good = [step for step in steps if step not in damaged]
     reasons = reasons_to_keep(good, recipe.checkpoints, uploading)

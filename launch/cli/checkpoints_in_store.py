@@ -86,13 +86,19 @@ def uploading_of(folder: RunFolder, recipe: Recipe, steps: list[int]) -> Uploadi
     store = run_store(folder, recipe)
     if store is None or recipe.s3_upload is None:
         return None
-    joint = joint_state(folder.path)
-    done = set(joint.given_up) if joint else set()
+    done = given_up_steps(folder, steps)
     with _failing():
         for step in steps:
             identity = local_identity(folder.step_folders(step))
             done |= {step} if any(found.identity == identity for found in remote_checkpoints(store, step)) else set()
     return Uploading(recipe.s3_upload.remove_after_upload, done)
+
+
+def given_up_steps(folder: RunFolder, steps: list[int]) -> set[int]:
+    """Of steps that lie here, those whose upload was given up. One that was trained again since then is another one."""
+    joint = joint_state(folder.path)
+    given_up = joint.given_up if joint else {}
+    return {step for step in steps if (step, local_identity(folder.step_folders(step))) in given_up}
 
 
 def push(folder: RunFolder, recipe: Recipe, only: int | None) -> None:

@@ -44,7 +44,7 @@ def evaluate(
 
     `nanotron-recipes evaluate my-model --benchmarks "arc:easy|0,hellaswag|0" --device cuda`
     """
-    from launch.evaluate.benchmarks import Benchmarks, BenchmarksFailed, require_lighteval
+    from launch.evaluate.benchmarks import Benchmarks, require_lighteval
     from launch.evaluate.offline import Request, tasks_named
 
     request = Request(None, tasks_named(tasks), batch_size, device)
@@ -52,12 +52,11 @@ def evaluate(
     if asked is not None:
         require_lighteval()
     subject = _choose(checkpoint)
-    try:
-        results = _measure(subject, replace(request, recipe=subject.recipe), asked)
-    except BenchmarksFailed as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
+    results = _measure(subject, replace(request, recipe=subject.recipe), asked)
     _show(subject, results)
+    if results.error:
+        print(f"error: {results.error}", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 @dataclass(frozen=True)

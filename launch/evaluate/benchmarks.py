@@ -48,7 +48,10 @@ def run_benchmarks(
     command += [benchmarks.tasks, "--output-dir", output]
     command += [] if benchmarks.max_samples is None else ["--max-samples", str(benchmarks.max_samples)]
     before = set(output.rglob("results_*.json"))
-    code = subprocess.run([str(word) for word in command], check=False).returncode
+    try:
+        code = subprocess.run([str(word) for word in command], check=False).returncode
+    except OSError as error:
+        raise BenchmarksFailed(f"{lighteval} cannot be started: {error.strerror}") from error
     if code:
         raise BenchmarksFailed(f"lighteval ended with exit code {code}")
     written = sorted(set(output.rglob("results_*.json")) - before)

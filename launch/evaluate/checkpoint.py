@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data.tokenizer import tokenizer_folder
-from launch.evaluate.benchmarks import Benchmarks, run_benchmarks
+from launch.evaluate.benchmarks import Benchmarks, BenchmarksFailed, run_benchmarks
 from launch.evaluate.offline import Request, Results, evaluate_export
 from launch.train.metrics import Event, MetricsWriter
 from launch.train.run_folder import RunFolder
@@ -38,7 +38,7 @@ def _tokenizer(recipe: Recipe) -> Path | None:
 def evaluate_step(run: RunFolder, step: int, request: Request, benchmarks: Benchmarks | None = None) -> Results:
     """Measure one checkpoint of a run, whose parts may lie on several disks; records nothing.
 
-    Raises UserError, OSError, BenchmarksFailed.
+    Raises UserError, OSError.
     """
     assert request.recipe is not None
     with whole_checkpoint(run, step) as checkpoint, exported(checkpoint, request.recipe) as export:
@@ -46,11 +46,15 @@ def evaluate_step(run: RunFolder, step: int, request: Request, benchmarks: Bench
 
 
 def measure(export: Path, request: Request, benchmarks: Benchmarks | None, output: Path) -> Results:
-    """Measure an exported folder; what lighteval writes goes to `output`. Raises as `evaluate_step`."""
+    """Measure an exported folder; what lighteval writes goes to `output`. Where lighteval fails, the results say why,
+    and have what was measured without it. Raises as `evaluate_step`."""
     results = evaluate_export(export, request)
     if benchmarks is None:
         return results
-    return replace(results, benchmarks=run_benchmarks(export, benchmarks, output, request.batch_size))
+    try:
+        return replace(results, benchmarks=run_benchmarks(export, benchmarks, output, request.batch_size))
+    except BenchmarksFailed as error:
+        return replace(results, error=str(error))
 
 
 def benchmarks_folder(run: RunFolder, step: int) -> Path:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.cluster.sbatch import EvaluationJob, render_evaluation
-from nanotron_recipes.cluster_profiles import job_resources
 from nanotron_recipes.files import write_atomic
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.schema.services import Lighteval
@@ -35,7 +34,12 @@ class LocalEvaluator:
 
 @dataclass(frozen=True)
 class SlurmEvaluator:
-    """A job of its own. Its script lies beside its log."""
+    """A job of its own. Its script lies beside its log.
+
+    Attributes:
+        run: the run's folder.
+        recipe: as it was submitted: its `slurm` section was filled from the profile then.
+    """
 
     run: Path
     logs: Path
@@ -43,7 +47,6 @@ class SlurmEvaluator:
 
     def command(self, step: int) -> list[str]:
         """See `launch.train.evaluations.Evaluator`."""
-        resources, _ = job_resources(self.recipe)
         script = self.logs / f"{step}.sh"
         job = EvaluationJob(
             run=self.run.name,
@@ -52,7 +55,7 @@ class SlurmEvaluator:
             logs=self.logs,
             code=Path(__file__).resolve().parents[2],
             python=sys.executable,
-            resources=resources,
+            resources=self.recipe.slurm,
             evaluation=self.recipe.lighteval or Lighteval(),
         )
         write_atomic(script, render_evaluation(job))

@@ -44,6 +44,8 @@ def main(words: Sequence[str]) -> int:
         event = results.event(step)
         for task, reason in results.left_out.items():
             say(f"{task}: left out: {reason}")
+        if results.error:
+            say(f"error: {results.error}", error=True)
     except Exception as error:  # whatever transformers, lighteval or a disk raises is the evaluation's own affair
         say(f"error: {type(error).__name__}: {describe(error)}", error=True)
         event = {"event": "evaluation", "step": step, "error": describe(error)}

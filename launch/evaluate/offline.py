@@ -45,17 +45,24 @@ class Results:
         arithmetic: {"correct", "total"}; empty where it was not asked for.
         left_out: tasks that were asked for and do not fit, each with its reason.
         benchmarks: what lighteval measured, by task and metric.
+        error: why the benchmarks could not be run; empty where they were, or were not asked for.
     """
 
     source_loss: dict[str, float] = field(default_factory=dict)
     arithmetic: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     benchmarks: dict[str, dict[str, float]] = field(default_factory=dict)
+    error: str = ""
 
     def event(self, step: int) -> dict[str, Any]:
         """The record of the evaluation, for metrics.jsonl."""
-        measured = {"source_loss": self.source_loss, "arithmetic": self.arithmetic, "benchmarks": self.benchmarks}
-        return {"event": "evaluation", "step": step, **{name: value for name, value in measured.items() if value}}
+        found = {
+            "source_loss": self.source_loss,
+            "arithmetic": self.arithmetic,
+            "benchmarks": self.benchmarks,
+            "error": self.error,
+        }
+        return {"event": "evaluation", "step": step, **{name: value for name, value in found.items() if value}}
 
 
 def evaluate_export(export: Path, request: Request) -> Results:

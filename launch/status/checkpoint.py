@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from launch.storage.remote import local_identity
 from launch.storage.state import joint_state
 from launch.train.metrics import Event, kept_checkpoints
 from launch.train.run_folder import RunFolder
@@ -38,11 +39,13 @@ def newest_checkpoint(folder: RunFolder, events: Sequence[Event]) -> CheckpointS
     recorded = max(saved, default=None)
     steps = folder.steps()
     joint = joint_state(folder.path)
-    in_store = None if joint is None else (recorded or 0) in joint.uploaded
     if steps and (recorded is None or steps[-1] >= recorded or len(folder.checkpoint_folders()) == 1):
-        return replace(_seen(folder, steps[-1]), in_store=None if joint is None else steps[-1] in joint.uploaded)
+        seen = steps[-1], local_identity(folder.step_folders(steps[-1]))
+        return replace(_seen(folder, steps[-1]), in_store=None if joint is None else seen in joint.uploaded)
     if recorded is None:
         return None
+    uploaded = {step for step, _ in joint.uploaded}.difference(joint.waiting) if joint is not None else set()
+    in_store = None if joint is None else recorded in uploaded
     unseen = "" if in_store else "its files are not seen from here"
     return CheckpointStatus(recorded, None, saved[recorded]["num_bytes"], [], None, [], in_store, unseen)
 

@@ -28,7 +28,9 @@ def upload_status(run: Path) -> UploadStatus | None:
     if joint is None:
         return None
     speed = sum(state.bytes_per_second for state in joint.nodes)
-    return UploadStatus(joint.newest, list(joint.waiting), sorted(joint.given_up), speed, joint.problems)
+    trained_again = {*(step for step, _ in joint.uploaded), *joint.waiting}
+    given_up = sorted({step for step, _ in joint.given_up} - trained_again)
+    return UploadStatus(joint.newest, list(joint.waiting), given_up, speed, joint.problems)
 
 
 def uploads_text(found: UploadStatus, *, is_training: bool) -> tuple[str, bool]:

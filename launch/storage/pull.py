@@ -5,10 +5,11 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Event
 
 from data.s3 import S3Prefix
 from data.transfer import TransferFailed, Watch
@@ -56,7 +57,7 @@ class Pull:
         partial = self.folder.with_name(self.folder.name + PARTIAL_SUFFIX)
         partial.mkdir(parents=True, exist_ok=True)
         with _only_one(partial):
-            return self._bring(partial, watch or Watch())
+            return self._bring(partial, replace(watch or Watch(), stop=Event()))
 
     def _bring(self, partial: Path, watch: Watch) -> int:
         from parallel.checkpoint_writer import take_name
@@ -69,19 +70,27 @@ class Pull:
             if index % count == first and entry not in here
         ]
         self._require_space(partial, wanted)
+        self._fetch(wanted, partial, watch)
+        write_atomic(partial / MANIFEST_FILE, self.checkpoint.text)
+        sync(partial)
+        take_name(self.folder, partial)
+        return sum(entry.size for entry in wanted)
+
+    def _fetch(self, wanted: Sequence[FileEntry], partial: Path, watch: Watch) -> None:
+        """All of them; the first that fails, or an interrupt, ends the others."""
         objects = S3Prefix(
             self.store.bucket,
             f"{self.store.prefix}/{self.checkpoint.folder.rstrip('/')}",
             endpoint_url=self.store.upload.endpoint_url,
             connections=self.store.upload.workers + 2,
         )
-        with ThreadPoolExecutor(self.store.upload.workers, thread_name_prefix="pull") as pool:
-            for done in [pool.submit(_bring, objects, entry, partial, watch) for entry in wanted]:
+        pool = ThreadPoolExecutor(self.store.upload.workers, thread_name_prefix="pull")
+        try:
+            for done in as_completed([pool.submit(_bring, objects, entry, partial, watch) for entry in wanted]):
                 done.result()
-        write_atomic(partial / MANIFEST_FILE, self.checkpoint.text)
-        sync(partial)
-        take_name(self.folder, partial)
-        return sum(entry.size for entry in wanted)
+        finally:
+            watch.stop.set()
+            pool.shutdown(cancel_futures=True)
 
     def _require_space(self, partial: Path, wanted: Sequence[FileEntry]) -> None:
         begun = (partial / _part_of(entry) for entry in wanted)

@@ -59,7 +59,7 @@ class NodeState:
         sending: the step that is being sent; None: none is.
         sent_bytes: of it, of `sending_bytes`.
         bytes_per_second: of the step that is being sent, so far.
-        problem: what the store answered last, if that was no success; else empty.
+        problem: why nothing is sent, or not everything: what the store, a disk or the run's folder answers; else empty.
     """
 
     node: str
@@ -87,22 +87,23 @@ class JointState:
     """All nodes of the newest launch together.
 
     Attributes:
-        uploaded: steps whole in the store, as far as the nodes remember, ascending.
+        uploaded: whole in the store, as far as the nodes remember.
         waiting: steps that some node waits with, ascending.
-        given_up: step -> why.
+        given_up: neither uploaded nor to be, each with the reason. A step that is trained again, after a rewind, is
+            another checkpoint.
         problems: node -> what the store answers it.
     """
 
-    uploaded: tuple[int, ...]
+    uploaded: frozenset[Checkpoint]
     waiting: tuple[int, ...]
-    given_up: dict[int, str]
+    given_up: dict[Checkpoint, str]
     problems: dict[str, str]
     nodes: tuple[NodeState, ...] = field(repr=False)
 
     @property
     def newest(self) -> int | None:
         """The newest step in the store."""
-        return max(self.uploaded, default=None)
+        return max((step for step, _ in self.uploaded), default=None)
 
 
 def state_file(run: Path, node: str) -> Path:
@@ -144,11 +145,11 @@ def joint_state(run: Path) -> JointState | None:
     newest = max(states, key=lambda state: state.time).launch_id
     current = [state for state in states if state.launch_id == newest]
     alike = [state for state in states if state.place == current[0].place]
-    uploaded = sorted({one.step for state in alike for one in state.uploaded})
+    uploaded = frozenset((one.step, one.identity) for state in alike for one in state.uploaded)
     return JointState(
-        tuple(uploaded),
+        uploaded,
         tuple(sorted({step for state in current for step in state.waiting})),
-        {one.step: one.reason for state in alike for one in state.given_up if one.step not in uploaded},
+        {key: one.reason for key, one in given_up_of(alike).items() if key not in uploaded},
         {state.node: state.problem for state in current if state.problem},
         tuple(current),
     )

@@ -114,6 +114,10 @@ class RunStore:
         """Server and URL."""
         return f"{self.upload.endpoint_url or ''} {self.url()}".strip()
 
+    def stop(self) -> None:
+        """Have what goes on in other threads, and whatever is asked later, raise Stopped."""
+        self._sending.watch.stop.set()
+
     def check_bucket(self) -> None:
         """Raise StoreFailed where the bucket is not there for us."""
         self._list("", Prefix=self._key(""), MaxKeys=1)

@@ -3,13 +3,13 @@
 import json
 import socket
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from launch.storage.remote import entries_of, identity_of
-from launch.storage.store import RunStore
+from launch.storage.store import DamagedFile, RunStore
 from parallel.checkpoint_files import MANIFEST_FILE, FileEntry, Manifest, read_manifest
 
 _SENT = ".sent"
@@ -114,19 +114,23 @@ class UploadTask:
         return self.is_whole()
 
     def _send_all(self, entries: Sequence[FileEntry]) -> None:
-        with ThreadPoolExecutor(self.workers, thread_name_prefix="upload") as pool:
-            sending = [pool.submit(self._send_one(entry)) for entry in entries]
-            done, waiting = wait(sending, return_when=FIRST_EXCEPTION)
-            for future in waiting:
-                future.cancel()
-            for future in done:
-                future.result()
+        """All of them. After the first that fails none is begun; an interrupt also ends those that are being sent."""
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="upload")
+        try:
+            for done in as_completed([pool.submit(self._send_one(entry)) for entry in entries]):
+                done.result()
+        except KeyboardInterrupt:
+            self.store.stop()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _send_one(self, entry: FileEntry) -> Callable[[], None]:
         def send() -> None:
             path = self.checkpoint.path(entry)
             if path is None:
-                raise FileNotFoundError(2, "no file of the right size", str(self.checkpoint.folders[0] / entry.name))
+                place = self.checkpoint.folders[0] / entry.name
+                raise DamagedFile(f"{place}: expected a file of {entry.size:,} bytes, as its manifest says")
             self.store.send(path, self._name(entry.name), entry)
 
         return send

@@ -1,34 +1,39 @@
-"""Whether a store has failed for so long that it is worth a word."""
+"""Whether something has failed for so long that it is worth a word."""
 
 import time
 
 from launch.train.streams import say
 
 TROUBLE_SECONDS = 4.0
-"""Without one good answer in between. A single error is not worth a word."""
+"""Without one success in between. A single error is not worth a word."""
 
 
 class Trouble:
-    """What a store does not do; `note` and `well` may be called from any thread."""
+    """What does not work; `note` and `well` may be called from any thread.
 
-    def __init__(self) -> None:
+    Args:
+        over: what is said when it works again.
+    """
+
+    def __init__(self, over: str) -> None:
+        self._over = over
         self._reason, self._since, self._told = "", 0.0, ""
 
     def note(self, reason: str) -> None:
-        """A request has failed."""
+        """It has failed."""
         if not self._reason:
             self._since = time.monotonic()
         self._reason = reason
 
     def well(self) -> None:
-        """A request was answered as it should be."""
+        """It has worked, or is not needed any more."""
         self._reason = ""
 
     def told(self) -> str:
-        """What there is to say of the store, empty while it is well; a change is said."""
+        """What there is to say of it, empty while it is well; a change is said."""
         reason = self._reason
         if not reason and self._told:
-            say("the store answers again")
+            say(self._over)
             self._told = ""
         elif reason and not self._told and time.monotonic() - self._since >= TROUBLE_SECONDS:
             say(f"problem: {reason}")

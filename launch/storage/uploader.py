@@ -30,7 +30,7 @@ from launch.storage.state import (
     read_state,
     write_state,
 )
-from launch.storage.store import ENDLESS, DamagedFile, RunStore, Sending
+from launch.storage.store import ENDLESS, DamagedFile, RunStore, Sending, StoreFailed
 from launch.storage.task import LocalCheckpoint, UploadTask
 from launch.storage.throttle import Throttle
 from launch.storage.trouble import Trouble
@@ -44,7 +44,7 @@ from nanotron_recipes.recipe import Recipe
 LOOK_SECONDS = 0.5
 HEARTBEAT_SECONDS = 10.0
 OTHERS_SECONDS = 2.0
-"""Between two looks at what other nodes have sent."""
+"""Between two looks at what other nodes have sent, and two attempts at a checkpoint that a disk does not give."""
 _REMEMBERED = 50
 _NICENESS = 10
 _END_SECONDS = 2.0
@@ -70,17 +70,21 @@ class Uploader:
         self._here: dict[Checkpoint, LocalCheckpoint] = {}
         self._stop, self._wake = threading.Event(), threading.Event()
         """Ends everything; has it look at once."""
-        self._trouble = Trouble()
+        self._of_store = Trouble("the store answers again")
+        self._of_sending = Trouble("uploads go on")
+        self._of_looking = Trouble("the run's folder can be used again")
         self._sent_bytes = self._sending_bytes = 0
         rate = upload.max_megabytes_per_second
         throttle = None if rate is None else Throttle(rate * 1e6)
-        sending = Sending(Watch(self._advance, self._trouble.note, self._stop), self._trouble.well, throttle)
+        sending = Sending(Watch(self._advance, self._of_store.note, self._stop), self._of_store.well, throttle)
         self._store = RunStore(upload, folder.name, patience=ENDLESS, sending=sending)
         self._sending: Checkpoint | None = None
         self._began = 0.0
         self._thread: threading.Thread | None = None
-        self._waits_for_others: dict[Checkpoint, float] = {}
-        """Sent from here -> when to look again."""
+        self._sent_from_here: set[Checkpoint] = set()
+        """Those that wait for the parts of other nodes."""
+        self._not_before: dict[Checkpoint, float] = {}
+        """When to go on with what waits for others, or could not be sent."""
         self._seconds: dict[Checkpoint, float] = {}
         self._bytes: dict[Checkpoint, int] = {}
         self._is_owned = False
@@ -91,8 +95,9 @@ class Uploader:
         while not self._stop.is_set():
             try:
                 self.look()
+                self._of_looking.well()
             except (OSError, UserError) as error:  # of the run's folder: it will be there again
-                self._trouble.note(describe(error))
+                self._of_looking.note(describe(error))
             self._wake.wait(LOOK_SECONDS)
             self._wake.clear()
         if self._thread is not None:
@@ -114,6 +119,8 @@ class Uploader:
         with self._lock:
             waiting = {step for step, _ in waiting_of(here, self._done())}
             self._state = replace(self._state, waiting=tuple(sorted(waiting)))
+        if not waiting:
+            self._of_sending.well()
         self._write(is_due=False)
 
     def give_up(self, one: GivenUp) -> None:
@@ -150,7 +157,7 @@ class Uploader:
 
     def _begin_next(self, waiting: Sequence[LocalCheckpoint]) -> None:
         now = time.monotonic()
-        ready = [one for one in waiting if self._waits_for_others.get((one.step, one.identity), 0.0) <= now]
+        ready = [one for one in waiting if self._not_before.get((one.step, one.identity), 0.0) <= now]
         if not ready:
             return
         one = ready[0]
@@ -168,7 +175,7 @@ class Uploader:
     def _send(self, one: LocalCheckpoint) -> None:
         key = one.step, one.identity
         task = UploadTask(self._store, one, self._state.node, self._nodes, self._upload.workers)
-        is_again, was_there = key in self._waits_for_others, False
+        is_again, was_there = key in self._sent_from_here, False
         began = time.monotonic()
         with self._lock:
             self._sent_bytes, self._sending_bytes, self._began = 0, task.num_bytes(), began
@@ -186,16 +193,19 @@ class Uploader:
             return
         except Exception as error:  # whatever it is, this goes on and says so
             if not self._is_gone(one):
-                self._trouble.note(f"{type(error).__name__}: {describe(error)}")
-                self._stop.wait(OTHERS_SECONDS)
+                is_known = isinstance(error, OSError | UserError | StoreFailed)
+                self._of_sending.note(describe(error) if is_known else f"{type(error).__name__}: {describe(error)}")
+                self._not_before[key] = time.monotonic() + OTHERS_SECONDS
             return
         finally:
             self._seconds[key] = self._seconds.get(key, 0.0) + time.monotonic() - began
             self._bytes[key] = self._bytes.get(key, 0) + self._sent_bytes
+        self._of_sending.well()
         if is_whole:
             self._uploaded(one, was_there)
         else:
-            self._waits_for_others[key] = time.monotonic() + OTHERS_SECONDS
+            self._sent_from_here.add(key)
+            self._not_before[key] = time.monotonic() + OTHERS_SECONDS
 
     def _uploaded(self, one: LocalCheckpoint, was_there: bool) -> None:
         key = one.step, one.identity
@@ -206,7 +216,8 @@ class Uploader:
             newest = {other.step for other in found[-_REMEMBERED:]}
             kept = [other for other in found if other.step in newest or (other.step, other.identity) in self._here]
             self._state = replace(self._state, uploaded=tuple(kept))
-        self._waits_for_others.pop(key, None)
+        self._sent_from_here.discard(key)
+        self._not_before.pop(key, None)
         say(f"step {one.step}: {'was' if was_there else 'is'} in the store, read back ({number / 1e6:,.1f} MB sent)")
 
     def _give_up_what_others_did(self, here: dict[Checkpoint, LocalCheckpoint]) -> None:
@@ -235,13 +246,14 @@ class Uploader:
         with self._lock:
             state, sending, sent = self._state, self._sending, self._sent_bytes
             seconds = max(time.monotonic() - self._began, 1e-9)
+        troubles = self._of_store, self._of_sending, self._of_looking
         state = replace(
             state,
             sending=None if sending is None else sending[0],
             sent_bytes=sent if sending else 0,
             sending_bytes=self._sending_bytes if sending else 0,
             bytes_per_second=sent / seconds if sending else 0.0,
-            problem=self._trouble.told(),
+            problem=next(filter(None, [one.told() for one in troubles]), ""),
         )
         lasting = replace(state, sent_bytes=0, bytes_per_second=0.0, time=0.0)
         if is_due or lasting != self._said or time.monotonic() - self._written > HEARTBEAT_SECONDS:

@@ -111,7 +111,7 @@ class Uploads:
         Args:
             steps: those on this disk that are not damaged, the newest included.
         """
-        here = {(step, local_identity(self._folder.step_folders(step))) for step in steps}
+        here = self._identified(steps)
         with self._lock:
             self._look()
             done, sending = self._done(), None if self._state is None else self._state.sending
@@ -172,11 +172,11 @@ class Uploads:
             meanwhile: called at each look.
         """
         deadline, told = time.monotonic() + seconds, time.monotonic() - _TELL_SECONDS + _FIRST_TELL_SECONDS
-        newest = self._folder.steps()[-1:]
+        newest = self._identified(self._folder.steps()[-1:])
         while time.monotonic() < deadline and not is_asked_to_stop():
             state = self.look()
             meanwhile()
-            if state is not None and not state.waiting and self._knows(state, newest):
+            if state is not None and not state.waiting and newest.issubset(state.done):
                 return
             if state is not None and time.monotonic() - told >= _TELL_SECONDS:
                 told = time.monotonic()
@@ -199,12 +199,10 @@ class Uploads:
     def left(self) -> list[int]:
         """The steps on this disk that are neither in the store nor given up, as far as that is known."""
         self.look()
-        known = {step for step, _ in self._done()}
-        return [step for step in self._folder.steps() if step not in known]
+        return sorted(step for step, _ in self._identified(self._folder.steps()) - self._done())
 
-    def _knows(self, state: NodeState, steps: list[int]) -> bool:
-        known = {step for step, _ in state.done}
-        return all(step in known for step in steps)
+    def _identified(self, steps: Collection[int]) -> set[Checkpoint]:
+        return {(step, local_identity(self._folder.step_folders(step))) for step in steps}
 
 
 def progress_line(state: NodeState) -> str:

@@ -14,6 +14,7 @@ from typing import Protocol
 from launch.train.metrics import Event, StepRecord
 from launch.train.outage import reason
 from launch.train.streams import say
+from nanotron_recipes.errors import UserError
 
 _END_SECONDS = 10.0
 _LONGEST_TOLD = 300
@@ -26,7 +27,7 @@ class Evaluator(Protocol):
     """How an evaluation is started."""
 
     def command(self, step: int) -> list[str]:
-        """The command that evaluates a step, or submits a job that does. Raises OSError."""
+        """The command that evaluates a step, or submits a job that does. Raises OSError, UserError."""
 
     def log(self, step: int) -> Path:
         """Where what it prints goes."""
@@ -128,7 +129,7 @@ class Evaluations:
                     env=self._environment,
                     start_new_session=True,
                 )
-        except OSError as error:
+        except (OSError, UserError) as error:
             self._failed(step, f"could not be started: {reason(error)}")
         else:
             self._running = (step, process)

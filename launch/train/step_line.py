@@ -97,7 +97,7 @@ class StepLine:
         elif event["event"] == "upload_problem" and event["reason"] is not None:
             self.print(f"uploads: {event['reason']}; training goes on, steps that wait: {waiting}")
         elif event["event"] == "upload_problem":
-            self.print(f"uploads: the store answers again, steps that wait: {waiting}")
+            self.print(f"uploads: they go on, steps that wait: {waiting}")
 
     def _show_rewind(self, event: Event) -> None:
         for step, reason in event["refused"].items():

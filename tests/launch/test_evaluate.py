@@ -1,6 +1,7 @@
 """What is measured of a checkpoint is what the run itself measures, and is recorded beside a training that goes on."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ from launch.train.metrics import MetricsWriter, read_metrics
 from launch.train.run_folder import RunFolder
 from model.hf_folder import load_with_transformers
 from nanotron_recipes.errors import UserError
-from nanotron_recipes.loading import load_recipe
+from nanotron_recipes.loading import dump_yaml, load_recipe
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +187,37 @@ def test_benchmarks_are_run_by_lightevals_own_program_and_its_results_read(tmp_p
 def test_a_lighteval_that_fails_is_said(lines: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(BenchmarksFailed, match=message):
         run_benchmarks(Path("e"), Benchmarks("arc:easy|0"), tmp_path, 1, lighteval(tmp_path, lines))
+
+
+@pytest.mark.parametrize(("mode", "why"), [(0o755, "ended with exit code 3"), (0o644, "cannot be started: Permission")])
+def test_what_was_measured_without_lighteval_is_shown_and_recorded_where_that_fails(
+    mode: int, why: str, trained: RunFolder, called: Callable[..., tuple[Any, str, str]]
+) -> None:
+    folder = Path(".venv-eval/bin")
+    folder.mkdir(parents=True, exist_ok=True)
+    program = lighteval(folder, "sys.exit(3)")
+    program.chmod(mode)
+    code, out, err = called("evaluate", "a", "--benchmarks", "arc:easy|0", "--tasks", "loss")
+    program.unlink()
+    event = read_metrics(trained.metrics_file).events[-1]
+    assert code == 1 and err.splitlines()[-1].startswith("error: ") and why in err
+    assert event["step"] == 40 and why in event["error"] and f"{event['source_loss']['words']:.4f}" in out
+
+
+def test_an_evaluation_of_a_run_whose_lighteval_fails_records_the_losses_and_the_error(
+    trained: RunFolder, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "runs" / "b"
+    shutil.copytree(trained.path, run)
+    (run / "metrics.jsonl").unlink()
+    recipe = load_recipe(str(trained.recipe_file), ["lighteval.tasks.tasks=arc:easy|0"]).recipe
+    (run / "recipe.yaml").write_text(dump_yaml(recipe))
+    monkeypatch.chdir(tmp_path)
+    assert job.main([str(run), "40", "--benchmarks"]) == 1
+    (event,) = read_metrics(run / "metrics.jsonl").events
+    assert list(event["source_loss"]) == ["words", "numbers"]
+    assert event["error"] == ".venv-eval/bin/lighteval is missing: make eval-env"
+    assert capfd.readouterr().out.splitlines()[-1].endswith(f" · failed: {event['error']}")
 
 
 @pytest.mark.parametrize("config", ['{"model_type": "llama", "hidden_size": 8}', "{}"])

@@ -10,6 +10,7 @@ import pytest
 from launch.evaluate.evaluators import LocalEvaluator, SlurmEvaluator
 from launch.train.evaluations import Evaluations, evaluation_environment
 from launch.train.metrics import Event
+from nanotron_recipes.errors import UserError
 from nanotron_recipes.loading import load_recipe
 
 
@@ -101,8 +102,12 @@ def test_one_that_cannot_be_started_is_a_line_and_an_event(tmp_path: Path) -> No
         def command(self, step: int) -> list[str]:
             return [str(tmp_path / "no-such-program")]
 
+    class Mistaken(Shell):
+        def command(self, step: int) -> list[str]:
+            raise UserError("slurm.partition: no such")
+
     (tmp_path / "file").write_text("")
-    for evaluator in (Missing(tmp_path, ""), Shell(tmp_path / "file", "true")):
+    for evaluator in (Missing(tmp_path, ""), Shell(tmp_path / "file", "true"), Mistaken(tmp_path, "")):
         told = Told(evaluator)
         told.saved(5)
         told.evaluations.close()

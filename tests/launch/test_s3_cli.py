@@ -4,22 +4,33 @@ import fcntl
 import os
 import re
 import shutil
+import signal
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from threading import Event, main_thread
 from typing import Any
 
 import pytest
 from checkpoint_store import BUCKET, CheckpointStore
 from test_s3_uploader import make_checkpoint
 
+from data.s3 import S3Prefix
+from data.transfer import Watch
 from launch.cli import main
+from launch.status.checkpoint import newest_checkpoint
+from launch.status.uploads import upload_status
+from launch.storage import pull
 from launch.storage.remote import local_identity
-from launch.storage.state import GivenUp, NodeState, joint_state, write_state
+from launch.storage.state import GivenUp, NodeState, Uploaded, joint_state, write_state
+from launch.storage.store import RunStore
 from launch.train.run_folder import RunFolder
 from launch.train.run_header import RunHeader
 from launch.train.run_lock import RunLock
+from nanotron_recipes.errors import UserError
 from nanotron_recipes.loading import dump_yaml, load_recipe
-from parallel.checkpoint_files import verify_checkpoint_files
+from parallel.checkpoint_files import FileEntry, verify_checkpoint_files
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -115,6 +126,27 @@ def test_only_what_the_store_has_is_pruned_and_nothing_while_it_does_not_answer(
     assert listed(call("list", "mine")[1])[16] == ("the store deletes nothing", "no", "yes")
 
 
+def test_a_step_that_was_trained_again_is_not_taken_for_the_one_that_was_given_up_or_uploaded(
+    store: CheckpointStore, run: RunFolder, call: Call
+) -> None:
+    before = ("of an earlier past", "4 steps waited")
+    uploaded = Uploaded(32, "of an earlier past", 1.0, 1, 1.0)
+    state = NodeState("a", "l", "s3", 1.0, uploaded=(uploaded,), given_up=(GivenUp(16, *before), GivenUp(24, *before)))
+    write_state(run.path, replace(state, waiting=(16, 32)))
+    assert listed(call("list", "mine")[1])[16] == ("not verified in the store", "yes", "no")
+    assert call("prune", "mine")[1] == "nothing to delete: the policy keeps every checkpoint\n"
+    newest, uploads = newest_checkpoint(run, []), upload_status(run.path)
+    assert newest is not None and newest.in_store is False
+    assert uploads is not None and uploads.given_up == [24], "16 waits"
+
+    identities = {step: local_identity([run.checkpoints / str(step)]) for step in (16, 32)}
+    state = replace(state, uploaded=(replace(uploaded, identity=identities[32]),))
+    write_state(run.path, replace(state, given_up=(GivenUp(16, identities[16], "4 steps waited"),)))
+    newest = newest_checkpoint(run, [])
+    assert newest is not None and newest.in_store is True
+    assert call("prune", "mine")[1] == "deleted runs/mine/checkpoints/16\n"
+
+
 def test_the_newest_step_or_a_named_one_is_pulled(store: CheckpointStore, run: RunFolder, call: Call) -> None:
     call("push", "mine")
     kept = (run.checkpoints / "32" / "__0_0.distcp").read_bytes()
@@ -131,6 +163,65 @@ def test_the_newest_step_or_a_named_one_is_pulled(store: CheckpointStore, run: R
     assert "fetched and verified" in call("pull", "mine", "--step", "8")[1] and run.steps() == [8, 32]
     code, _, err = call("pull", "mine", "--step", "9")
     assert (code, err) == (2, f"error: s3://{BUCKET}/team/mine/9: no checkpoint of this run is whole there\n")
+
+
+@pytest.fixture
+def one_at_a_time(run: RunFolder) -> None:
+    """Files of a checkpoint are sent and fetched one after the other."""
+    recipe = load_recipe(str(run.recipe_file), ["s3_upload.workers=1"]).recipe
+    run.write_recipe(dump_yaml(recipe), RunHeader("small", "", "", run="a1"))
+
+
+def interrupt_once_until(stop: Event, calls: list[str]) -> None:
+    """^C during the first call, while the others are queued; what is called goes on when it is told to stop, or long
+    after."""
+    if len(calls) == 1:
+        time.sleep(0.3)
+        signal.pthread_kill(main_thread().ident or 0, signal.SIGINT)
+    stop.wait(3)
+
+
+@pytest.mark.usefixtures("one_at_a_time")
+def test_an_interrupt_ends_a_push_at_once(
+    store: CheckpointStore, run: RunFolder, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    send = RunStore.send
+
+    def interrupted(self: RunStore, path: Path, name: str, entry: FileEntry) -> None:
+        calls.append(name)
+        interrupt_once_until(self._sending.watch.stop, calls)
+        send(self, path, name, entry)
+
+    monkeypatch.setattr(RunStore, "send", interrupted)
+    assert call("push", "mine")[0] == 130
+    assert list(store.objects()) == ["team/mine/owner.json"]
+
+
+@pytest.mark.usefixtures("one_at_a_time")
+@pytest.mark.parametrize("end", ["interrupt", "damaged object"])
+def test_an_interrupt_and_the_first_error_end_a_pull_at_once(
+    end: str, store: CheckpointStore, run: RunFolder, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call("push", "mine", "--step", "32")
+    shutil.rmtree(run.checkpoints / "32")
+    calls: list[str] = []
+    bring = pull._bring
+
+    def ended(objects: S3Prefix, entry: FileEntry, folder: Path, watch: Watch) -> None:
+        calls.append(entry.name)
+        if end == "interrupt":
+            interrupt_once_until(watch.stop, calls)
+        elif len(calls) == 1:
+            raise UserError("its content is not what its manifest says")
+        else:
+            watch.stop.wait(3)
+        bring(objects, entry, folder, watch)
+
+    monkeypatch.setattr(pull, "_bring", ended)
+    assert call("pull", "mine")[0] == (130 if end == "interrupt" else 2)
+    left = [file.name for file in (run.checkpoints / "32.partial").iterdir()]
+    assert all(name.endswith(".part") for name in left), f"fetched after the end: {left}"
 
 
 def test_a_run_that_is_trained_and_a_run_without_a_store_are_refused(

@@ -90,6 +90,9 @@ def test_one_that_was_killed_is_started_again_and_one_that_is_told_to_ends(
     assert uploaders() == [] and uploads.left() == []
     uploads.look()
     assert uploaders() == []
+    (folder.checkpoints / "16").rename(folder.path / "gone")
+    make_checkpoint(folder.checkpoints, 16)
+    assert uploads.left() == [16], "trained again, it is another checkpoint than the one in the store"
     assert "step 8: is in the store" in log_file(folder.path, "a").read_text()
 
 

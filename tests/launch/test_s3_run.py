@@ -136,7 +136,7 @@ def test_an_outage_of_the_store_stops_no_step_and_what_was_given_up_is_named(
     assert sorted([*whole, *given_up]) == steps and whole[-1] == 32 and given_up
     for step in given_up:
         assert re.search(rf"step {step}: not uploaded, given up: \d steps waited", out)
-    assert "training goes on, steps that wait: " in out and "the store answers again" in out
+    assert "training goes on, steps that wait: " in out and "uploads: they go on, steps that wait: " in out
     problems = [event["reason"] for event in records.events if event["event"] == "upload_problem"]
     assert problems[0] and problems[-1] is None
     assert saved(run) == [32]

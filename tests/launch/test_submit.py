@@ -15,6 +15,7 @@ from launch.cluster.tokenization_job import submit_tokenization
 from launch.status.gather import gather
 from launch.status.runs import read_run
 from launch.train.run_folder import RunFolder
+from launch.evaluate.evaluators import SlurmEvaluator
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.loading import load_recipe
 
@@ -99,6 +100,21 @@ def test_a_run_that_gave_up_is_queued_once_it_is_submitted_again(queue: Path) ->
 def test_what_the_profile_says_is_in_the_recipe_that_the_nodes_read(queue: Path) -> None:
     list(submit(request("slurm.profile=cpu", "slurm.gpus_per_node=0")))
     assert load_recipe("runs/tiny-1/jobs/1/tiny.yaml").recipe.slurm.gpus_per_node == 0
+
+
+def test_a_profile_that_is_moved_or_broken_later_does_not_change_the_jobs_that_evaluate_the_run(
+    queue: Path, tmp_path: Path
+) -> None:
+    profile = tmp_path / "ours.yaml"
+    profile.write_text("slurm: {gpus_per_node: 0, partition: evening}\n")
+    list(submit(request(f"slurm.profile={profile}")))
+    recipe = load_recipe("runs/tiny-1/jobs/1/tiny.yaml").recipe
+    evaluator = SlurmEvaluator(Path("runs/tiny-1"), tmp_path / "logs", recipe)
+    (tmp_path / "logs").mkdir()
+    for harm in (lambda: profile.write_text("slurm: ["), profile.unlink):
+        harm()
+        evaluator.command(8)
+        assert "#SBATCH --partition=evening\n" in evaluator.log(8).with_suffix(".sh").read_text()
 
 
 @pytest.mark.parametrize(
