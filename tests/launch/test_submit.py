@@ -12,10 +12,10 @@ from launch.cluster.attempts import Begin, End, now, write_begin, write_end
 from launch.cluster.slurm import on_all_nodes
 from launch.cluster.submit import Submission, job_for, submit
 from launch.cluster.tokenization_job import submit_tokenization
+from launch.evaluate.evaluators import SlurmEvaluator
 from launch.status.gather import gather
 from launch.status.runs import read_run
 from launch.train.run_folder import RunFolder
-from launch.evaluate.evaluators import SlurmEvaluator
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.loading import load_recipe
 
