@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from posttraining.errors import NO_VALUE, Mistake, mistake, nearest_name
+from posttraining.mixture import in_one_form, with_answers_as_text
 from posttraining.rows import check_rows
 from posttraining.tasks import arithmetic
 
@@ -59,7 +60,7 @@ class DataSettings:
     columns: dict[str, str] = field(default_factory=dict)
     """Columns of `path` with the names that stages know them by, {problem: prompt}."""
     sources: list[SourceSettings] = field(default_factory=list)
-    """A mixture: the rows that each source keeps, shuffled together."""
+    """A mixture: the rows that each source keeps, shuffled together. Turns may have other keys in one than in another."""
     generated: Literal["arithmetic"] | None = None
     """A task whose problems are generated; see tasks/arithmetic.py."""
     examples: int | None = None
@@ -171,7 +172,7 @@ def _mixture(settings: DataSettings, kind: Kind, file: str | Path | None) -> Any
         if source.weight < 1:
             rows = rows.shuffle(seed=settings.seed).select(range(int(len(rows) * source.weight)))
         parts.append(rows)
-    return concatenate_datasets(parts).shuffle(seed=settings.seed)
+    return concatenate_datasets(in_one_form(parts, file)).shuffle(seed=settings.seed)
 
 
 def _check_file(name: str, file: str | Path | None, key: str) -> None:
@@ -217,9 +218,7 @@ def _checked(data: Any, kind: Kind, file: str | Path | None, key: str) -> Any:
         check_rows(data, kind, file, key)
     except UnicodeDecodeError as error:  # bytes are read as text when a row is asked for
         raise mistake(file, key, NO_VALUE, f"cannot be read: its text is not UTF-8 ({error})") from error
-    if "answer" in data.column_names and not isinstance(data[0]["answer"], str):
-        answers = [None if answer is None else str(answer) for answer in data["answer"]]
-        data = data.remove_columns("answer").add_column("answer", answers)
+    data = with_answers_as_text(data)
     data = data.select_columns([name for name in _kept(kind) if name in data.column_names])
     if "chat_template_kwargs" in data.column_names and None in data["chat_template_kwargs"]:
         # A row without the column, beside rows with it: it is rendered as the template does by default.
