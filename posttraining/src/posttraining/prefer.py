@@ -10,7 +10,8 @@ arXiv 2305.18290)
     apo_down   σ(βc) + (1 - σ(β(c - r)))       both less likely, the rejected one more so
     sigmoid    -log σ(β(c - r))                DPO: only the difference counts
 
-What the held-out pairs' margin, log p(chosen) - log p(rejected), gained is written to margins.json.
+What the held-out pairs' margin, log p(chosen) - log p(rejected), gained is written to margins.json, where
+`precompute_ref_log_probs` has the reference's computed ahead.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class PreferSettings(StageSettings):
     """Keys of prefer.yaml beside those of TRL's DPOConfig."""
 
     data: DataSettings
-    """Pairs: rows with `prompt`, `chosen` and `rejected`; margins are measured on those of `data.held_out_path`."""
+    """Pairs: rows with `prompt`, `chosen` and `rejected`. With `precompute_ref_log_probs` margins are measured on those
+    of `data.held_out_path`."""
 
 
 def run(config: str, overrides: Sequence[str] = (), force: str | None = None) -> str | None:
@@ -81,6 +83,8 @@ def train(mapping: Mapping[str, Any], config: str, force: str | None = None) -> 
         print(f"{STAGE}: {trainer.state.global_step} steps of {losses}, in {settings.output_dir}")
         if gained:
             print(f"{STAGE}: margin of {gained['pairs']} held-out pairs {_shown(gained['gain'])} nats")
+        elif held_out is not None:
+            print(f"{STAGE}: note: no margins of the held-out pairs, which need precompute_ref_log_probs: true")
     return main
 
 
