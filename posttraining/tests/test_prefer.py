@@ -173,5 +173,5 @@ def test_prompts_as_text_beside_whole_conversations_are_read(taught: Path, tmp_p
 
 def test_evaluation_without_held_out_pairs_is_a_mistake(taught: Path, tmp_path: Path) -> None:
     file = write_rows(tmp_path / "only.jsonl", pairs(4))
-    with pytest.raises(Mistake, match="eval_strategy: 'steps': needs data"):
+    with pytest.raises(Mistake, match="eval_strategy: 'steps': there are no rows to evaluate on"):
         prefer.run("tiny", words(taught, tmp_path, data={"path": str(file)}))

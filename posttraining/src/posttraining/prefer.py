@@ -24,7 +24,6 @@ from typing import Any
 
 from posttraining.chat import require_template
 from posttraining.datasets import DataSettings, load_data, load_held_out
-from posttraining.errors import mistake
 from posttraining.guard import require_sft
 from posttraining.model_folder import check_length, check_model_folder, load_model, load_tokenizer
 from posttraining.next_line import free_folder, stage_command
@@ -70,8 +69,6 @@ def train(mapping: Mapping[str, Any], config: str, force: str | None = None) -> 
     check_length(folder, "max_length", arguments.max_length, config)
     with training.begin(settings, arguments, STAGE, mapping, forced) as work:
         data, held_out = load_data(settings.data, "pairs", config), load_held_out(settings.data, "pairs", config)
-        if held_out is None and arguments.eval_strategy != "no":
-            raise mistake(config, "eval_strategy", str(arguments.eval_strategy.value), "needs data.held_out_path")
         trainer, tokenizer = make_trainer(settings, arguments, data, held_out)
         training.train(trainer, work)
         gained = margins(trainer) if held_out is not None and arguments.precompute_ref_log_probs else None
