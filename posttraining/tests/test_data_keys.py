@@ -57,7 +57,9 @@ def test_held_out_rows_have_the_columns_that_the_others_have(tmp_path: Path) -> 
     rows, apart = load_data(settings, "pairs", "a.yaml"), load_held_out(settings, "pairs", "a.yaml")
     assert apart is not None and list(apart) == list(rows)
     write_rows(tmp_path / "b.jsonl", [{"question": QUESTION, "good": "5", "bat": "6"}])
-    with pytest.raises(Mistake, match=r"data.columns: 'bad': no such column in data.held_out_path; .* mean bat\?"):
+    with pytest.raises(
+        Mistake, match=r"data.columns: 'bad': no such column; expected one of data.held_out_path's: .* mean bat\?"
+    ):
         load_held_out(settings, "pairs", "a.yaml")
 
 

@@ -167,7 +167,7 @@ def _renamed(data: Any, columns: dict[str, str], file: str | Path | None, key: s
     """`key`: of the file or data set in the config, for messages."""
     for name in columns:
         if name not in data.column_names:
-            expected = f"no such column in {key}; expected one of {', '.join(data.column_names)}"
+            expected = f"no such column; expected one of {key}'s: {', '.join(data.column_names)}"
             raise mistake(file, "data.columns", name, expected, nearest_name(name, data.column_names))
     # A column that has the name already gives way.
     data = data.remove_columns([name for name in columns.values() if name in data.column_names and name not in columns])
