@@ -12,6 +12,7 @@ import torch
 from tiny_model import write_base
 
 from posttraining import sft
+from posttraining.generation import Answer, Generator
 
 QUESTION, ANSWER = "2+3?", "<think>\n2+3=5\n</think>\n\\boxed{5}"
 
@@ -62,3 +63,14 @@ def taught(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     sft.run("tiny", overrides(keys))
     return folder / "sft"
+
+
+@pytest.fixture
+def ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every answer counts as ended: the early model has not learnt to end."""
+    call = Generator.__call__
+
+    def ended(self: Generator, *arguments: Any, **keywords: Any) -> list[Answer]:
+        return [Answer(one.text, one.tokens, True) for one in call(self, *arguments, **keywords)]
+
+    monkeypatch.setattr(Generator, "__call__", ended)

@@ -86,10 +86,11 @@ def test_no_rows(command: str, chat: Path, tmp_path: Path, capsys: pytest.Captur
         keys["weak_model"] = str(chat)
     (tmp_path / "rows.jsonl").write_text("")
     assert "holds no rows" in error_of(command, keys, capsys)
-    keys["data"] = {"path": str(tmp_path / "absent.jsonl")}
+    data = keys["data"]
+    keys["data"] = {**data, "path": str(tmp_path / "absent.jsonl")}
     assert "no such file" in error_of(command, keys, capsys)
     (tmp_path / "rows.jsonl").write_text('{"messages": [')
-    keys["data"] = {"path": str(tmp_path / "rows.jsonl")}
+    keys["data"] = data
     assert "cannot be read: JSON parse error" in error_of(command, keys, capsys)
 
 

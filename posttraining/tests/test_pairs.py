@@ -12,7 +12,7 @@ from conftest import ANSWER, QUESTION, overrides, write_rows
 from posttraining import files as files_module
 from posttraining import lineage
 from posttraining.errors import Mistake, StageFailed
-from posttraining.generation import Answer, Generator
+from posttraining.generation import Answer
 from posttraining.pairs import answers as answers_module
 from posttraining.pairs import stage
 from posttraining.pairs.filters import Filters
@@ -102,17 +102,6 @@ def keys(taught: Path, tmp_path: Path, **more: Any) -> dict[str, Any]:
         "filters": {"check": "none"},
         **more,
     }
-
-
-@pytest.fixture
-def ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every answer counts as ended: the early model has not learnt to end."""
-    call = Generator.__call__
-
-    def ended(self: Generator, *arguments: Any, **keywords: Any) -> list[Answer]:
-        return [Answer(one.text, one.tokens, True) for one in call(self, *arguments, **keywords)]
-
-    monkeypatch.setattr(Generator, "__call__", ended)
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tiny_model import write_chat
 
 from posttraining import lineage, pipeline
 from posttraining.cli import main
 from posttraining.errors import Mistake, StageFailed
-from posttraining.settings import load
+from posttraining.settings import RECIPES, load
 
 MERGE: dict[str, Any] = {
     "name": "mix",
@@ -69,6 +70,20 @@ def test_a_value_may_name_several_stages_and_names_may_have_hyphens(chat: Path, 
     last = {**SCORES, "set": {**SCORES["set"], "models": {"start": "{model}", "end": "{mix-again}"}}}
     words = planned(config(tmp_path, chat, [MERGE, again, last]))[-1].overrides
     assert f"models={{start: {chat}, end: {tmp_path / 'out' / 'mix-again'}}}" in words
+
+
+def test_every_stage_that_takes_a_seed_gets_the_pipelines(chat: Path, tmp_path: Path) -> None:
+    stages: list[dict[str, Any]] = []
+    for command in pipeline.COMMANDS:
+        keys = yaml.safe_load((RECIPES / "tiny" / f"{command}.yaml").read_text())
+        recipe = tmp_path / f"{command}.yaml"
+        recipe.write_text(json.dumps({key: value for key, value in keys.items() if key != "seed"}))
+        stages.append({"name": f"my-{command}", "command": command, "recipe": str(recipe)})
+    stages.append({**stages[0], "name": "other", "set": {"seed": 9}})
+    words = {one.stage.name: one.overrides for one in planned(config(tmp_path, chat, stages, "my-merge"))}
+    seeds = {name: [word for word in those if word.startswith("seed=")] for name, those in words.items()}
+    taken = {f"my-{command}": ["seed=5"] for command in ("sft", "pairs", "prefer", "grpo", "evaluate")}
+    assert seeds == {**taken, "my-compare": [], "my-merge": [], "other": ["seed=9"]}
 
 
 def test_a_fingerprint_follows_the_recipe_and_every_stage_before(chat: Path, tmp_path: Path) -> None:

@@ -105,7 +105,9 @@ def test_the_loss_of_the_trainer_is_the_formula(loss: str, precomputed: bool, ta
     assert found == pytest.approx(sum(expected) / len(expected), abs=2e-6, rel=1e-6)
 
 
-def test_reference_log_probabilities_computed_ahead_train_the_same_model(taught: Path, tmp_path: Path) -> None:
+def test_reference_log_probabilities_computed_ahead_train_the_same_model(
+    taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     losses = []
     for ahead in (True, False):
         folder = tmp_path / str(ahead)
@@ -113,6 +115,8 @@ def test_reference_log_probabilities_computed_ahead_train_the_same_model(taught:
         prefer.run(
             "tiny", words(taught, folder, precompute_ref_log_probs=ahead, eval_strategy="no", eval_on_start=False)
         )
+        note = "note: no margins of the held-out pairs, which need precompute_ref_log_probs: true"
+        assert ((folder / "out" / MARGINS).is_file(), note in capsys.readouterr().out) == (ahead, not ahead)
         lines = (folder / "out" / "metrics.jsonl").read_text().splitlines()
         losses.append([record["loss"] for record in map(json.loads, lines) if "loss" in record])
     assert len(losses[0]) == 6
@@ -169,5 +173,5 @@ def test_prompts_as_text_beside_whole_conversations_are_read(taught: Path, tmp_p
 
 def test_evaluation_without_held_out_pairs_is_a_mistake(taught: Path, tmp_path: Path) -> None:
     file = write_rows(tmp_path / "only.jsonl", pairs(4))
-    with pytest.raises(Mistake, match="eval_strategy: 'steps': needs data"):
+    with pytest.raises(Mistake, match="eval_strategy: 'steps': there are no rows to evaluate on"):
         prefer.run("tiny", words(taught, tmp_path, data={"path": str(file)}))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from posttraining.errors import NO_VALUE, Mistake, mistake, nearest_name
+from posttraining.mixture import in_one_form, with_answers_as_text
 from posttraining.rows import check_rows
 from posttraining.tasks import arithmetic
 
@@ -21,7 +23,8 @@ COLUMNS: dict[Kind, tuple[str, ...]] = {
 """What each kind of data must have in a row. A message is {"role", "content"}. Without `prompt`, what `chosen` and
 `rejected` have in common at their beginning is the prompt."""
 OPTIONAL = ("prompt", "answer", "chat_template_kwargs", "tools")
-"""Columns that are kept where a source has them; all others are dropped, for sources rarely agree on them."""
+"""Columns that are kept where a source has them. Others are dropped, for sources rarely agree on them, except what a
+reward takes."""
 
 _BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 
@@ -35,11 +38,11 @@ class SourceSettings:
     name: str | None = None
     """The data set's configuration."""
     split: str = "train"
-    """The data set's split."""
+    """The data set's split, or a part of it, train[:1000]; that of a file is train."""
     weight: float = 1.0
     """Share of the source's rows that is kept, chosen at random: 0 < weight ≤ 1."""
     enable_thinking: bool | None = None
-    """The mode its conversations are rendered in; null: as their own chat_template_kwargs or the template say."""
+    """The mode its conversations or pairs are rendered in; null: as their chat_template_kwargs or the template say."""
 
     def __post_init__(self) -> None:
         if not 0 < self.weight <= 1:
@@ -55,9 +58,9 @@ class DataSettings:
     name: str | None = None
     """The data set's configuration."""
     split: str = "train"
-    """The data set's split. Generated rows are of the training split."""
+    """The data set's split, or a part of it, train[:1000]; that of a file is train, as is that of generated rows."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Columns of `path` with the names that stages know them by, {problem: prompt}."""
+    """Columns of `path` and `held_out_path` with the names that stages know them by, {problem: prompt}."""
     sources: list[SourceSettings] = field(default_factory=list)
     """A mixture: the rows that each source keeps, shuffled together."""
     generated: Literal["arithmetic"] | None = None
@@ -67,11 +70,12 @@ class DataSettings:
     seed: int = 0
     """Of generating, of choosing and of shuffling rows."""
     held_out_path: str | None = None
-    """A file in the same form with rows for evaluation only."""
+    """A file in the same form with rows for evaluation only; for sft, prefer and compare."""
 
 
-def load_data(settings: DataSettings, kind: Kind, file: str | Path | None = None) -> Any:
-    """The `datasets.Dataset` that `settings` describe, with the columns of `kind`; `file` is what messages name.
+def load_data(settings: DataSettings, kind: Kind, file: str | Path | None = None, further: Collection[str] = ()) -> Any:
+    """The `datasets.Dataset` that `settings` describe, with the columns of `kind` and `further` ones where it has them;
+    `file` is what messages name.
 
     Raises Mistake where a source cannot be read, no row is left, a column is missing or a row holds something else.
     """
@@ -80,12 +84,12 @@ def load_data(settings: DataSettings, kind: Kind, file: str | Path | None = None
         data = _generated(settings, kind, file)
     elif settings.path:
         data = _read(SourceSettings(path=settings.path, name=settings.name, split=settings.split), file, "data.path")
-        data = _renamed(data, settings.columns, file)
+        data = _renamed(data, settings.columns, file, "data.path")
     else:
-        data = _mixture(settings, kind, file)
+        data = _mixture(settings, _kept(kind, further), file)
     if settings.examples is not None and len(data) > settings.examples:
         data = data.select(range(settings.examples))
-    return _checked(data, kind, file, "data.path" if settings.path else "data")
+    return _checked(data, kind, file, "data.path" if settings.path else "data", further)
 
 
 def check_sources(settings: DataSettings, file: str | Path | None = None) -> None:
@@ -104,6 +108,17 @@ def check_sources(settings: DataSettings, file: str | Path | None = None) -> Non
         _check_file(source.path, file, f"data.sources.{number}.path")
 
 
+def check_prompts_alone(settings: DataSettings, mode_key: str) -> None:
+    """Raise Mistake where `settings` have keys that are without effect in a stage that reads prompts; `mode_key` is the
+    one that chooses the mode there."""
+    if settings.held_out_path is not None:
+        raise mistake(None, "data.held_out_path", settings.held_out_path, "expected null; it is not read here")
+    for number, source in enumerate(settings.sources):
+        if source.enable_thinking is not None:
+            key = f"data.sources.{number}.enable_thinking"
+            raise mistake(None, key, source.enable_thinking, f"expected null; here {mode_key} chooses the mode")
+
+
 def as_conversations(data: Any) -> Any:
     """Rows of prompts with those that are text made a user's turn, for a model that knows chats."""
     if not isinstance(data[0]["prompt"], str):
@@ -119,7 +134,8 @@ def load_held_out(settings: DataSettings, kind: Kind, file: str | Path | None = 
         return None
     key = "data.held_out_path"
     _check_file(settings.held_out_path, file, key)
-    return _checked(_read(SourceSettings(path=settings.held_out_path), file, key), kind, file, key)
+    rows = _read(SourceSettings(path=settings.held_out_path), file, key)
+    return _checked(_renamed(rows, settings.columns, file, key), kind, file, key)
 
 
 def data_fingerprint(data: Any) -> str:
@@ -147,17 +163,18 @@ def _generated(settings: DataSettings, kind: Kind, file: str | Path | None) -> A
     return from_rows(arithmetic.chats(settings.seed, settings.examples))
 
 
-def _renamed(data: Any, columns: dict[str, str], file: str | Path | None) -> Any:
+def _renamed(data: Any, columns: dict[str, str], file: str | Path | None, key: str) -> Any:
+    """`key`: of the file or data set in the config, for messages."""
     for name in columns:
         if name not in data.column_names:
-            expected = f"no such column; expected one of {', '.join(data.column_names)}"
+            expected = f"no such column; expected one of {key}'s: {', '.join(data.column_names)}"
             raise mistake(file, "data.columns", name, expected, nearest_name(name, data.column_names))
     # A column that has the name already gives way.
     data = data.remove_columns([name for name in columns.values() if name in data.column_names and name not in columns])
     return data.rename_columns(columns)
 
 
-def _mixture(settings: DataSettings, kind: Kind, file: str | Path | None) -> Any:
+def _mixture(settings: DataSettings, kept: Collection[str], file: str | Path | None) -> Any:
     from datasets import concatenate_datasets
 
     parts = []
@@ -167,11 +184,11 @@ def _mixture(settings: DataSettings, kind: Kind, file: str | Path | None) -> Any
             mode = {"enable_thinking": source.enable_thinking}
             rows = rows.remove_columns([name for name in ("chat_template_kwargs",) if name in rows.column_names])
             rows = rows.add_column("chat_template_kwargs", [mode] * len(rows))
-        rows = rows.select_columns([name for name in _kept(kind) if name in rows.column_names])
+        rows = rows.select_columns([name for name in kept if name in rows.column_names])
         if source.weight < 1:
             rows = rows.shuffle(seed=settings.seed).select(range(int(len(rows) * source.weight)))
         parts.append(rows)
-    return concatenate_datasets(parts).shuffle(seed=settings.seed)
+    return concatenate_datasets(in_one_form(parts, file)).shuffle(seed=settings.seed)
 
 
 def _check_file(name: str, file: str | Path | None, key: str) -> None:
@@ -197,18 +214,18 @@ def _read(source: SourceSettings, file: str | Path | None, key: str) -> Any:
     builder = _BUILDERS.get(Path(source.path).suffix)
     try:
         if builder:
-            return load_dataset(builder, data_files=source.path, split="train")
+            return load_dataset(builder, data_files=source.path, split=source.split)
         return load_dataset(source.path, source.name, split=source.split)
     except Exception as error:  # the readers below raise whatever they like
         reason = str(error.__cause__ or error).strip().splitlines()[:1]
         raise Mistake(f"{file}: {key}: {source.path!r}: cannot be read: {''.join(reason)}") from error
 
 
-def _kept(kind: Kind) -> list[str]:
-    return list(dict.fromkeys((*COLUMNS[kind], *OPTIONAL)))
+def _kept(kind: Kind, further: Collection[str]) -> list[str]:
+    return list(dict.fromkeys((*COLUMNS[kind], *OPTIONAL, *further)))
 
 
-def _checked(data: Any, kind: Kind, file: str | Path | None, key: str) -> Any:
+def _checked(data: Any, kind: Kind, file: str | Path | None, key: str, further: Collection[str] = ()) -> Any:
     """`data` with the columns that stages of this kind read. Raises Mistake where a row does not hold them."""
     if len(data) == 0:
         raise mistake(file, key, NO_VALUE, "holds no rows")
@@ -217,10 +234,8 @@ def _checked(data: Any, kind: Kind, file: str | Path | None, key: str) -> Any:
         check_rows(data, kind, file, key)
     except UnicodeDecodeError as error:  # bytes are read as text when a row is asked for
         raise mistake(file, key, NO_VALUE, f"cannot be read: its text is not UTF-8 ({error})") from error
-    if "answer" in data.column_names and not isinstance(data[0]["answer"], str):
-        answers = [None if answer is None else str(answer) for answer in data["answer"]]
-        data = data.remove_columns("answer").add_column("answer", answers)
-    data = data.select_columns([name for name in _kept(kind) if name in data.column_names])
+    data = with_answers_as_text(data)
+    data = data.select_columns([name for name in _kept(kind, further) if name in data.column_names])
     if "chat_template_kwargs" in data.column_names and None in data["chat_template_kwargs"]:
         # A row without the column, beside rows with it: it is rendered as the template does by default.
         data = data.map(lambda row: {"chat_template_kwargs": row["chat_template_kwargs"] or {"enable_thinking": None}})

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from posttraining.datasets import DataSettings, check_sources
-from posttraining.limits import check_values
+from posttraining.limits import check_template_file, check_values
 from posttraining.model_folder import check_model_folder
 from posttraining.settings import check_keys, read_mapping, read_section
 from posttraining.trainer_keys import TRAINER_CONFIGS, trainer_keys
@@ -25,6 +25,7 @@ def check_first(config: str, stage: str, cls: type[Any], overrides: Sequence[str
     if others is not None:
         check_keys(mapping, others | {entry.name for entry in dataclasses.fields(cls)}, path, "")
     check_values(TRAINER_CONFIGS.get(stage, ""), mapping, path, "")
+    check_template_file(mapping, path)
     settings = read_section(cls, mapping, path)
     for name in _MODELS:
         folder = getattr(settings, name, None)

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from posttraining.alarm_limits import AlarmLimits
-from posttraining.datasets import DataSettings, as_conversations, load_data
+from posttraining.datasets import DataSettings, as_conversations, check_prompts_alone, load_data
 from posttraining.errors import NO_VALUE, StageFailed, mistake
 from posttraining.guard import require_sft
 from posttraining.model_folder import check_length, check_model_folder, load_model, load_tokenizer
 from posttraining.next_line import free_folder, stage_command
 from posttraining.prompt_length import check_prompts
-from posttraining.rewards import RewardChoice, check_answers, resolve
+from posttraining.rewards import RewardChoice, check_answers, columns_of, resolve
 from posttraining.settings import StageSettings, load
 
 STAGE = "grpo"
@@ -31,11 +31,14 @@ class GrpoSettings(StageSettings):
     """Keys of grpo.yaml beside those of TRL's GRPOConfig; its `reward_weights` are given with the rewards."""
 
     data: DataSettings
-    """Rows with `prompt`, and what the rewards read: `answer` for accuracy."""
+    """Rows with `prompt`, and the columns that the rewards have as parameters: `answer` for accuracy."""
     rewards: list[RewardChoice]
     """What answers are rewarded for: the weighted sum."""
     alarms: AlarmLimits = field(default_factory=AlarmLimits)
     """When the training is ended because answers only grow."""
+
+    def __post_init__(self) -> None:
+        check_prompts_alone(self.data, "chat_template_kwargs")
 
 
 def run(config: str, overrides: Sequence[str] = (), force: str | None = None) -> str | None:
@@ -56,7 +59,7 @@ def run(config: str, overrides: Sequence[str] = (), force: str | None = None) ->
     rewards = resolve(settings.rewards, config)
     forced = require_sft(folder, STAGE, force)
     with training.begin(settings, arguments, STAGE, mapping, forced) as work:
-        data = as_conversations(load_data(settings.data, "prompts", config))
+        data = as_conversations(load_data(settings.data, "prompts", config, columns_of(rewards)))
         check_answers(rewards, data, config)
         tokens, kwargs = arguments.max_completion_length or 0, arguments.chat_template_kwargs
         check_prompts(folder, load_tokenizer(folder), data["prompt"], tokens, f"{config}: data", kwargs)

@@ -59,6 +59,9 @@ _LOSSES: Mapping[str, tuple[str, ...]] = {
     "GRPOConfig": ("grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
 }
 
+# What TRL takes for the file of a template and not for a tokenizer's folder.
+_TEMPLATES = (".jinja", ".j2")
+
 
 def check_values(cls: str, values: Mapping[str, Any], file: str | Path, prefix: str) -> None:
     """Raise Mistake where one of `values`, which are keys of the class `cls`, is out of its limits; one that is no
@@ -76,6 +79,9 @@ def check_values(cls: str, values: Mapping[str, Any], file: str | Path, prefix: 
             raise mistake(file, f"{prefix}{name}", value, expected)
     if trains:
         _check_losses(cls, values, file)
+    packs = True in (values.get("packing"), values.get("eval_packing"))
+    if packs and values.get("max_length", 0) is None:
+        raise mistake(file, "max_length", None, "expected a number; packing fills rows of that many tokens")
 
 
 def _check_losses(cls: str, values: Mapping[str, Any], file: str | Path) -> None:
@@ -87,6 +93,25 @@ def _check_losses(cls: str, values: Mapping[str, Any], file: str | Path) -> None
         if name not in known:
             nearest = nearest_name(str(name), known)
             raise mistake(file, "loss_type", given, f"expected one of {', '.join(known)}", nearest)
+
+
+def check_template_file(values: Mapping[str, Any], file: str | Path) -> None:
+    """Raise Mistake where `chat_template_path` is not the file of a template: TRL would look for a tokenizer there."""
+    path = values.get("chat_template_path")
+    if isinstance(path, str) and not (path.endswith(_TEMPLATES) and Path(path).is_file()):
+        raise mistake(file, "chat_template_path", path, f"expected a file that ends in {' or '.join(_TEMPLATES)}")
+
+
+def check_evaluation(arguments: Any, settings: Any) -> None:
+    """Raise Mistake where a trainer's `arguments` ask for evaluations and the data of a stage's `settings` have no rows
+    for them."""
+    if settings.data.held_out_path is not None:
+        return
+    expected = "there are no rows to evaluate on; sft and prefer read them from data.held_out_path"
+    if arguments.eval_strategy != "no":
+        raise mistake(None, "eval_strategy", str(arguments.eval_strategy.value), expected)
+    if arguments.eval_on_start:
+        raise mistake(None, "eval_on_start", True, expected)
 
 
 def check_packages(arguments: Any) -> None:

@@ -29,7 +29,7 @@ from posttraining.model_folder import check_model_folder
 from posttraining.next_line import chat_command
 from posttraining.report import write_report
 from posttraining.settings import load, read_mapping
-from posttraining.stage_check import check_stages
+from posttraining.stage_check import check_stages, takes_seed
 from posttraining.tables import show_tables
 
 COMMANDS = ("sft", "pairs", "prefer", "compare", "grpo", "merge", "evaluate")
@@ -66,7 +66,7 @@ class PipelineSettings:
     output_dir: str
     """Where every stage gets a folder; report.md and report.json are written here."""
     seed: int = 42
-    """The seed of every stage that takes one."""
+    """The seed of every stage that takes one, unless its `set` gives another; compare has `seeds` of its own."""
     stages: list[PipelineStage]
     """In the order in which they run."""
     final: str
@@ -125,8 +125,7 @@ def plan(settings: PipelineSettings, file: str) -> list[Planned]:
         used: list[str] = []
         keys = {key: _filled(value, folders, used, f"{file}: stages: {stage.name}") for key, value in stage.set.items()}
         keys |= {"output_dir": str(folder)}
-        mapping, _ = read_mapping(stage.recipe, stage.command)
-        if "seed" in mapping:
+        if takes_seed(stage.command):
             keys.setdefault("seed", settings.seed)
         words = [
             f"{key}={yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6).strip()}"

@@ -10,7 +10,8 @@ arXiv 2305.18290)
     apo_down   σ(βc) + (1 - σ(β(c - r)))       both less likely, the rejected one more so
     sigmoid    -log σ(β(c - r))                DPO: only the difference counts
 
-What the held-out pairs' margin, log p(chosen) - log p(rejected), gained is written to margins.json.
+What the held-out pairs' margin, log p(chosen) - log p(rejected), gained is written to margins.json, where
+`precompute_ref_log_probs` has the reference's computed ahead.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from typing import Any
 
 from posttraining.chat import require_template
 from posttraining.datasets import DataSettings, load_data, load_held_out
-from posttraining.errors import mistake
 from posttraining.guard import require_sft
 from posttraining.model_folder import check_length, check_model_folder, load_model, load_tokenizer
 from posttraining.next_line import free_folder, stage_command
@@ -40,7 +40,8 @@ class PreferSettings(StageSettings):
     """Keys of prefer.yaml beside those of TRL's DPOConfig."""
 
     data: DataSettings
-    """Pairs: rows with `prompt`, `chosen` and `rejected`; margins are measured on those of `data.held_out_path`."""
+    """Pairs: rows with `prompt`, `chosen` and `rejected`. With `precompute_ref_log_probs` margins are measured on those
+    of `data.held_out_path`."""
 
 
 def run(config: str, overrides: Sequence[str] = (), force: str | None = None) -> str | None:
@@ -68,8 +69,6 @@ def train(mapping: Mapping[str, Any], config: str, force: str | None = None) -> 
     check_length(folder, "max_length", arguments.max_length, config)
     with training.begin(settings, arguments, STAGE, mapping, forced) as work:
         data, held_out = load_data(settings.data, "pairs", config), load_held_out(settings.data, "pairs", config)
-        if held_out is None and arguments.eval_strategy != "no":
-            raise mistake(config, "eval_strategy", str(arguments.eval_strategy.value), "needs data.held_out_path")
         trainer, tokenizer = make_trainer(settings, arguments, data, held_out)
         training.train(trainer, work)
         gained = margins(trainer) if held_out is not None and arguments.precompute_ref_log_probs else None
@@ -81,6 +80,8 @@ def train(mapping: Mapping[str, Any], config: str, force: str | None = None) -> 
         print(f"{STAGE}: {trainer.state.global_step} steps of {losses}, in {settings.output_dir}")
         if gained:
             print(f"{STAGE}: margin of {gained['pairs']} held-out pairs {_shown(gained['gain'])} nats")
+        elif held_out is not None:
+            print(f"{STAGE}: note: no margins of the held-out pairs, which need precompute_ref_log_probs: true")
     return main
 
 

@@ -68,9 +68,9 @@ def check_rows(tokenizer: Any, data: Any, where: str, *, system_prompts: bool) -
 
 
 def use_template(tokenizer: Any, path: str | None) -> None:
-    """Prepare a tokenizer as sft does; `path`: TRL's chat_template_path, where the recipe has one."""
+    """Prepare a tokenizer as sft does; `path`: TRL's chat_template_path, where the recipe has one, as a file."""
     prepare_tokenizer(tokenizer)
-    if path is not None and Path(path).is_file():
+    if path is not None:
         tokenizer.chat_template = Path(path).read_text(encoding="utf-8")
 
 

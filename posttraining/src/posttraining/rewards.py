@@ -1,8 +1,8 @@
 """Rewards of GRPO, and finding those that a recipe names by their dotted path.
 
-A reward is called as TRL calls it: keyword arguments `prompts`, `completions`, `completion_ids` and every column of the
-data; it returns one number for each completion, or None where the example has no verdict. A completion is a list of
-one message, `[{"role": "assistant", "content": "…"}]`.
+A reward is called as TRL calls it: keyword arguments `prompts`, `completions`, `completion_ids` and, of the data, the
+column `answer` and those that a reward of the recipe has as parameters. It returns one number for each completion, or
+None where the example has no verdict. A completion is a list of one message, `[{"role": "assistant", "content": "…"}]`.
 """
 
 import importlib
@@ -18,8 +18,8 @@ from posttraining.errors import NO_VALUE, StageFailed, mistake
 Reward = Callable[..., list[float | None]]
 Completion = Sequence[Mapping[str, str]]
 
-GIVEN = ("prompts", "completions", "completion_ids")
-"""Columns that every reward is called with, beside those of the data."""
+GIVEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+"""What TRL calls every reward with, beside the columns of the data."""
 SILENT_CALLS = 3
 """Calls without any verdict, from the first on, after which a reward is taken to have none ever."""
 
@@ -110,7 +110,7 @@ class CheckedReward:
         """What the reward says. Raises Mistake for a row without what it needs, StageFailed where its words
         are no list of numbers, or never a number at all."""
         for name in _required(self.function):
-            if any(value is None for value in columns.get(name, [None])):
+            if name not in GIVEN and any(value is None for value in columns.get(name, [None])):
                 raise mistake(None, "data", NO_VALUE, f"a row has no {name!r}, which the reward {self.path} needs")
         values = self.function(**columns)
         wanted = len(columns["completions"])
@@ -156,6 +156,12 @@ def resolve(choices: Sequence[RewardChoice], file: str) -> list[Reward]:
     return rewards
 
 
+def columns_of(rewards: Sequence[Reward]) -> list[str]:
+    """The columns of the data that rewards, as `resolve` gives them, have as parameters."""
+    parameters = [name for reward in rewards for name in _named(getattr(reward, "function", reward))]
+    return [name for name in parameters if name not in GIVEN]
+
+
 def check_answers(rewards: Sequence[Reward], data: Any, file: str) -> None:
     """Raise Mistake where a reward asks for a column that the rows of prompts lack, or for the answer of a row without.
 
@@ -173,12 +179,17 @@ def check_answers(rewards: Sequence[Reward], data: Any, file: str) -> None:
 
 def _required(function: Any) -> list[str]:
     """The names of the parameters that a call must give; none where they cannot be known."""
+    return [name for name, one in _named(function).items() if one.default is inspect.Parameter.empty]
+
+
+def _named(function: Any) -> dict[str, inspect.Parameter]:
+    """The parameters that a call may give by name; none where they cannot be known."""
     try:
-        parameters = inspect.signature(function).parameters.values()
+        parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
-        return []
+        return {}
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return [one.name for one in parameters if one.kind in kinds and one.default is inspect.Parameter.empty]
+    return {name: one for name, one in parameters.items() if one.kind in kinds}
 
 
 def _takes_any_column(function: Any) -> bool:

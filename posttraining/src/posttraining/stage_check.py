@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import warnings
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any
 from posttraining.errors import Mistake
 from posttraining.overrides import blame
 from posttraining.settings import config_path, load
+from posttraining.trainer_keys import TRAINER_CONFIGS, trainer_keys
 
 Stage = tuple[str, str, Sequence[str]]
 """Command, recipe and overrides."""
@@ -24,6 +26,12 @@ def check_stages(stages: Sequence[Stage], *, elsewhere: bool) -> None:
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         pool.submit(_check, list(stages), elsewhere).result()
+
+
+def takes_seed(command: str) -> bool:
+    """Whether a command's recipe has the key `seed`, and the seed is not one of several `seeds`."""
+    names = {entry.name for entry in dataclasses.fields(_settings(command))} | (trainer_keys(command) or set())
+    return "seed" in names and "seeds" not in names
 
 
 def _check(stages: Sequence[Stage], elsewhere: bool) -> None:
@@ -56,16 +64,22 @@ def _classes(command: str) -> tuple[type[Any], ...]:
     """The dataclasses that a command's recipe is read into."""
     import trl
 
+    trainer = TRAINER_CONFIGS.get(command)
+    return (_settings(command), *([getattr(trl, trainer)] if trainer else []))
+
+
+def _settings(command: str) -> type[Any]:
+    """The dataclass of a command's own keys."""
     from posttraining import compare, grpo, merge, prefer, sft
     from posttraining.evaluate.stage import EvaluateSettings
     from posttraining.pairs.settings import PairsSettings
 
     return {
-        "sft": (sft.SftSettings, trl.SFTConfig),
-        "pairs": (PairsSettings,),
-        "prefer": (prefer.PreferSettings, trl.DPOConfig),
-        "compare": (compare.CompareSettings, trl.DPOConfig),
-        "grpo": (grpo.GrpoSettings, trl.GRPOConfig),
-        "merge": (merge.MergeSettings,),
-        "evaluate": (EvaluateSettings,),
+        "sft": sft.SftSettings,
+        "pairs": PairsSettings,
+        "prefer": prefer.PreferSettings,
+        "compare": compare.CompareSettings,
+        "grpo": grpo.GrpoSettings,
+        "merge": merge.MergeSettings,
+        "evaluate": EvaluateSettings,
     }[command]

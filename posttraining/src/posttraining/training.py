@@ -26,7 +26,7 @@ from posttraining import lineage
 from posttraining.datasets import data_fingerprint
 from posttraining.errors import StageFailed, mistake
 from posttraining.files import check_apart, own_work_folder, publish, work_folder, write_whole
-from posttraining.limits import check_packages
+from posttraining.limits import check_evaluation, check_packages
 from posttraining.model_folder import find_not_finite, save_tokenizer_and_configs
 from posttraining.resume_warnings import harmless_left_out
 from posttraining.settings import StageSettings
@@ -83,6 +83,7 @@ def begin(
     process, or holds an unfinished training with other settings.
     """
     check_packages(arguments)
+    check_evaluation(arguments, settings)
     quiet(settings.cpu_threads)
     parent = Path(settings.model)
     lineage.read(parent)  # what a stage's end needs, so that it is not found damaged only then

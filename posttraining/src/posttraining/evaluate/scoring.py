@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from posttraining.answers import boxed_answer, is_right, keeps_format
+from posttraining.answers import boxed_answer, find_boxes, is_right, keeps_format
 from posttraining.generation import Answer
 from posttraining.rewards import math_accuracy
 
@@ -68,9 +68,8 @@ def judge(problem: int, expected: str, answer: Answer, mode: Mode, check: Check 
 
 
 def _to_first_box(text: str) -> str:
-    start = text.find("\\boxed{")
-    end = text.find("}", start)
-    return text[: end + 1] if -1 < start < end else text
+    boxes = find_boxes(text)
+    return text[: boxes[0].end] if boxes else text
 
 
 def estimate(values: Sequence[float]) -> Estimate:

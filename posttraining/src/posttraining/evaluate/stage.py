@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from posttraining import lineage
-from posttraining.datasets import DataSettings, as_conversations, load_data
+from posttraining.datasets import DataSettings, as_conversations, check_prompts_alone, load_data
 from posttraining.errors import NO_VALUE, mistake, nearest_name
 from posttraining.evaluate.harness import HarnessSettings, check_harness, run_harness
 from posttraining.evaluate.results import answers_file, read_results, write_answers, write_results
@@ -49,6 +49,9 @@ class TaskSettings:
     """The longest answer, in tokens."""
     models: list[str] = field(default_factory=list)
     """Names of the models that are asked; a task whose models are not evaluated is left out. Empty: all are asked."""
+
+    def __post_init__(self) -> None:
+        check_prompts_alone(self.data, "mode")
 
 
 @dataclass(kw_only=True)

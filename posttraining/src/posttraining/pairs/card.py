@@ -46,9 +46,12 @@ def render_card(
     lines += ["| reason | prompts |", "|---|---:|", *(f"| {why} | {count} |" for why, count in sorted(reasons.items()))]
     lines += [
         "",
-        "Each row has `prompt`, `chosen`, `rejected` as messages, the prompt's `answer` where it has one, and",
+        "Each row has `prompt`, `chosen`, `rejected` as messages, the prompt's `answer` where it has one,",
+        "`chat_template_kwargs` where the recipe gives any, and `generation`: model, weights and sampling of both",
+        "answers. Made from:",
+        "",
+        "```yaml",
     ]
-    lines += ["`generation`: model, weights and sampling of both answers. Made from:", "", "```yaml"]
     lines += [yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True).strip(), "```", ""]
     return _FRONT + "\n".join(lines)
 

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from posttraining.datasets import DataSettings
+from posttraining.datasets import DataSettings, check_prompts_alone
 from posttraining.errors import mistake
 from posttraining.generation import Backend
 from posttraining.settings import StageSettings
@@ -30,7 +30,8 @@ class SideSettings:
     batch_size: int = 128
     """Prompts answered at once by transformers; vLLM schedules by itself."""
     template: dict[str, Any] = field(default_factory=dict)
-    """Arguments of the chat template: {enable_thinking: false}."""
+    """Arguments of the chat template: {enable_thinking: false}. They are the same for both models, since a pair has one
+    prompt, and are written into its row."""
 
     def __post_init__(self) -> None:
         for key in ("max_new_tokens", "samples", "batch_size"):
@@ -104,3 +105,7 @@ class PairsSettings(StageSettings):
             raise mistake(None, "chunk", self.chunk, "expected 1 or more")
         if self.held_out_prompts < 0:
             raise mistake(None, "held_out_prompts", self.held_out_prompts, "expected 0 or more")
+        check_prompts_alone(self.data, "chosen.template")
+        if self.rejected.template != self.chosen.template:
+            expected = f"expected that of chosen, {self.chosen.template}: a pair has one prompt"
+            raise mistake(None, "rejected.template", self.rejected.template, expected)

@@ -148,7 +148,11 @@ def _next(settings: PairsSettings, config: str, held_out: bool) -> str:
 
 
 def _row(settings: PairsSettings, prompt: Prompt, pair: Any, hashes: Mapping[str, str]) -> dict[str, Any]:
-    generation, row = {}, {"prompt": prompt.turns, "answer": prompt.answer}
+    """One pair; with the template's arguments, so that training renders the prompt that was answered."""
+    generation: dict[str, Any] = {}
+    row: dict[str, Any] = {"prompt": prompt.turns, "answer": prompt.answer}
+    if settings.chosen.template:
+        row["chat_template_kwargs"] = settings.chosen.template
     for side, answer in zip(SIDES, pair, strict=True):
         model, how = side_settings(settings, side)
         row[side] = [{"role": "assistant", "content": answer.text}]
