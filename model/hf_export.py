@@ -129,6 +129,15 @@ def exported_files(folder: Path) -> set[str]:
         return set()
 
 
+def exported_step(folder: Path) -> int | None:
+    """The step whose weights an export of ours holds; None where it says none."""
+    try:
+        step = json.loads((folder / MARKER).read_text(encoding="utf-8"))["step"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return step if type(step) is int else None
+
+
 def _token_ids(recipe: Recipe, tokenizer_dir: Path | None) -> TokenIds:
     if tokenizer_dir is None:
         return token_ids_of(recipe)

@@ -53,6 +53,19 @@ def choose_checkpoint(argument: str, runs_dir: Path) -> ChosenCheckpoint:
     return ChosenCheckpoint(path, recipe, _trained_step(path) if run is None else step, run)
 
 
+def refuse_renamed(chosen: ChosenCheckpoint) -> None:
+    """Raise UserError for a step of a run that has the name of another one. A damaged one passes: whoever reads it says
+    what is wrong."""
+    if chosen.run is None:
+        return
+    try:
+        found = read_manifest(chosen.folder).step
+    except UserError:
+        return
+    if found != chosen.step:
+        raise UserError(f"{chosen.folder}: the state after step {found}, called {chosen.step}")
+
+
 def _trained_step(folder: Path) -> int | None:
     """The step of a checkpoint outside of its run, where a folder may have any name. None for an import, and for a
     damaged one: whoever reads it says what is wrong."""

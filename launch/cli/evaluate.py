@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from launch.cli.checkpoint_argument import CheckpointArgument, choose_checkpoint, real_path
+from launch.cli.checkpoint_argument import CheckpointArgument, choose_checkpoint, real_path, refuse_renamed
+from nanotron_recipes.errors import UserError
 
 if TYPE_CHECKING:
     from launch.evaluate.benchmarks import Benchmarks
@@ -29,7 +30,7 @@ def evaluate(
     ] = None,
     max_samples: Annotated[int | None, typer.Option(min=1, help="Samples of each benchmark; default: all.")] = None,
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to compute.")] = "cpu",
-    batch_size: Annotated[int, typer.Option(min=1, help="Sequences at a time.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences at a time; of sums, 25 times as many.")] = 8,
 ) -> None:
     """Measure a checkpoint, or an exported folder: loss on what is held out of each source, sums to complete.
 
@@ -47,6 +48,8 @@ def evaluate(
     from launch.evaluate.benchmarks import Benchmarks, require_lighteval
     from launch.evaluate.offline import Request, tasks_named
 
+    if max_samples is not None and benchmarks is None:
+        raise UserError("--max-samples: is about benchmarks; expected --benchmarks with it")
     request = Request(None, tasks_named(tasks), batch_size, device)
     asked = None if benchmarks is None else Benchmarks(benchmarks, max_samples)
     if asked is not None:
@@ -75,12 +78,14 @@ def _choose(argument: str) -> _Subject:
     if (path / "config.json").is_file():
         return _export_of_a_run(real_path(path)) or _Subject(path, True, None, None, None)
     chosen = choose_checkpoint(argument, Path("runs"))
+    refuse_renamed(chosen)
     return _Subject(chosen.folder, False, chosen.recipe, chosen.run, chosen.step)
 
 
 def _export_of_a_run(path: Path) -> _Subject | None:
-    """The folder `export` of a run: that of the step it ended with."""
+    """The folder `export` of a run, of the step that it says itself."""
     from launch.train.run_folder import RunFolder
+    from model.hf_export import exported_step
     from nanotron_recipes.loading import load_recipe
 
     recipe_file = path.parent / "recipe.yaml"
@@ -88,7 +93,7 @@ def _export_of_a_run(path: Path) -> _Subject | None:
         return None
     recipe = load_recipe(str(recipe_file)).recipe
     run = RunFolder.of(path.parent.parent, path.parent.name, recipe)
-    return _Subject(path, True, recipe, run, run.completed_step())
+    return _Subject(path, True, recipe, run, exported_step(path))
 
 
 def _measure(subject: _Subject, request: Request, benchmarks: Benchmarks | None) -> Results:
@@ -131,7 +136,9 @@ def _show(subject: _Subject, results: Results) -> None:
     Console(soft_wrap=True).print(table, markup=False)
     for task, reason in results.left_out.items():
         print(f"{task}: left out: {reason}")
-    if subject.run is not None and subject.step is not None:
+    if not results:
+        print("next: nothing is recorded, since nothing was measured")
+    elif subject.run is not None and subject.step is not None:
         record(subject.run, results.event(subject.step))
         print(f"recorded in {shown / subject.run.metrics_file.name}")
         print(f"next: nanotron-recipes status {shown}")

@@ -10,7 +10,13 @@ from typing import Annotated
 
 import typer
 
-from launch.cli.checkpoint_argument import CheckpointArgument, ChosenCheckpoint, choose_checkpoint, real_path
+from launch.cli.checkpoint_argument import (
+    CheckpointArgument,
+    ChosenCheckpoint,
+    choose_checkpoint,
+    real_path,
+    refuse_renamed,
+)
 from launch.cli.next_line import generation_command, loading_command
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.recipe import Recipe
@@ -49,22 +55,10 @@ def _whole(chosen: ChosenCheckpoint, stack: ExitStack) -> ChosenCheckpoint:
 
     if chosen.run is None or chosen.step is None:
         return chosen
-    found = _step_of(chosen)
-    if found != chosen.step:
-        raise UserError(f"{chosen.folder}: the state after step {found}, called {chosen.step}")
+    refuse_renamed(chosen)
     if NODE not in str(chosen.run.checkpoints):
         return chosen
     return replace(chosen, folder=stack.enter_context(whole_checkpoint(chosen.run, chosen.step)))
-
-
-def _step_of(chosen: ChosenCheckpoint) -> int | None:
-    """The step whose state a checkpoint says it is; of a damaged one, its name: the export says what is wrong."""
-    from parallel.checkpoint_files import read_manifest
-
-    try:
-        return read_manifest(chosen.folder).step
-    except UserError:
-        return chosen.step
 
 
 def _export(chosen: ChosenCheckpoint, out: Path, verify: bool) -> None:

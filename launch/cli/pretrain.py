@@ -80,6 +80,8 @@ def pretrain(
         )
     console = Console(soft_wrap=True, stderr=dry_run)
     if launcher == "slurm" or (launcher == "auto" and nodes is not None):
+        if node_names is not None:
+            raise UserError("--node-names: names nodes that are played here; expected --launcher local with it")
         request = Submission(loaded, nodes or 1, run, gpus_per_node, stop_after, after)
         raise typer.Exit(_submit(request, console, dry_run=dry_run))
     if dry_run or after is not None:

@@ -47,6 +47,8 @@ def status(
             print("{}" if as_json else f"{RUNS}/: no run here yet\nnext: nanotron-recipes pretrain tiny")
             return
         run = LATEST if (RUNS / LATEST).exists() else ""
+        if not run and (as_json or watch):
+            raise UserError(f"{RUNS / LATEST}: leads to no run; expected RUN")
         if not run or (len(run_paths(RUNS)) > 1 and not watch and not as_json):
             _list(RUNS)
         if not run:

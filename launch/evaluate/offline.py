@@ -54,6 +54,10 @@ class Results:
     benchmarks: dict[str, dict[str, float]] = field(default_factory=dict)
     error: str = ""
 
+    def __bool__(self) -> bool:
+        """Whether anything was measured, or failed."""
+        return any((self.source_loss, self.arithmetic, self.benchmarks, self.error))
+
     def event(self, step: int) -> dict[str, Any]:
         """The record of the evaluation, for metrics.jsonl."""
         found = {
@@ -81,6 +85,7 @@ def evaluate_export(export: Path, request: Request) -> Results:
             plan = DataPlan.from_recipe(recipe)
             model = load_with_transformers(export, "auto").to(request.device)
             losses = source_losses(model, plan, recipe, request.batch_size)
+            del model  # the generator has one of its own
             if not losses:
                 left_out["loss"] = "nothing is held out of any source"
     if "arithmetic" in request.tasks:

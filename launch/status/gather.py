@@ -16,7 +16,16 @@ from launch.status.nodes import NodeStatus, nodes_of
 from launch.status.rank_report import read_reports
 from launch.status.records import Records, read_records
 from launch.status.runs import FoundRun
-from launch.status.speed import RECENT_STEPS, Drop, SlowRanks, find_drop, recent_speed, seconds_left, slow_ranks
+from launch.status.speed import (
+    RECENT_STEPS,
+    Drop,
+    SlowRanks,
+    find_drop,
+    recent_speed,
+    seconds_left,
+    slow_ranks,
+    usual_speed,
+)
 from launch.status.uploads import UploadStatus, upload_status
 from launch.train.holder import Holder
 from launch.train.metrics import Event, StepRecord
@@ -93,7 +102,7 @@ class RunStatus:
     validation: dict[str, float]
     """Nats per token by source."""
     evaluation: dict[str, Any]
-    """The newest `evaluation` event."""
+    """The newest `evaluation` event with figures of the model, or an error."""
 
 
 def gather(found: FoundRun) -> RunStatus:
@@ -106,7 +115,7 @@ def gather(found: FoundRun) -> RunStatus:
     holder = holder_of(folder.path)
     state, message = _state(found, attempts, holder)
     alike = _comparable(steps, events, recipe)
-    usual = statistics.median(step.tokens_per_second for step in alike) if len(alike) >= 2 * RECENT_STEPS else None
+    usual = usual_speed(alike, is_whole=records.is_whole)
     drop = find_drop(alike, usual) if usual is not None and state == "training" else None
     recent = recent_speed(steps)
     reports = read_reports(folder.path)
@@ -139,7 +148,7 @@ def gather(found: FoundRun) -> RunStatus:
         uploads=upload_status(folder.path),
         restarts=_restarts(attempts, records, is_training=state == "training"),
         validation=_newest(events, "validation").get("validation_loss", {}),
-        evaluation=_newest(events, "evaluation"),
+        evaluation=_newest([event for event in events if _has_figures(event)], "evaluation"),
     )
 
 
@@ -240,6 +249,11 @@ def _text(event: Event, key: str) -> str:
 
 def _starts(events: Sequence[Event]) -> list[Event]:
     return [event for event in events if event["event"] == "start" and isinstance(event.get("step"), int)]
+
+
+def _has_figures(event: Event) -> bool:
+    """Whether an evaluation says something of the model; the one at a run's end may tell of the bigram model alone."""
+    return any(event.get(name) for name in ("source_loss", "arithmetic", "benchmarks", "error"))
 
 
 def _newest(events: Sequence[Event], name: str) -> Event:

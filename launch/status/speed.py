@@ -23,6 +23,7 @@ SLOW_RANK = 1.2
 SUSTAINED_WINDOWS = 3
 """In so many windows in a row (see `launch.status.rank_report`)."""
 _MOST_KEPT = 20_000
+_STRETCHES = 64
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,23 @@ class Drop:
 def recent_speed(steps: Sequence[StepRecord]) -> float | None:
     """Median tokens per second of the last steps; None without any."""
     return statistics.median(step.tokens_per_second for step in steps[-RECENT_STEPS:]) if steps else None
+
+
+def usual_speed(steps: Sequence[StepRecord], *, is_whole: bool) -> float | None:
+    """The run's own median of tokens per second over comparable steps, ascending; None for fewer than 2 × RECENT_STEPS.
+
+    Without `is_whole` the last steps are there, and of those before a part: then it is the median of the medians of
+    stretches of equal length, so that the many last ones have no more weight than they are of the run.
+    """
+    if len(steps) < 2 * RECENT_STEPS:
+        return None
+    if is_whole:
+        return statistics.median(step.tokens_per_second for step in steps)
+    first, length = steps[0].step, steps[-1].step - steps[0].step + 1
+    stretches: dict[int, list[float]] = {}
+    for step in steps:
+        stretches.setdefault((step.step - first) * _STRETCHES // length, []).append(step.tokens_per_second)
+    return statistics.median(map(statistics.median, stretches.values()))
 
 
 def find_drop(steps: Sequence[StepRecord], usual: float) -> Drop | None:

@@ -157,7 +157,7 @@ class Lighteval(Section):
     `arithmetic`, held-out sums that the model has to complete, where the recipe trains on generated ones."""
 
     batch_size: PositiveInt | None = None
-    """Sequences that are evaluated at a time. Null: 8."""
+    """Sequences that are evaluated at a time; of sums, which are short, 25 times as many. Null: 8."""
 
     longest_wait_seconds: PositiveInt = 60
     """How long a launch that has trained all its steps waits for an evaluation that is going on."""

@@ -88,6 +88,26 @@ def test_the_command_prints_and_records_what_it_measures(
     assert (code, err) == (2, expected) and trained.metrics_file.read_bytes() == before
 
 
+def test_what_is_measured_is_recorded_under_the_step_whose_weights_it_is_of(
+    trained: RunFolder, called: Callable[..., tuple[Any, str, str]]
+) -> None:
+    first, *_, last = trained.steps()
+    assert called("export", f"runs/a/checkpoints/{first}", "runs/a/export")[0] == 0
+    assert called("evaluate", "runs/a/export", "--tasks", "loss")[0] == 0
+    assert read_metrics(trained.metrics_file).events[-1]["step"] == first != last
+    before = trained.metrics_file.read_bytes()
+    renamed = trained.checkpoints / "900"
+    (trained.checkpoints / str(first)).rename(renamed)
+    code, _, err = called("evaluate", "runs/a/checkpoints/900", "--tasks", "loss")
+    renamed.rename(trained.checkpoints / str(first))
+    assert code == 2 and f"the state after step {first}, called 900" in err
+    code, out, _ = called("evaluate", "a", "--tasks", "arithmetic")
+    assert code == 0 and out.splitlines()[-1] == "next: nothing is recorded, since nothing was measured"
+    code, _, err = called("evaluate", "a", "--max-samples", "3")
+    assert (code, err) == (2, "error: --max-samples: is about benchmarks; expected --benchmarks with it\n")
+    assert trained.metrics_file.read_bytes() == before
+
+
 def test_an_export_of_nobody_is_measured_and_not_recorded(
     trained: RunFolder, called: Callable[..., tuple[Any, str, str]]
 ) -> None:

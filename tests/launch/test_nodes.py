@@ -80,3 +80,11 @@ def test_nodes_that_cannot_be_played_are_refused(
     code, _, err = start_process(pretrain_command(small_file, "--launcher", "local", *arguments), tmp_path).end()
     assert (code, err.strip()) == (2, f"error: {message}")
     assert not (tmp_path / "runs").exists()
+
+
+def test_names_of_played_nodes_are_not_lost_on_a_submission(
+    small_file: Path, start_process: StartProcess, tmp_path: Path
+) -> None:
+    code, out, err = start_process(pretrain_command(small_file, "--nodes", "2", "--node-names", "a,b"), tmp_path).end()
+    said = "error: --node-names: names nodes that are played here; expected --launcher local with it"
+    assert (code, out, err.strip()) == (2, "", said)

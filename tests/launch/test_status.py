@@ -262,6 +262,25 @@ def test_a_large_record_is_read_in_part(tmp_path: Path) -> None:
     assert read_records(folder.path / "none").metrics == read_metrics(Path(os.devnull))
 
 
+@pytest.mark.parametrize("slow_from", [57_001, 51_001])
+def test_in_a_large_record_the_many_last_steps_weigh_as_much_as_they_are_of_the_run(
+    slow_from: int, tmp_path: Path
+) -> None:
+    records = [record(step, 20_000.0 if step < slow_from else 10_000.0) for step in range(1, 60_001)]
+    folder = make_run(tmp_path, "a", [start(1, dp=1), *records])
+    with RunLock.acquire(folder.path, "launch"):
+        status = status_of(folder)
+    assert not status.is_whole_record and status.usual_tokens_per_second == 20_000
+    assert status.drop is not None and status.drop.tokens_per_second == 10_000
+
+
+def test_an_evaluation_without_figures_hides_none_that_has_them(tmp_path: Path) -> None:
+    measured = {"event": "evaluation", "step": 1, "source_loss": {"a": 1.0}}
+    at_the_end = {"event": "evaluation", "step": 2, "bigram_bits_per_byte": {"a": 2.0}}
+    folder = make_run(tmp_path, "a", [record(1), measured, record(2), at_the_end])
+    assert status_of(folder).evaluation == measured
+
+
 def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     code = """
 import sys
@@ -303,7 +322,15 @@ def test_the_command_answers_at_once_and_says_what_to_do_next(tmp_path: Path) ->
     assert command("runs/a", cwd=tmp_path).returncode == 0
     watched = command("a", "--watch", cwd=tmp_path)
     assert watched.returncode == 0 and "30 of 200" in watched.stdout, "a run that has ended is shown once"
-    for arguments, message in ((["bb"], "did you mean b?"), (["--watch", "--json"], "--watch: ")):
+    (runs / "latest").unlink()
+    (runs / "latest").symlink_to("gone")
+    assert command(cwd=tmp_path).returncode == 0
+    for arguments, message in (
+        (["bb"], "did you mean b?"),
+        (["--watch", "--json"], "--watch: "),
+        (["--json"], "runs/latest: leads to no run; expected RUN"),
+        (["--watch"], "runs/latest: leads to no run; expected RUN"),
+    ):
         mistake = command(*arguments, cwd=tmp_path)
         assert mistake.returncode == 2 and message in mistake.stderr and len(mistake.stderr.splitlines()) == 1
 
