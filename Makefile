@@ -43,7 +43,7 @@ PIP_POSTTRAINING = .venv-posttraining/bin/python -m pip install -qq --disable-pi
     bench-train bench-checkpoint bench-loader bench-tokenize eval-env docs docs-images
 
 help:  ## this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s%s\n", $$1, $$2}' Makefile
 
 pretrain: $(READY)  ## text → tokens → training → a Hugging Face folder   [RECIPE=] [NODES=] [RUN=] [ARGS=]
 	@$(CLI) pretrain $(call quoted,$(RECIPE)) $(PRETRAIN_OPTIONS)
@@ -98,7 +98,7 @@ lint: $(READY_DEV)  ## ruff, mypy and the import rules
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@mypy=$$(realpath -s $(BIN))/mypy && cd posttraining && "$$mypy"
+	@bin=$(BIN); case $$bin in /*) ;; *) bin=$$PWD/$$bin ;; esac; cd posttraining && "$$bin/mypy"
 	@PYTHONPATH=posttraining/src $(BIN)/lint-imports --no-cache
 
 # Its peer, transformers, is what exported models are checked with and so in .venv already: no .venv-bench is needed.
@@ -130,7 +130,7 @@ docs-images: $(READY)  ## draw the README's picture from a complete run   [RUN=]
 	    if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then break; fi; \
 	    if [ $$python = python ]; then echo 'Python 3.11 or newer is needed, and none was found.' >&2; exit 2; fi; \
 	done; \
-	[ -x .venv/bin/python ] || $$python -m venv .venv
+	.venv/bin/python -m pip --version >/dev/null 2>&1 || $$python -m venv .venv
 	@echo 'Installing nanotron-recipes and what it runs on into .venv (one to two minutes, once) …'
 	@$(PIP_INSTALL) -e .
 	@touch $@
@@ -142,7 +142,7 @@ docs-images: $(READY)  ## draw the README's picture from a complete run   [RUN=]
 
 .venv-bench/.ready: .venv/.ready benchmarks/loader-peers.txt
 	@echo 'Installing what the benchmarks compare with into .venv-bench (two minutes, once) …'
-	@[ -x .venv-bench/bin/python ] || .venv/bin/python -m venv .venv-bench
+	@.venv-bench/bin/python -m pip --version >/dev/null 2>&1 || .venv/bin/python -m venv .venv-bench
 	@.venv-bench/bin/python -m pip install -qq --disable-pip-version-check --no-input -c constraints.txt -e .
 	@.venv-bench/bin/python -m pip install -qq --disable-pip-version-check --no-input -c constraints.txt \
 	    --no-deps -r benchmarks/loader-peers.txt
@@ -151,7 +151,7 @@ docs-images: $(READY)  ## draw the README's picture from a complete run   [RUN=]
 # Of its own: lighteval brings a hundred packages, and wants versions of some that ours must not have.
 .venv-eval/.ready: .venv/.ready launch/evaluate/lighteval.txt
 	@echo 'Installing lighteval into .venv-eval (a few minutes, once) …'
-	@[ -x .venv-eval/bin/python ] || .venv/bin/python -m venv .venv-eval
+	@.venv-eval/bin/python -m pip --version >/dev/null 2>&1 || .venv/bin/python -m venv .venv-eval
 	@.venv-eval/bin/python -m pip install -qq --disable-pip-version-check --no-input -r launch/evaluate/lighteval.txt
 	@touch $@
 
@@ -161,7 +161,7 @@ docs-images: $(READY)  ## draw the README's picture from a complete run   [RUN=]
 	    if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then break; fi; \
 	    if [ $$python = python ]; then echo 'Python 3.11 or newer is needed, and none was found.' >&2; exit 2; fi; \
 	done; \
-	[ -x .venv-posttraining/bin/python ] || $$python -m venv .venv-posttraining
+	.venv-posttraining/bin/python -m pip --version >/dev/null 2>&1 || $$python -m venv .venv-posttraining
 	@echo 'Installing post-training and what it runs on into .venv-posttraining (one to two minutes, once) …'
 	@$(PIP_POSTTRAINING) -e posttraining
 	@touch $@

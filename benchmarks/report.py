@@ -18,7 +18,7 @@ from nanotron_recipes.files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-MEASURED = ("parallel", "model", "data", "launch/train/engine.py", "benchmarks/*.py")
+MEASURED = ("nanotron_recipes", "parallel", "model", "data", "launch", "benchmarks/*.py")
 PACKAGES = ("torch", "nanotron", "transformers")
 
 

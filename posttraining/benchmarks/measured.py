@@ -3,6 +3,7 @@
 import datetime
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -39,10 +40,11 @@ def publish(name: str, heading: str, sections: Sequence[Section], *, write: bool
 
 def _facts() -> dict[str, str]:
     packages = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
-        "script": f"posttraining/benchmarks/{Path(sys.argv[0]).name}",
+        "command": "`" + shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]) + "`",
         "commit": _commit(),
-        "machine": f"{_cpu()}, {len(os.sched_getaffinity(0))} cores",
+        "machine": f"{_cpu()}, {cores} cores",
         "versions": f"python {platform.python_version()}, {packages}",
     }
 

@@ -25,13 +25,15 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(tmp_path)
 
 
-def test_the_batch_of_step_4700000_is_there_within_a_second_and_200_mb(folder: Path) -> None:
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="memory is read from /proc")
+def test_the_batch_of_step_4700000_is_there_within_a_moment_and_200_mb(folder: Path) -> None:
     recipe = load_recipe(RECIPE, [f"variables.SMOLLM3_DATA={folder}"]).recipe
     apparent, planned = make_sources(recipe, STEP)
     assert 44.5e12 < apparent < 45e12 and len(list(folder.rglob("manifest.json"))) == 71
-    # What counts is the plan, not what else the machine does meanwhile: the best of three.
+    # What counts is the plan, not the machine and what else it does: the best of three, beside reading the recipe. That
+    # takes a fiftieth of a second where the batch is there within 0.2 s; going through all steps before takes hours.
     runs = [measure_start(folder, STEP) for _ in range(3)]
-    assert min(float(str(run["seconds"])) for run in runs) < 1
+    assert min(float(str(run["seconds"])) / float(str(run["recipe_seconds"])) for run in runs) < 40
     assert max(int(str(run["anonymous_bytes"])) for run in runs) < 200e6
     size = recipe.tokens.global_batch_size // DP
     mine = planned.documents(slice((DP - 1) * size, DP * size))
