@@ -62,7 +62,7 @@ class DocumentEncoder(DocumentTokenizer):
         )
         end = [self.tokenizer.token_to_id(self._eos_token)]
         dtype = f"<u{self.token_size}"
-        for batch in _batches(document.text for document in data):
+        for batch in batches_of(document.text for document in data):
             encoded = self.tokenizer.encode_batch_fast([piece for piece, _ in batch], add_special_tokens=False)
             before = file.write_idx
             for (_, is_last), encoding in zip(batch, encoded, strict=True):
@@ -95,8 +95,9 @@ def pieces_of(text: str, limit: int) -> Iterator[str]:
     yield text[start:]
 
 
-def _batches(texts: Iterable[str]) -> Iterator[list[tuple[str, bool]]]:
-    """Pieces that are encoded together, each with whether it is its document's last."""
+def batches_of(texts: Iterable[str]) -> Iterator[list[tuple[str, bool]]]:
+    """Pieces of documents that are encoded together, each with whether it is its document's last: 256 at most, of no
+    more than two million characters."""
     batch: list[tuple[str, bool]] = []
     characters = 0
     for text in texts:
