@@ -117,6 +117,11 @@ def read_attempts(run: Path) -> list[Attempt]:
     return sorted(found, key=lambda attempt: (attempt.begin.time, attempt.begin.restart))
 
 
+def cancelled(step: int) -> End:
+    """The end of a job that somebody has cancelled."""
+    return _end("cancelled", f"somebody cancelled the job (scancel); saved after step {step}", step)
+
+
 def decide(
     attempts: Sequence[Attempt],
     *,
@@ -144,7 +149,7 @@ def decide(
         said = failure if failure is not None else f"{mistake.node}: {mistake.message}" if mistake else ""
         return _end("give up", f"it would fail again: {said}", step, is_failure=True)
     if is_cancelled:
-        return _end("cancelled", f"somebody cancelled the job (scancel); saved after step {step}", step)
+        return cancelled(step)
     if not asked and last.nodes and all(node.outcome == "ended" for node in last.nodes):
         asked = "SIGTERM"  # Slurm asks the ranks, not the batch shell, where it wants a job's nodes for another
     is_gain = step > last.begin.step

@@ -8,9 +8,20 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.cluster.attempts import Attempt, Begin, End, decide, now, read_attempts, write_begin, write_end
+from launch.cluster.attempts import (
+    Attempt,
+    Begin,
+    End,
+    cancelled,
+    decide,
+    now,
+    read_attempts,
+    write_begin,
+    write_end,
+)
 from launch.cluster.slurm import is_cancelled, requeue, slurmd_timeout_seconds, update_job
 from launch.cluster.snapshot import job_recipe
+from launch.cluster.termination import Termination
 from launch.train.arguments import Parser, step_number
 from launch.train.holder import GONE_AFTER_SECONDS
 from launch.train.metrics import kept_checkpoints, read_metrics
@@ -34,7 +45,10 @@ def main(words: Sequence[str]) -> int:
         loaded = load_recipe(str(job_recipe(arguments.folder)))
         path = arguments.folder.parent.parent
         folder = RunFolder.of(path.parent, path.name, loaded.recipe)
-        return _begin(folder, loaded, arguments) if arguments.moment == "begin" else _end(folder, loaded, arguments)
+        if arguments.moment == "begin":
+            return _begin(folder, loaded, arguments)
+        with Termination() as termination:
+            return _end(folder, loaded, arguments, termination)
     except (UserError, OSError) as error:
         say(f"error: {describe(error)}", error=True)
         return 2
@@ -119,8 +133,8 @@ def _is_done(folder: RunFolder, loaded: LoadedRecipe, stop_after: int | None) ->
     return stop_after is not None and saved_step(folder) >= stop_after
 
 
-def _end(folder: RunFolder, loaded: LoadedRecipe, arguments: Namespace) -> int:
-    failure = _finish(folder, loaded) or folder.failure()
+def _end(folder: RunFolder, loaded: LoadedRecipe, arguments: Namespace, termination: Termination) -> int:
+    failure = termination.until_asked(_finish, folder, loaded) or folder.failure()
     step, is_done = saved_step(folder), _is_done(folder, loaded, arguments.stop_after)
     _say(arguments, f"srun ended with {arguments.srun_code} after step {step}")
     attempts = read_attempts(folder.path)
@@ -135,7 +149,7 @@ def _end(folder: RunFolder, loaded: LoadedRecipe, arguments: Namespace) -> int:
         step=step,
         is_done=is_done,
         failure=failure,
-        asked=arguments.asked,
+        asked=arguments.asked or ("TERM" if termination.is_asked else ""),
         slurm=slurm,
         is_cancelled=is_cancelled(arguments.job_id, arguments.restart),  # what is put back then would start again
     )
@@ -144,7 +158,12 @@ def _end(folder: RunFolder, loaded: LoadedRecipe, arguments: Namespace) -> int:
     if end.verdict == "give up":
         _tell_somebody(folder, loaded, end)
     if end.verdict == "requeue":
-        return _put_back(end, own[0], arguments, slurm.exclude)
+        termination.until_asked(_wait_for_slurm, end, own[0], arguments)
+        if termination.is_asked and is_cancelled(arguments.job_id, arguments.restart):
+            write_end(folder.path, arguments.job_id, arguments.restart, cancelled(step))
+            return 1
+        termination.ends_all()
+        return _put_back(end, arguments, slurm.exclude)
     return 0 if end.verdict == "done" else 1
 
 
@@ -160,14 +179,18 @@ def _finish(folder: RunFolder, loaded: LoadedRecipe) -> str | None:
     return None if code == 0 else "all steps are trained, and what follows them failed (see the job's log)"
 
 
-def _put_back(end: End, attempt: Attempt, arguments: Namespace, excluded: str | None) -> int:
-    """Requeue the job: after a failure with a pause, and without the nodes to keep off."""
+def _wait_for_slurm(end: End, attempt: Attempt, arguments: Namespace) -> None:
+    """Wait where a node says nothing, which may be dead. A job that is put back before Slurm has noticed keeps that
+    node's GPUs booked (seen with Slurm 22.05); once it has noticed, it puts the job back by itself and ends this
+    process."""
     if end.is_failure and {node.node for node in attempt.nodes} != set(attempt.begin.nodes):
-        # A node that says nothing may be dead. A job that is put back before Slurm has noticed keeps that node's GPUs
-        # booked (seen with Slurm 22.05); once it has noticed, it puts the job back by itself and ends this process.
         seconds = slurmd_timeout_seconds() + 5
         _say(arguments, f"not every node has said how it ended; waiting {seconds} s for Slurm to look after them")
         time.sleep(seconds)
+
+
+def _put_back(end: End, arguments: Namespace, excluded: str | None) -> int:
+    """Requeue the job: after a failure with a pause, and without the nodes to keep off."""
     try:
         requeue(arguments.job_id)
         if end.keep_off:

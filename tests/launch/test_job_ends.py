@@ -3,6 +3,7 @@ says of jobs is what Slurm 22.05 says of one whose processes it ends."""
 
 import errno
 import json
+import signal
 from pathlib import Path
 from typing import NoReturn
 
@@ -76,6 +77,47 @@ def test_a_job_that_was_cancelled_and_no_other_stays_out_of_the_queue(
     assert ("requeue 7" in calls) == (verdict == "requeue") and code == (0 if verdict == "requeue" else 1)
     state = gather(read_run(run)).state
     assert state == ("queued" if verdict == "requeue" else "stopped")
+
+
+def test_a_time_limit_during_the_export_puts_the_job_back(
+    submission: Path, scontrol: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = submission.parent.parent
+    scontrol.write_text(TIME_LIMIT)
+    save(run, 8)
+    write_begin(run, Begin("7", 0, ["a"], "2026-01-01T00:00:00+00:00", 0))
+
+    def export(*_: object) -> NoReturn:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Exception:
+            pytest.fail("what bears every Exception does not bear this")
+        pytest.fail("it went on")
+
+    monkeypatch.setattr(job, "_finish", export)
+    assert job.main(["end", str(submission), *JOB]) == 0
+    (attempt,) = read_attempts(run)
+    assert attempt.end is not None and attempt.end.verdict == "requeue" and "asked to stop (TERM)" in attempt.end.reason
+    assert "requeue 7" in (scontrol.parent / "calls").read_text().splitlines()
+
+
+def test_a_job_that_is_cancelled_while_it_waits_for_slurm_is_not_put_back(
+    submission: Path, scontrol: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = submission.parent.parent
+    scontrol.write_text(RUNS_ON)
+    write_begin(run, Begin("7", 0, ["a", "b"], "2026-01-01T00:00:00+00:00", 0))
+    write_node_end(run, "7", 0, NodeEnd("a", "crashed", "a rank was ended by SIGKILL", 5.0, True))
+
+    def wait(seconds: float) -> None:
+        scontrol.write_text(CANCELLED)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(job.time, "sleep", wait)
+    assert job.main(["end", str(submission), *JOB]) == 1
+    (attempt,) = read_attempts(run)
+    assert attempt.end is not None and attempt.end.verdict == "cancelled"
+    assert "requeue 7" not in (scontrol.parent / "calls").read_text().splitlines()
 
 
 def test_a_step_that_a_rewind_has_deleted_is_no_gain(submission: Path, scontrol: Path) -> None:

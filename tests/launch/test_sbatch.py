@@ -157,17 +157,32 @@ def test_a_signal_to_the_batch_shell_reaches_srun_and_the_end_is_told(tmp_path: 
     assert any("launch.cluster.job end" in line and "--asked USR1" in line for line in seen)
 
 
+@pytest.mark.parametrize("name", ["USR1", "TERM"])
+def test_a_signal_that_comes_late_does_not_end_what_puts_the_job_back(name: str, tmp_path: Path) -> None:
+    """The batch shell has become `job end` by then."""
+    seen = run_script(tmp_path, JOBS["1"], srun="true", end=f"kill -s {name} $$; sleep 0.1; echo it went on")
+    assert seen[-1] == "it went on"
+
+
+def test_a_signal_during_the_prologue_is_not_lost_and_ends_nothing(tmp_path: Path) -> None:
+    slow = job(2, Slurm(gpus_per_node=0, prologue='[ -n "$SLURMD_NODENAME" ] || kill -s USR1 $$'))
+    seen = run_script(tmp_path, slow, srun="trap 'exit 0' USR1; for _ in $(seq 50); do sleep 0.1; done")
+    assert any("launch.cluster.job end" in line and "--asked USR1" in line for line in seen)
+
+
 def test_what_begin_says_decides_whether_anything_is_started(tmp_path: Path) -> None:
     seen = run_script(tmp_path, JOBS["1"], srun="echo srun was called", begin_code=3)
     assert "srun was called" not in seen
     assert not any("launch.cluster.job end" in line for line in seen)
 
 
-def run_script(folder: Path, of: Job, *, srun: str, begin_code: int = 0) -> list[str]:
-    """What a script prints whose commands are fakes: python says what it is called with, `srun` is given."""
+def run_script(folder: Path, of: Job, *, srun: str, begin_code: int = 0, end: str = "") -> list[str]:
+    """What a script prints whose commands are fakes: python says what it is called with; what `srun` and, at the end of
+    a job, python do is given."""
     programs = folder / "bin"
     programs.mkdir()
-    write_program(programs / "python", f'echo "$*"; case "$*" in *" begin "*) exit {begin_code};; esac')
+    told = f'echo "$*"; case "$*" in *" begin "*) exit {begin_code};; *" end "*) {end or ":"};; esac'
+    write_program(programs / "python", told)
     write_program(programs / "scontrol", "printf 'host0\\nhost1\\n'")
     write_program(programs / "srun", srun)
     script = folder / "job.sh"

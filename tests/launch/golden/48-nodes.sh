@@ -12,6 +12,17 @@
 #SBATCH --signal=B:USR1@300
 #SBATCH --output=runs/smollm3-3b-48/logs/slurm-%j.log
 set -o pipefail
+
+# Before the time limit, and where somebody asks (scancel --signal=USR1 --batch), the run is told to save and stop.
+asked=""
+srun_pid=""
+pass_on() {
+    asked=$1
+    [ -z "$srun_pid" ] || kill -s USR1 "$srun_pid" 2>/dev/null
+}
+trap 'pass_on USR1' USR1
+trap 'pass_on TERM' TERM
+
 job=runs/smollm3-3b-48/jobs/1
 python=/shared/clone/.venv/bin/python
 restart="${SLURM_RESTART_COUNT:-0}"
@@ -27,16 +38,6 @@ export PYTHONPATH="$PWD/$job/code${PYTHONPATH:+:$PYTHONPATH}"
 [ -n "${NCCL_BUFFSIZE:-}" ] || export NCCL_BUFFSIZE=8388608
 # says why a transport was not taken, and is silent otherwise
 [ -n "${NCCL_DEBUG:-}" ] || export NCCL_DEBUG=WARN
-
-# Before the time limit, and where somebody asks (scancel --signal=USR1 --batch), the run is told to save and stop.
-asked=""
-srun_pid=""
-pass_on() {
-    asked=$1
-    [ -z "$srun_pid" ] || kill -s USR1 "$srun_pid" 2>/dev/null
-}
-trap 'pass_on USR1' USR1
-trap 'pass_on TERM' TERM
 
 # Notes this start; tokenizes what is to be tokenized. 3: there is nothing left to train.
 "$python" -P -m launch.cluster.job begin "$job" --job-id "$SLURM_JOB_ID" --restart "$restart" \
@@ -66,6 +67,8 @@ while :; do
     if [ "$code" -le 128 ] || ! kill -0 "$srun_pid" 2>/dev/null; then break; fi
 done
 
-# What became of the run is read in its folder: srun's exit code can be 0 after a node has failed.
+# What became of the run is read in its folder: srun's exit code can be 0 after a node has failed. A signal that comes
+# now finds nothing to save, and must not end what puts the job back into the queue.
+trap '' USR1 TERM
 exec "$python" -P -m launch.cluster.job end "$job" --job-id "$SLURM_JOB_ID" --restart "$restart" \
     --srun-code "$code" --asked "$asked"

@@ -22,12 +22,6 @@
 #SBATCH --signal=B:USR1@300
 #SBATCH --output=runs/smollm3-3b-8/logs/slurm-%j.log
 set -o pipefail
-module load "cuda 12"
-job=runs/smollm3-3b-8/jobs/1
-python=/shared/clone/.venv/bin/python
-restart="${SLURM_RESTART_COUNT:-0}"
-# First on the path, before an installed clone that may have been edited since.
-export PYTHONPATH="$PWD/$job/code${PYTHONPATH:+:$PYTHONPATH}"
 
 # Before the time limit, and where somebody asks (scancel --signal=USR1 --batch), the run is told to save and stop.
 asked=""
@@ -38,6 +32,13 @@ pass_on() {
 }
 trap 'pass_on USR1' USR1
 trap 'pass_on TERM' TERM
+
+module load "cuda 12"
+job=runs/smollm3-3b-8/jobs/1
+python=/shared/clone/.venv/bin/python
+restart="${SLURM_RESTART_COUNT:-0}"
+# First on the path, before an installed clone that may have been edited since.
+export PYTHONPATH="$PWD/$job/code${PYTHONPATH:+:$PYTHONPATH}"
 
 # Notes this start; tokenizes what is to be tokenized. 3: there is nothing left to train.
 "$python" -P -m launch.cluster.job begin "$job" --job-id "$SLURM_JOB_ID" --restart "$restart" \
@@ -70,6 +71,8 @@ while :; do
     if [ "$code" -le 128 ] || ! kill -0 "$srun_pid" 2>/dev/null; then break; fi
 done
 
-# What became of the run is read in its folder: srun's exit code can be 0 after a node has failed.
+# What became of the run is read in its folder: srun's exit code can be 0 after a node has failed. A signal that comes
+# now finds nothing to save, and must not end what puts the job back into the queue.
+trap '' USR1 TERM
 exec "$python" -P -m launch.cluster.job end "$job" --job-id "$SLURM_JOB_ID" --restart "$restart" \
     --srun-code "$code" --asked "$asked" --stop-after 100
