@@ -2,6 +2,7 @@
 
 import copy
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -91,6 +92,16 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     worlds = config.stash[WORLDS_RUN]
     if worlds:
         terminalreporter.write_line(f"{len(worlds)} distributed tests ran {sum(worlds.values())} worlds of ranks")
+
+
+@pytest.fixture(autouse=True)
+def kept_signals() -> Iterator[None]:
+    """What a test calls in this process may listen for signals, or ignore them as all its processes would then."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
