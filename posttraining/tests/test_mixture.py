@@ -92,6 +92,6 @@ def test_a_mixture_that_does_not_fit_is_one_line(
     taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     as_text = {"prompt": QUESTION, "chosen": "5", "rejected": "6"}
-    keys = {"model": str(taught), "output_dir": str(tmp_path / "out"), "eval_strategy": "no"}
+    keys = {"model": str(taught), "output_dir": str(tmp_path / "out"), "eval_strategy": "no", "eval_on_start": False}
     error = error_of("prefer", {**keys, "data": {"sources": sources(tmp_path, [pairs(1)[0], as_text])}}, capsys)
     assert "data.sources.1: its 'chosen' holds text" in error
