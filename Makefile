@@ -57,7 +57,7 @@ posttrain: .venv-posttraining/.ready  ## an export → an assistant, with a repo
 	.venv-posttraining/bin/posttraining pipeline tiny \
 	    --set "model=$$run/export" --set "output_dir=$$run/posttraining" $(ARGS)
 
-test: $(READY_DEV)  ## every unit and property test, one case of every distributed behaviour (under 15 minutes)
+test: $(READY_DEV)  ## every unit and property test, one case of every distributed behaviour (ten to twenty minutes)
 	@$(PYTHON) -m pytest $(ARGS)
 
 test-tiny: $(READY_DEV)  ## the first command of the README, whole, and what it must reach (four minutes)
@@ -69,7 +69,7 @@ test-long: $(READY_DEV)  ## the whole matrices, torture and the real 3B
 test-gpu: $(READY_DEV)  ## the same engine on CUDA; with VENV= it needs no network
 	@$(PYTHON) -m pytest -m gpu --timeout 1800 $(ARGS)
 
-test-cluster: cluster-tools $(READY_DEV)  ## on a real Slurm of three nodes on this machine, as root (ten minutes)   [REPEAT=]
+test-cluster: cluster-tools $(READY_DEV)  ## on a real Slurm of three nodes on this machine, as root (twelve minutes)   [REPEAT=]
 	@case $(call quoted,$(REPEAT)) in ''|0*|*[!0-9]*) echo 'REPEAT: a whole number above 0 is needed' >&2; exit 2;; esac; \
 	passed=0; while [ $$passed -lt $(REPEAT) ]; do \
 	    $(PYTHON) -m pytest -m cluster --timeout 900 $(ARGS) || { \
