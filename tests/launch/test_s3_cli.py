@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from checkpoint_store import BUCKET, CheckpointStore
-from test_s3_uploader import make_checkpoint
+from uploaded_run import make_checkpoint
 
 from data.s3 import S3Prefix
 from data.transfer import Watch

@@ -10,7 +10,7 @@ import psutil
 import pytest
 from checkpoint_store import BUCKET, CheckpointStore
 from small_pretraining import REPOSITORY
-from test_s3_uploader import make_checkpoint
+from uploaded_run import make_checkpoint
 
 from launch.storage.state import log_file
 from launch.storage.uploads import Uploads

@@ -7,15 +7,13 @@ from typing import Any
 
 import pytest
 from checkpoint_store import BUCKET, CheckpointStore
-from test_s3_uploader import make_checkpoint, uploaded, uploading, wait_for
+from uploaded_run import begun_run, make_checkpoint, uploaded, uploading, wait_for
 
 from launch.storage.remote import local_identity
 from launch.storage.state import NodeState, read_state
 from launch.storage.store import RunStore
 from launch.storage.uploader import Uploader
 from launch.train.run_folder import RunFolder
-from launch.train.run_header import RunHeader
-from nanotron_recipes.loading import load_recipe
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.schema.checkpoints import S3Upload
 
@@ -31,12 +29,7 @@ def run(
     monkeypatch.setattr("launch.storage.uploader.OTHERS_SECONDS", 0.05)
     monkeypatch.setattr("launch.storage.trouble.TROUBLE_SECONDS", 0.5)
     upload = S3Upload(upload_s3_path=f"s3://{BUCKET}/team", endpoint_url=store.url)
-    recipe = load_recipe(str(small_file)).recipe.model_copy(update={"s3_upload": upload})
-    folder = RunFolder.of(tmp_path / "runs", "run", recipe)
-    folder.path.mkdir(parents=True)
-    folder.checkpoints.mkdir()
-    folder.write_recipe("general: {}\n", RunHeader("small", "", "", run="a1"))
-    return folder, recipe
+    return begun_run(tmp_path, small_file, upload)
 
 
 def said(folder: RunFolder) -> NodeState:

@@ -1,15 +1,13 @@
 """The uploader of a node and what it leaves in a real store: parts, read-back, nodes that each send their own."""
 
-import hashlib
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from checkpoint_store import BUCKET, CheckpointStore
+from uploaded_run import begun_run, make_checkpoint, uploaded, uploading, wait_for
 
 from data.s3 import Patience
 from data.transfer import Stopped, TransferFailed, Watch
@@ -26,11 +24,9 @@ from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.schema.checkpoints import S3Upload
 from parallel.checkpoint_files import (
     FileEntry,
-    Manifest,
     describe_file,
     verify_checkpoint_files,
     verify_checkpoint_parts,
-    write_manifest,
 )
 
 QUICK = Patience(attempts=ENDLESS.attempts, first_seconds=0.01, longest_seconds=0.05)
@@ -62,62 +58,9 @@ def random_file(path: Path, size: int) -> FileEntry:
     return describe_file(path)
 
 
-def make_checkpoint(root: Path, step: int, nodes: tuple[str, ...] = (), copies: int = 1) -> None:
-    """A checkpoint on the disks of nodes (`root/<node>`), or on the one disk `root`: as a save leaves it."""
-    disks = [root / node for node in nodes] or [root]
-    files = []
-    for disk in disks:
-        (disk / str(step)).mkdir(parents=True)
-    for name in (".metadata", "state.json"):
-        content = f"{name} of {step}".encode()
-        for disk in disks:
-            (disk / str(step) / name).write_bytes(content)
-        files.append(FileEntry(name, len(content), hashlib.sha256(content).hexdigest()))
-    for number in range(len(disks)):
-        content = os.urandom(1000 + number)
-        homes = [(number + offset) % len(disks) for offset in range(copies)]
-        for home in homes:
-            (disks[home] / str(step) / f"__{number}_0.distcp").write_bytes(content)
-        on = tuple(nodes[home] for home in homes) if nodes else ()
-        files.append(FileEntry(f"__{number}_0.distcp", len(content), hashlib.sha256(content).hexdigest(), on))
-    for disk in disks:
-        write_manifest(disk / str(step), Manifest(step, "", {}, tuple(files)))
-
-
 @pytest.fixture
 def run(small_file: Path, tmp_path: Path, upload: S3Upload) -> tuple[RunFolder, Recipe]:
-    """The folder of a run that was begun."""
-    recipe = load_recipe(str(small_file)).recipe.model_copy(update={"s3_upload": upload})
-    folder = RunFolder.of(tmp_path / "runs", "run", recipe)
-    folder.path.mkdir(parents=True)
-    folder.checkpoints.mkdir()
-    folder.write_recipe("general: {}\n", RunHeader("small", "", "", run="a1"))
-    return folder, recipe
-
-
-@contextmanager
-def uploading(uploader: Uploader) -> Iterator[Uploader]:
-    thread = threading.Thread(target=uploader.run)
-    thread.start()
-    try:
-        yield uploader
-    finally:
-        uploader.stop()
-        thread.join(20)
-        assert not thread.is_alive()
-
-
-def wait_for(condition: object, seconds: float = 20) -> None:
-    assert callable(condition)
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
-def uploaded(folder: RunFolder, node: str = "a") -> list[int]:
-    state = read_state(folder.path, node)
-    return [] if state is None else [one.step for one in state.uploaded]
+    return begun_run(tmp_path, small_file, upload)
 
 
 def test_parts_that_are_cut_refused_or_changed_on_the_way_are_sent_until_what_arrived_is_what_was_sent(
