@@ -109,15 +109,14 @@ def prepare_run(request: RunRequest) -> PreparedRun:
     )
     folder = choice.folder
     try:
-        if choice.state != "complete":
-            refuse_what_others_have(folder, launch_id)
-        recipe = _with_skipped_ranges(folder, recipe)
         changes: tuple[str, ...] = ()
         stored = 0
         if choice.state != "complete":
+            refuse_what_others_have(folder, launch_id)
             stored, said = look_into_store(folder, recipe, is_new=choice.state == "new")
             notes += said
         begins = choice.state == "new" or (folder.completed_step() is None and not folder.steps() and not stored)
+        recipe = _with_skipped_ranges(folder, recipe, begins=begins)
         if not begins:
             _refuse_changes_of_the_past(folder, recipe, plan.fingerprint_through, stored)
         if choice.state != "complete":
@@ -205,7 +204,8 @@ def fits_unfinished_run(folder: RunFolder, recipe: Recipe, plan: DataPlan | None
     """
     try:
         refuse_what_others_have(folder)
-        old, recipe = load_recipe(str(folder.recipe_file)).recipe, _with_skipped_ranges(folder, recipe)
+        old = load_recipe(str(folder.recipe_file)).recipe
+        recipe = _with_skipped_ranges(folder, recipe, begins=False)
         if not (_may_read_the_same(old, recipe) if plan is None else plan.fingerprint == folder.header().data):
             return False
         if plan is not None and folder.steps():
@@ -227,11 +227,11 @@ def _places(recipe: Recipe) -> list[str]:
     return [recipe.corpus.path or "" if recipe.corpus else "", *folders]
 
 
-def _with_skipped_ranges(folder: RunFolder, recipe: Recipe) -> Recipe:
-    """The recipe with what the run at its checkpoints, or else the one it branches off, began to skip after a spike."""
+def _with_skipped_ranges(folder: RunFolder, recipe: Recipe, *, begins: bool) -> Recipe:
+    """The recipe with what the run, or where it `begins` the one it branches off, began to skip after a spike."""
     file = folder.recipe_file
-    if not folder.steps() and recipe.checkpoints.load_lr_scheduler:
-        with suppress(UserError):  # whoever begins from it is told later; a run that is in the store needs it no more
+    if begins and recipe.checkpoints.load_lr_scheduler:
+        with suppress(UserError):  # whoever begins from it is told later
             parent = parent_checkpoint(recipe)
             file = file if parent is None else parent[0] / "recipe.yaml"
     return keep_ranges(load_recipe(str(file)).recipe, recipe) if file.is_file() else recipe

@@ -7,14 +7,17 @@ import pytest
 from checkpoint_store import BUCKET, CheckpointStore
 from s3_server import ProxyHandler, http_server
 
+from data.plan import DataPlan
 from launch.storage.remote import own, run_store
 from launch.storage.task import LocalCheckpoint, UploadTask
 from launch.train.prepare import PreparedRun, RunRequest, prepare_run, reason_not_to_train
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.loading import load_recipe
+from nanotron_recipes.skipped import SkippedBatches
 from parallel.checkpoint_files import Manifest, describe_files, write_manifest
 
 Prepare = Callable[..., PreparedRun]
+SKIPPED = "- first: 14\n  end: 22\n  spike_step: 20\n"
 
 
 @pytest.fixture
@@ -29,6 +32,13 @@ def prepare(store: CheckpointStore, small_file: Path, tmp_path: Path) -> Prepare
         return prepared
 
     return call
+
+
+def with_ranges(prepared: PreparedRun, entries: str) -> str:
+    """The text of a run's recipe that has skipped nothing yet, with these entries of `data_skipped_ranges`."""
+    text = prepared.folder.recipe_file.read_text()
+    assert "data_skipped_ranges: []\n" in text
+    return text.replace("data_skipped_ranges: []\n", f"data_skipped_ranges:\n{entries}")
 
 
 def uploaded(prepared: PreparedRun, step: int, scratch: Path, recipe: str = "") -> None:
@@ -64,14 +74,30 @@ def test_what_a_rewind_left_in_the_store_is_not_the_runs_past(prepare: Prepare, 
     begun = prepare()
     uploaded(begun, 8, tmp_path / "made")
     uploaded(begun, 24, tmp_path / "made")
-    text = begun.folder.recipe_file.read_text()
-    skipped = "data_skipped_ranges:\n- first: 14\n  end: 22\n  spike_step: 20\n"
-    assert "data_skipped_ranges: []\n" in text
-    begun.folder.recipe_file.write_text(text.replace("data_skipped_ranges: []\n", skipped))
+    begun.folder.recipe_file.write_text(with_ranges(begun, SKIPPED))
     assert prepare().step == 8
     # A step that is trained again, with the range, is.
     uploaded(begun, 24, tmp_path / "again", begun.folder.recipe_file.read_text())
     assert prepare().step == 24
+
+
+def test_a_branch_that_went_back_itself_goes_on_from_the_store(prepare: Prepare, tmp_path: Path) -> None:
+    parent = prepare(run="parent")
+    folder = parent.folder.checkpoints / "8"
+    folder.mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(with_ranges(parent, "- first: 3\n  end: 5\n  spike_step: 4\n"))
+    plan = DataPlan.from_recipe(load_recipe(str(folder / "recipe.yaml")).recipe)
+    write_manifest(folder, Manifest(8, plan.fingerprint_through(8), {}, describe_files([folder / "recipe.yaml"])))
+
+    origin = f"checkpoints.resume_checkpoint_path={folder}"
+    branch = prepare(origin)
+    assert (branch.state, branch.step, str(SkippedBatches.of(branch.recipe))) == ("new", 8, "3–4")
+    inherited = branch.folder.recipe_file.read_text()
+    went_back = inherited.replace("spike_step: 4\n", f"spike_step: 4\n{SKIPPED}")
+    branch.folder.recipe_file.write_text(went_back)
+    uploaded(branch, 16, tmp_path / "made")
+    again = prepare(origin)
+    assert (again.state, again.step, str(SkippedBatches.of(again.recipe))) == ("resumed", 16, "3–4, 14–21")
 
 
 def test_a_lost_folder_of_a_run_is_made_again_from_a_steps_recipe(prepare: Prepare, tmp_path: Path) -> None:
