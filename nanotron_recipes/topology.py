@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
-from nanotron_recipes.errors import user_error
+from nanotron_recipes.errors import UserError, user_error
 from nanotron_recipes.recipe import Recipe
 
 MAX_SIZE = 1_000_000_000
@@ -73,6 +74,16 @@ def local_world_size(recipe: Recipe, ranks_per_node: int | None = None, nodes: i
         return recipe.parallelism.dp * replica
     ranks = nodes * (recipe.general.cpu_ranks_per_node if ranks_per_node is None else ranks_per_node)
     return max(1, ranks // replica) * replica
+
+
+def largest_world_size(recipe: Recipe, at_most: int) -> int:
+    """Return the most ranks up to `at_most` that dp auto can be resolved for; `at_most` where there are none, or where
+    dp is a number."""
+    if recipe.parallelism.dp == "auto":
+        for num_ranks in range(at_most, 0, -_ranks_per_replica(recipe)):
+            with suppress(UserError):
+                return resolve_topology(recipe, num_ranks).world_size
+    return at_most
 
 
 def resolve_topology(recipe: Recipe, world_size: int | None = None) -> Topology:

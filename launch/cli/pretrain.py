@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from launch.cluster.submit import Submission
     from launch.train.prepare import PreparedRun
     from nanotron_recipes.loading import LoadedRecipe
+    from nanotron_recipes.recipe import Recipe
 
 _NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _LONGEST_NAME = 100
@@ -89,8 +90,8 @@ def pretrain(
         raise UserError(f"{option}: is about a Slurm job; expected --nodes N or --launcher slurm with it")
     check_trainable(loaded.recipe, loaded.path.name)
     played = _played_nodes(nodes, node_names)
-    num_ranks = _num_ranks(loaded, gpus_per_node, played)
-    for note in loaded.notes:
+    num_ranks, idle = _num_ranks(loaded.recipe, gpus_per_node, played)
+    for note in (*loaded.notes, *idle):
         console.print(f"note: {note}", markup=False, highlight=False)
     if not ensure_tokens(loaded, console):
         raise typer.Exit(1)
@@ -125,13 +126,21 @@ def _played_nodes(nodes: int | None, names: str | None) -> list[str]:
     return found
 
 
-def _num_ranks(loaded: LoadedRecipe, asked: int | None, played: list[str]) -> int:
-    """Ranks to start here, after checking that the recipe can be trained on so many."""
+def _num_ranks(recipe: Recipe, asked: int | None, played: list[str]) -> tuple[int, list[str]]:
+    """Ranks to start here, after checking that the recipe can be trained on so many; a note where dp auto cannot have
+    all GPUs, which nobody asked for by number."""
     from launch.cluster.threads import gpus_here
-    from nanotron_recipes.topology import local_world_size, resolve_topology
+    from nanotron_recipes.topology import largest_world_size, local_world_size, resolve_topology
 
-    recipe, nodes = loaded.recipe, max(1, len(played))
-    num_ranks = local_world_size(recipe, (gpus_here() if asked is None else asked) or None, nodes)
+    nodes, notes = max(1, len(played)), list[str]()
+    offered = gpus_here() if asked is None else asked
+    num_ranks = local_world_size(recipe, offered or None, nodes)
+    if asked is None and offered and nodes == 1:
+        try:
+            resolve_topology(recipe, num_ranks)
+        except UserError as error:
+            num_ranks = largest_world_size(recipe, num_ranks)
+            notes.append(f"{num_ranks} of the {offered} GPUs here are used; on all of them: {error}")
     if asked and asked * nodes > num_ranks:
         parallelism = recipe.parallelism
         raise UserError(
@@ -142,7 +151,7 @@ def _num_ranks(loaded: LoadedRecipe, asked: int | None, played: list[str]) -> in
         raise UserError(f"{num_ranks} ranks: expected a multiple of the {nodes} nodes {', '.join(played)}")
     check_local_ranks(num_ranks)
     resolve_topology(recipe, num_ranks)
-    return num_ranks
+    return num_ranks, notes
 
 
 def _train(

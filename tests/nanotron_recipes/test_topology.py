@@ -10,6 +10,7 @@ from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.topology import (
     divisors,
     global_batch_size,
+    largest_world_size,
     local_world_size,
     next_multiple,
     padded_vocab_size,
@@ -93,6 +94,31 @@ def test_the_launcher_starts_whole_replicas(
 ) -> None:
     recipe = load_recipe("tiny", overrides).recipe
     assert local_world_size(recipe, ranks_per_node, nodes) == expected
+
+
+@settings(deadline=None)
+@given(batch=st.integers(1, 60), at_most=st.integers(1, 16), pp=st.integers(1, 3), tp=st.integers(1, 2))
+def test_no_larger_world_than_the_largest_one_can_be_trained_on(batch: int, at_most: int, pp: int, tp: int) -> None:
+    recipe = changed(TINY, tokens={"global_batch_size": batch}, pp=pp, tp=tp)
+    most = local_world_size(recipe, at_most)
+    found = largest_world_size(recipe, most)
+    assert 0 < found <= most
+    resolved = [size for size in range(1, most + 1) if is_resolved(recipe, size)]
+    assert found == max(resolved, default=most)
+
+
+@pytest.mark.parametrize(("gpus", "expected"), [(1, 1), (4, 4), (5, 4), (7, 6), (8, 6), (16, 12)])
+def test_the_tiny_recipe_takes_as_many_gpus_as_divide_its_batch(gpus: int, expected: int) -> None:
+    assert largest_world_size(TINY, local_world_size(TINY, gpus)) == expected
+    fixed = changed(TINY, dp=8)
+    assert largest_world_size(fixed, 8) == 8
+
+
+def is_resolved(recipe: Recipe, world_size: int) -> bool:
+    try:
+        return resolve_topology(recipe, world_size).world_size == world_size
+    except UserError:
+        return False
 
 
 def test_a_world_that_is_not_the_product_is_refused() -> None:
