@@ -10,11 +10,12 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from datatrove.data import Document, DocumentsPipeline
 from datatrove.executor.local import LocalPipelineExecutor
@@ -96,18 +97,30 @@ def _die_with_parent() -> None:
     os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
-def main(job_file: str, node: str = "0", nodes: str = "1") -> None:
+def main(job_file: str, node: str = "0", nodes: str = "1") -> NoReturn:
     """Runs every task of the job that is not complete yet, or this node's share of them.
 
     To be called from `python -c`, because the processes of the pool must be able to import this module by its name.
     Where the disk is full no file can say so: the exit status is the number of the error.
     """
+    code = 1
     try:
         _run_share(job_file, int(node), int(nodes))
+        code = 0
+    except BrokenProcessPool:
+        print("a worker was killed, as happens where memory is short: fewer --workers need less", file=sys.stderr)
     except OSError as error:
         if error.errno in DISK_IS_FULL:
-            sys.exit(error.errno)
-        raise
+            code = error.errno
+        else:
+            traceback.print_exc()
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Python 3.13 waits at its end for all that have a pipe of multiprocessing's resource tracker. datatrove's managers
+    # have it, which outlive a worker that was killed.
+    os._exit(code)
 
 
 def _run_share(job_file: str, node: int, nodes: int) -> None:
@@ -130,8 +143,6 @@ def _run_in_pool(job_file: str, tasks: Sequence[int], workers: int) -> None:
     try:
         for task in as_completed([pool.submit(run_task, job_file, rank) for rank in tasks]):
             task.result()
-    except BrokenProcessPool:
-        sys.exit("a worker was killed, as happens where memory is short: fewer --workers need less")
     except BaseException:
         for process in multiprocessing.active_children():
             process.kill()
