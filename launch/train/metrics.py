@@ -179,7 +179,8 @@ class Metrics:
     """What metrics.jsonl says."""
 
     steps: list[StepRecord]
-    """One record a step, ascending; after a resume the last one written."""
+    """One record a step, ascending, of the steps that the run has now: a resume or a rewind takes away those that are
+    to be trained again."""
     events: list[Event]
     """All other records in the order of writing."""
 
@@ -191,7 +192,7 @@ def read_metrics(path: Path) -> Metrics:
 
 def parse_metrics(lines: Iterable[bytes]) -> Metrics:
     """Read lines of such a file, as `read_metrics` does."""
-    steps: dict[int, StepRecord] = {}
+    steps: list[StepRecord] = []
     events: list[Event] = []
     for line in lines:
         record = _parse(line)
@@ -200,10 +201,21 @@ def parse_metrics(lines: Iterable[bytes]) -> Metrics:
         if "loss" in record:
             step = _step_record(record)
             if step is not None:
-                steps[step.step] = step
+                _forget_from(steps, step.step)
+                steps.append(step)
         elif _is_event(record):
             events.append(record)
-    return Metrics([steps[step] for step in sorted(steps)], events)
+            if record["event"] == "start" and is_count(record.get("step")):
+                _forget_from(steps, record["step"])
+            elif record["event"] == "rewind" and record["to"] is not None:
+                _forget_from(steps, record["to"] + 1)
+    return Metrics(steps, events)
+
+
+def _forget_from(steps: list[StepRecord], first: int) -> None:
+    """Take away the records of step `first` and later ones."""
+    while steps and steps[-1].step >= first:
+        steps.pop()
 
 
 def kept_checkpoints(events: Iterable[Event]) -> dict[int, Event]:

@@ -77,6 +77,28 @@ def test_after_a_resume_the_last_record_of_a_step_wins(tmp_path: Path) -> None:
     assert [(record.step, record.loss) for record in read_metrics(path).steps] == [(1, 5.0), (2, 4.5), (3, 3.5)]
 
 
+@pytest.mark.parametrize(
+    ("event", "left"),
+    [
+        ({"event": "start", "step": 4}, [1, 2, 3]),
+        ({"event": "start", "step": 1}, []),
+        ({"event": "rewind", "step": 6, "to": 2}, [1, 2]),
+        ({"event": "rewind", "step": 6, "to": None}, [1, 2, 3, 4, 5, 6]),
+        ({"event": "validation", "step": 2, "validation_loss": {}}, [1, 2, 3, 4, 5, 6]),
+    ],
+)
+def test_steps_that_are_to_be_trained_again_are_none_of_the_runs(
+    tmp_path: Path, event: dict[str, object], left: list[int]
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, *(step_record(step) for step in range(1, 7)))
+    with path.open("a") as file:
+        file.write(json.dumps(event) + "\n")
+    assert [record.step for record in read_metrics(path).steps] == left
+    write(path, step_record(len(left) + 1, 9.0))
+    assert read_metrics(path).steps[-1] == step_record(len(left) + 1, 9.0)
+
+
 def test_every_cut_of_the_file_is_read_and_goes_on(tmp_path: Path) -> None:
     whole = tmp_path / "whole.jsonl"
     write(whole, step_record(1), step_record(2))

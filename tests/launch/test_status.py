@@ -147,6 +147,19 @@ def test_a_job_that_has_begun_and_says_no_more_is_neither_queued_nor_ended(tmp_p
     assert status.message == "job 41 began on 2 nodes, and has not said how it ended"
 
 
+@pytest.mark.parametrize("event", [start(51, dp=1), {"event": "rewind", "step": 100, "to": 50}])
+def test_after_a_resume_or_a_rewind_the_step_and_the_speed_are_those_of_now(
+    tmp_path: Path, event: dict[str, Any]
+) -> None:
+    before = [start(1, dp=1), *(record(step) for step in range(1, 101)), event]
+    folder = make_run(tmp_path, "a", [*before, record(51, 500.0), record(52, 500.0)])
+    with RunLock.acquire(folder.path, "launch"):
+        status = status_of(folder)
+    assert (status.step, status.loss) == (52, record(52)["loss"])
+    again = make_run(tmp_path, "b", before)
+    assert status_of(again).step == 50
+
+
 def test_a_run_that_was_resumed_a_moment_ago_is_not_quiet(tmp_path: Path) -> None:
     folder = make_run(tmp_path, "a", [start(1, dp=1), *(record(step) for step in range(1, 31))])
     yesterday = time.time() - 86400
