@@ -54,7 +54,11 @@ def finish(folder: RunFolder, recipe: Recipe, console: Console) -> int:
         console.print(
             f"next:        {generation_command(folder.export, one_prompt(recipe))}", highlight=False, markup=False
         )
-    else:
-        following = command("nanotron-recipes", "export", folder.name, "OUT", "--verify")
-        console.print(f"next:        {following}", highlight=False)
+        return 0
+    saved = folder.steps()
+    if saved[-1:] != [recipe.tokens.train_steps]:
+        newest = f"the newest is of step {saved[-1]}" if saved else "none"
+        console.print(f"checkpoint:  {newest}: checkpoints.save_final_state is false", highlight=False)
+    words = ["export", folder.name, "OUT", "--verify"] if saved else ["status", folder.name]
+    console.print(f"next:        {command('nanotron-recipes', *words)}", highlight=False)
     return 0

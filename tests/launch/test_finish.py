@@ -1,5 +1,6 @@
 """A trained run is complete, whatever becomes of pictures and cards."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from rich.console import Console
 from small_pretraining import TRAIN_STEPS
 
 from data.plan import DataPlan
+from launch.cli import finish as finish_command
 from launch.cli import pretrain
 from launch.evaluate import finish
 from launch.train.metrics import MetricsWriter, validation_event
@@ -42,6 +44,24 @@ def test_a_run_without_a_picture_is_complete(
     (line,) = captured.err.splitlines()
     assert line.startswith("the picture of the losses: failed (")
     assert "next:" in captured.out
+
+
+@pytest.mark.parametrize("saved", [None, 8, TRAIN_STEPS])
+def test_what_is_to_be_called_next_can_be_called_whatever_is_saved(
+    saved: int | None, trained: PreparedRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(trained.folder.checkpoints / str(TRAIN_STEPS))
+    if saved is not None:
+        write_manifest(trained.folder.checkpoints / str(saved), Manifest(saved, "", {}, ()))
+    unsaved = {"save_final_state": False, "export_at_end": False}
+    recipe = trained.recipe
+    recipe = recipe.model_copy(update={"checkpoints": recipe.checkpoints.model_copy(update=unsaved)})
+    assert finish_command.finish(trained.folder, recipe, Console(soft_wrap=True)) == 0
+    said = capsys.readouterr().out.splitlines()
+    following = "status trained" if saved is None else "export trained OUT --verify"
+    assert said[-1].startswith("next:  ") and said[-1].endswith(f"nanotron-recipes {following}")
+    told = [line.split(":")[1].strip() for line in said if line.startswith("checkpoint:")]
+    assert told == {None: ["none"], 8: ["the newest is of step 8"]}.get(saved, [])
 
 
 def test_what_fails_after_the_export_is_said_and_the_rest_goes_on(
