@@ -26,7 +26,10 @@ def checkpoints(
         bool, typer.Option("--dry-run", help="prune: say what would be deleted, delete nothing.")
     ] = False,
     step: Annotated[
-        int | None, typer.Option("--step", help="push, pull: this step. Default: all that lack, the newest.")
+        int | None,
+        typer.Option(
+            "--step", help="This step. Default: push sends all that the store lacks, pull fetches the newest."
+        ),
     ] = None,
 ) -> None:
     """List, verify, push, pull or prune the checkpoints of a run.

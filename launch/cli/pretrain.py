@@ -38,7 +38,10 @@ def pretrain(
         typer.Option(metavar="A,B", help="Names of the nodes played here; default: node1,node2 …"),
     ] = None,
     gpus_per_node: Annotated[
-        int | None, typer.Option(min=0, help="Ranks on a node; 0: on its CPUs; default: the GPUs here, or its CPUs.")
+        int | None,
+        typer.Option(
+            min=0, help="Ranks on a node; 0: on its CPUs; default: the GPUs here, or its CPUs; of a job the recipe's."
+        ),
     ] = None,
     launcher: Annotated[
         Literal["auto", "local", "slurm"], typer.Option(help="auto: slurm when --nodes is given, else this machine.")
@@ -46,7 +49,7 @@ def pretrain(
     stop_after: Annotated[int | None, typer.Option(min=1, metavar="STEP", help="Save and end after this step.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the job's script; nothing is submitted.")] = False,
     after: Annotated[
-        str | None, typer.Option(metavar="JOB", help="Start the job when this one has done what it should.")
+        str | None, typer.Option(metavar="JOB", help="Start the job when this one has ended with exit code 0.")
     ] = None,
 ) -> None:
     """Train a recipe: tokenize if needed, train, export, verify, generate. Called again, it goes on where it stopped;

@@ -22,7 +22,8 @@ def verify_topology(
     topology: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="dp=N,pp=N,tp=N", help="Compare this one; may be repeated, and the first is the reference."
+            metavar="dp=N,pp=N,tp=N",
+            help="Compare this one; may be repeated; of several the first is the reference, of one a single rank.",
         ),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps to train at each topology.")] = 5,
