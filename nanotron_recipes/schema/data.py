@@ -48,7 +48,8 @@ class Dataset(Section):
     machine `pretrain` does. Null: under data_staging.path, or where dataset_folder says."""
 
     vocab_size: PositiveInt | None = None
-    """Vocabulary that the shards were tokenized with; compared with the shards and the model. Null: the model's."""
+    """Vocabulary that the shards were tokenized with: that of their manifests, and at most the model's. Null: whatever
+    the manifests say."""
 
     token_size_in_bytes: Literal[2, 4] | None = None
     """Bytes of a token in the shards; compared with their manifest. Null: as the shards say."""

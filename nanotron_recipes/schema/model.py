@@ -25,8 +25,8 @@ class Architecture(Section):
     """Section `model.model_config`: the shape of the network, in the words of nanotron's Qwen2Config."""
 
     vocab_size: PositiveInt
-    """Tokens of the tokenizer. The matrices may have more rows (see `make_vocab_size_divisible_by`), which take no part
-    in the softmax."""
+    """Tokens of the model, at least as many as the tokenizer has. The matrices may have more rows (see
+    `make_vocab_size_divisible_by`), which take no part in the softmax."""
 
     hidden_size: PositiveInt
     """Width of the residual stream."""

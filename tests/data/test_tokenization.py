@@ -285,10 +285,10 @@ def test_a_failure_leaves_what_was_there_and_no_lock(texts: Path, tmp_path: Path
     assert list((tmp_path / "mine").iterdir()) == []
 
 
-def test_another_vocabulary_than_the_tokenizers_is_refused(texts: Path, tmp_path: Path) -> None:
+def test_more_tokens_than_the_model_has_are_refused(texts: Path, tmp_path: Path) -> None:
     recipe = recipe_of(texts, tmp_path / "mine")
-    tokenizer = recipe.tokenizer.model_validate({"train": {"vocab_size": 299}})
-    with pytest.raises(UserError, match=r"vocab_size: 300: tokenizer\.train\.vocab_size is 299"):
+    tokenizer = recipe.tokenizer.model_validate({"train": {"vocab_size": 301}})
+    with pytest.raises(UserError, match=r"vocab_size: 300: tokenizer\.train\.vocab_size is 301, expected at most as"):
         tokenize(recipe.model_copy(update={"tokenizer": tokenizer}), "mine")
 
 
