@@ -146,7 +146,8 @@ class Tokenizer(Section):
     """The tokenizer: an existing one, or one trained on the corpus."""
 
     tokenizer_name_or_path: str | None = None
-    """Folder or hub name of an existing tokenizer. Null: the one that `train` makes."""
+    """Folder of an existing tokenizer. One that has a hub name, as in published files, has to be downloaded to a folder
+    first. Null: the one that `train` makes."""
 
     tokenizer_revision: Annotated[str | None, NoEffect("tokenizers are read from a folder so far")] = None
     """Revision of a tokenizer on the hub."""
@@ -189,7 +190,7 @@ class CorpusSource(Section):
     """Field or column that holds the text, for jsonl and parquet."""
 
     documents: PositiveInt | None = None
-    """At most so many documents; for arithmetic the number to generate. Null: all."""
+    """At most so many documents; for arithmetic the number to generate. Null: all; for arithmetic 40,000."""
 
     needs_network: bool = False
     """Whether reading needs the network; then `pretrain` does not tokenize by itself. s3:// and hf:// paths need it in
