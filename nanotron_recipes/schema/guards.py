@@ -17,8 +17,8 @@ class Guards(Section):
     written its stacks to its log. At 600 a collective gives up by itself, without stacks. Null: no such limit."""
 
     loss_spike_window: NonNegativeInt = 64
-    """The last steps, of the same stage alone, that a loss is compared with once there are so many: a spike is recorded.
-    0: never."""
+    """The last steps, of the same stage alone, that a loss is compared with once there are so many: a spike is
+    recorded. 0: never."""
 
     loss_spike_threshold: PositiveFloat = 8.0
     """A loss is a spike above median + threshold · max(1.4826 · MAD, 0.5 % of the median) over the last
