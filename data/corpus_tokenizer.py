@@ -1,10 +1,11 @@
 """The tokenizer that a corpus is tokenized with: a given one, or one that is trained on it when it is needed."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
 
-from data.tokenizer import TokenizerInfo, read_tokenizer, tokenizer_folder, train_tokenizer
+from data.tokenizer import TokenizerInfo, read_tokenizer, tokenizer_folder, tokens_around, train_tokenizer
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.files import write_atomic
 from nanotron_recipes.recipe import Recipe
@@ -29,7 +30,7 @@ def ensure_tokenizer(recipe: Recipe, corpus: Corpus, settings: str, console: Con
     """The recipe's tokenizer, trained where that is due: where it is missing, damaged or of other `settings` (a hash of
     what it follows from).
 
-    Raises UserError where its vocabulary is not the model's, and where another's files are in the place.
+    Raises UserError where it has more tokens than the model, and where another's files are in the place.
     """
     folder = tokenizer_folder(recipe)
     train = recipe.tokenizer.train
@@ -52,5 +53,20 @@ def ensure_tokenizer(recipe: Recipe, corpus: Corpus, settings: str, console: Con
 
 def _check_vocab_size(recipe: Recipe, found: int, where: str) -> None:
     vocab_size = recipe.model.architecture.vocab_size
-    if found != vocab_size:
-        raise UserError(f"model.model_config.vocab_size: {vocab_size}: {where} {found}")
+    if found > vocab_size:
+        raise UserError(f"model.model_config.vocab_size: {vocab_size}: {where} {found}, expected at most as many")
+
+
+def tokenizer_notes(recipe: Recipe, tokenizer: TokenizerInfo) -> Iterator[str]:
+    """What is worth knowing of a tokenizer beside the model and the shards."""
+    rows = recipe.model.architecture.vocab_size
+    if tokenizer.vocab_size < rows:
+        yield (
+            f"model.model_config.vocab_size: {rows}: the tokenizer {tokenizer.folder} has {tokenizer.vocab_size} "
+            "tokens; no text has the others"
+        )
+    if added := tokens_around(tokenizer.file):
+        yield (
+            f"{tokenizer.folder}: the tokenizer puts {' '.join(added)} around a text by itself; no shard has that: "
+            "encode prompts with add_special_tokens=False"
+        )

@@ -8,6 +8,7 @@ NOT_JSON = "not a JSON object"
 NO_TEXT = "no text under the text_key"
 EMPTY = "empty text"
 NOT_UTF8 = "not UTF-8"
+NO_UNICODE = "text with half of a surrogate pair"
 MAX_EXAMPLES = 3
 _MAX_KEYS = 100
 
@@ -35,4 +36,4 @@ class Rejected:
     def see_keys(self, keys: Iterable[str]) -> None:
         """Notes what stands where the text_key was looked for."""
         if len(self.keys_seen) < _MAX_KEYS:
-            self.keys_seen.update(keys)
+            self.keys_seen.update(key.encode(errors="replace").decode() for key in keys)

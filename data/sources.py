@@ -64,10 +64,10 @@ def check_manifests(recipe: Recipe, manifests: Mapping[str, tuple[Path | str, Ma
     """UserError where sources (by name, with their places) do not fit the recipe or each other."""
     vocab_size = recipe.model.architecture.vocab_size
     for place, manifest in manifests.values():
-        if manifest.vocab_size != vocab_size:
+        if manifest.vocab_size > vocab_size:
             raise UserError(
                 f"model.model_config.vocab_size: {vocab_size}: the shards in {place} were made with a vocabulary of "
-                f"{manifest.vocab_size}"
+                f"{manifest.vocab_size}, expected at most as many"
             )
     for stage in recipe.data_stages:
         for name in stage.data.dataset.dataset_folder:
@@ -140,7 +140,7 @@ def _number_of_files(manifest: Manifest, train: list[int] | None) -> int:
 
 
 def _open(recipe: Recipe, name: str, manifest: Manifest, files: list[int] | None) -> Source:
-    folder, vocab_size = source_path(recipe, name), recipe.model.architecture.vocab_size
+    folder, vocab_size = source_path(recipe, name), manifest.vocab_size
     source = Source(
         name=name,
         folder=folder,

@@ -30,7 +30,7 @@ from data.corpus_folder import (
     remove_unfinished,
     unfinished_folder,
 )
-from data.corpus_tokenizer import ensure_tokenizer, present_tokenizer
+from data.corpus_tokenizer import ensure_tokenizer, present_tokenizer, tokenizer_notes
 from data.finish import finish_source
 from data.manifest import MANIFEST_NAME, Inputs, Manifest, read_manifest
 from data.parts import whole_files
@@ -63,8 +63,8 @@ def tokenize(
     Does nothing, in moments, where all manifests were made with the recipe's present settings (text is not read again).
     `workers` is the number of processes that encode (null: one a CPU) on each of the nodes on which `starter` starts
     them (see `run_job`; none: on this one). Raises UserError for what the user can mend (missing path, a link to
-    nothing among the files, empty corpus, wrong text_key, wrong vocabulary size) and TokenizationFailed where the
-    worker fails.
+    nothing among the files, empty corpus, wrong text_key, a tokenizer with more tokens than the model) and
+    TokenizationFailed where the worker fails.
     """
     console = console or Console(quiet=True)
     corpus = recipe.corpus
@@ -91,6 +91,8 @@ def tokenize(
         for line in _changes(corpus, settings, tokenizer):
             _say(console, line)
         if pending:
+            for note in tokenizer_notes(recipe, tokenizer):
+                _say(console, f"note: {note}")
             _make(corpus, pending, settings, tokenizer, workers or usable_cpus(), console, starter)
             move_finished(corpus, settings.sources, tokenizer)
         remove_unfinished(corpus)

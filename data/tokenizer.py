@@ -123,6 +123,15 @@ def _tokens_of(content: bytes, file: Path) -> dict[str, int]:
         ) from None
 
 
+def tokens_around(file: Path) -> list[str]:
+    """What the tokenizer in a file puts around a text by itself; shards are made without it."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.no_padding()
+    return list(tokenizer.encode("").tokens)
+
+
 def train_tokenizer(corpus: Corpus, vocab_size: int, folder: Path) -> TokenizerInfo:
     """Trains on a balanced sample of every source's training text and writes the folder; the same text, the same file.
 

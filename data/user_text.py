@@ -6,6 +6,7 @@ import this module where a source is read, not before.
 
 import gzip
 import io
+import json
 import lzma
 import zlib
 from abc import abstractmethod
@@ -21,7 +22,7 @@ from datatrove.data import Document
 from datatrove.pipeline.readers import JsonlReader
 from datatrove.pipeline.readers.base import BaseDiskReader
 
-from data.rejected import EMPTY, NO_TEXT, NOT_JSON, NOT_UTF8, Rejected
+from data.rejected import EMPTY, NO_TEXT, NO_UNICODE, NOT_JSON, NOT_UTF8, Rejected
 from data.text_files import open_folder, remote_reason
 from data.text_part import Part
 from nanotron_recipes.errors import UserError
@@ -61,6 +62,11 @@ class _Counting(BaseDiskReader):
         if not text.strip():
             self.rejected.add(EMPTY, where)
             return None
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            self.rejected.add(NO_UNICODE, where)
+            return None
         return Document(text=text, id=where)
 
     def place(self, source_file: str, id_in_file: int | str) -> str:
@@ -98,12 +104,9 @@ class _Jsonl(_Counting, JsonlReader):
                     continue
                 # Nobody counts the lines before a part: its documents are told by the byte that they begin at.
                 where: int | str = f"byte {begin}" if part.first else number
-                try:
-                    data = orjson.loads(line)
-                except orjson.JSONDecodeError:
-                    data = None
-                if not isinstance(data, dict):
-                    self.rejected.add(NOT_JSON, self.place(part.file, where))
+                data = _object_in(line)
+                if isinstance(data, str):
+                    self.rejected.add(data, self.place(part.file, where))
                 elif document := self.get_document_from_dict(data, part.file, where):
                     yield document
 
@@ -120,6 +123,20 @@ class _Jsonl(_Counting, JsonlReader):
                 yield _buffered(opened), None
                 return
             yield _buffered(content), opened
+
+
+def _object_in(line: bytes) -> dict[str, Any] | str:
+    """The JSON object of a line, or the reason why it has none."""
+    try:
+        data = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        try:
+            data = json.loads(line.decode())  # reads what Python's own writes: NaN, and halves of surrogate pairs
+        except UnicodeDecodeError:
+            return NOT_UTF8
+        except (ValueError, RecursionError):
+            return NOT_JSON
+    return data if isinstance(data, dict) else NOT_JSON
 
 
 def _buffered(file: Any) -> io.BufferedReader:

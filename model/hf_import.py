@@ -21,6 +21,7 @@ from nanotron_recipes.recipe import Recipe
 if TYPE_CHECKING:
     import torch
 
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _DTYPES = {"F32": "float32", "BF16": "bfloat16"}
 _CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     SMOLLM3: {"tie_word_embeddings": True, "rope_theta": 2_000_000.0, "max_position_embeddings": 32768},
@@ -52,7 +53,7 @@ def import_hf(hf_dir: Path, out: Path) -> ImportReport:
     from parallel.checkpoint import save_tensors  # and torch, which takes seconds
 
     with open_safetensors(hf_dir) as reader:
-        recipe = recipe_of(config, hf_dir, stored_dtype(reader, hf_dir))
+        recipe = recipe_of(config, hf_dir, stored_dtype(reader, config, hf_dir))
         check_tensors(reader, recipe, hf_dir)
         with whole_folder(out) as folder:
             # In there, so that whatever is left of a killed import lies in the folder that the next one removes.
@@ -126,9 +127,10 @@ def _refuse_what_we_do_not_compute(config: dict[str, Any], path: Path) -> None:
         raise UserError(f"{path}: layer_types: {shown}, expected full_attention in every layer")
 
 
-def stored_dtype(reader: SafetensorsReader, hf_dir: Path) -> str:
-    """The one dtype of all tensors: "float32" or "bfloat16"; UserError for any other or a mixture."""
-    kinds = sorted({reader.dtype(name) for name in reader.names})
+def stored_dtype(reader: SafetensorsReader, config: dict[str, Any], hf_dir: Path) -> str:
+    """The one dtype of all tensors that are used: "float32" or "bfloat16"; UserError for any other or a mixture."""
+    unused = {_HEAD} if config["tie_word_embeddings"] else set()
+    kinds = sorted({reader.dtype(name) for name in _without_rotary(reader.names) - unused})
     if len(kinds) != 1 or kinds[0] not in _DTYPES:
         raise UserError(
             f"{hf_dir}: the tensors are {', '.join(kinds)}, expected all float32 (F32) or all bfloat16 (BF16)"
@@ -144,11 +146,28 @@ def check_tensors(reader: SafetensorsReader, recipe: Recipe, hf_dir: Path) -> No
             raise UserError(f"{hf_dir}: tensor {name} is missing, which config.json implies")
         if reader.shape(name) != shape:
             raise UserError(f"{hf_dir}: tensor {name} is {list(reader.shape(name))}, expected {list(shape)}")
-    # transformers ignores these two: a head stored beside tied embeddings, and old files' rotary frequencies.
-    ignored = {"lm_head.weight"}
-    extra = {name for name in reader.names - set(shapes) - ignored if not name.endswith("rotary_emb.inv_freq")}
+    extra = _without_rotary(reader.names) - set(shapes) - {_HEAD}
     if extra:
         raise UserError(f"{hf_dir}: tensor {min(extra)} has no place in the model that config.json describes")
+    if recipe.model.architecture.tie_word_embeddings and _HEAD in reader.names:
+        _check_unused_head(reader, hf_dir)
+
+
+def _without_rotary(names: set[str]) -> set[str]:
+    """Old files store the rotary frequencies, which follow from the configuration: nobody reads them."""
+    return {name for name in names if not name.endswith("rotary_emb.inv_freq")}
+
+
+def _check_unused_head(reader: SafetensorsReader, hf_dir: Path) -> None:
+    """A head beside tied embeddings is a copy of them, or else transformers does not tie them."""
+    import torch
+
+    embedding, head = reader.read(_EMBEDDING), reader.read(_HEAD)
+    if not torch.equal(head.to(embedding.dtype), embedding):
+        raise UserError(
+            f"{hf_dir / 'config.json'}: tie_word_embeddings: true: expected no tensor {_HEAD} that differs from "
+            f"{_EMBEDDING}; set tie_word_embeddings to false in config.json to keep it"
+        )
 
 
 def recipe_of(config: dict[str, Any], hf_dir: Path, dtype: str) -> Recipe:

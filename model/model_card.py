@@ -189,7 +189,7 @@ folder = "."  # where this file lies
 model = AutoModelForCausalLM.from_pretrained(folder)
 {%- if facts.has_tokenizer %}
 tokenizer = AutoTokenizer.from_pretrained(folder)
-prompt = tokenizer({{ quoted(facts.prompt) }}, return_tensors="pt")
+prompt = tokenizer({{ quoted(facts.prompt) }}, return_tensors="pt", add_special_tokens=False)
 print(tokenizer.decode(model.generate(**prompt, max_new_tokens=40)[0]))
 {%- endif %}
 ```

@@ -241,8 +241,9 @@ def _mixture(recipe: Recipe, key: str, index: int) -> Iterator[Problem]:
     if weights is not None and not 0 < sum(weights) < math.inf:
         yield Problem(f"{key}.dataset_weights", weights, "expected at least one weight above 0, and a finite sum")
     vocabulary = recipe.model.architecture.vocab_size
-    if dataset.token_size_in_bytes == 2 and vocabulary > 2**16:
-        yield Problem(f"{key}.token_size_in_bytes", 2, f"expected 4 for a vocab_size of {vocabulary}")
+    tokenized = dataset.vocab_size or vocabulary
+    if dataset.token_size_in_bytes == 2 and tokenized > 2**16:
+        yield Problem(f"{key}.token_size_in_bytes", 2, f"expected 4 for a vocab_size of {tokenized}")
     if dataset.vocab_size is not None and dataset.vocab_size > vocabulary:
         yield Problem(f"{key}.vocab_size", dataset.vocab_size, f"expected at most the model's vocab_size {vocabulary}")
 

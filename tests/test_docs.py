@@ -65,6 +65,9 @@ RUN_ELSEWHERE = {
     ),
     "torchrun --nnodes 2 --node-rank 0 --nproc-per-node 8 --master-addr host0 --master-port 29500 -m launch.train -- "
     "tiny --run by-hand": f"{SLURM}test_hosts_without_slurm_train_one_run",
+    "nanotron-recipes tokenize my.yaml --launcher slurm --nodes 2": (
+        "tests/cluster/test_tokenize_on_slurm.py::test_two_nodes_make_the_shards_of_one_machine"
+    ),
     "make pretrain": TINY,
     "make pretrain NODES=8": "tests/test_docs.py::test_eight_nodes_without_slurm_end_with_2_and_say_why",
     "make posttrain": (

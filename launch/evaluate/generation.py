@@ -60,7 +60,7 @@ class Generator:
         """
         import torch
 
-        lengths = [len(self._tokenizer(prompt).input_ids) for prompt in prompts]
+        lengths = [len(self._encoded(prompt).input_ids) for prompt in prompts]
         order = sorted(range(len(prompts)), key=lengths.__getitem__)
         answers = [""] * len(prompts)
         with _threads_for(self._model), torch.random.fork_rng(), torch.inference_mode():
@@ -73,9 +73,7 @@ class Generator:
         return answers
 
     def _batch(self, prompts: list[str], max_new_tokens: int, temperature: float, stop_after: str | None) -> list[str]:
-        encoded = self._tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left").to(
-            self._model.device
-        )
+        encoded = self._encoded(prompts, return_tensors="pt", padding=True, padding_side="left").to(self._model.device)
         width = encoded.input_ids.shape[1]
         room = self._model.config.max_position_embeddings - width
         if room <= 0:
@@ -94,6 +92,10 @@ class Generator:
         )
         texts = self._tokenizer.batch_decode(generated[:, width:], skip_special_tokens=True)
         return [_cut(text, stop_after) for text in texts]
+
+    def _encoded(self, text: str | list[str], **how: Any) -> Any:
+        """As training sees text: without what some tokenizers put around it."""
+        return self._tokenizer(text, add_special_tokens=False, **how)
 
 
 @contextmanager

@@ -53,8 +53,8 @@ class Checkpoints(Section):
     disks, where what is not verified in the store yet stays too."""
 
     keep_every: PositiveInt | None = None
-    """Never delete a checkpoint whose step is a multiple of this. With `s3_upload`: it is kept in the store, where
-    nothing is deleted, and not on local disks."""
+    """Steps that are multiples of this are kept, whatever keep_last says. With `s3_upload` they are kept in the store
+    only, where nothing is deleted."""
 
     copies: PositiveInt = 1
     """Disks that each part of a checkpoint is written to, where nodes have disks of their own: with 2, losing one node

@@ -48,7 +48,8 @@ class Dataset(Section):
     machine `pretrain` does. Null: under data_staging.path, or where dataset_folder says."""
 
     vocab_size: PositiveInt | None = None
-    """Vocabulary that the shards were tokenized with; compared with the shards and the model. Null: the model's."""
+    """Vocabulary that the shards were tokenized with: that of their manifests, and at most the model's. Null: whatever
+    the manifests say."""
 
     token_size_in_bytes: Literal[2, 4] | None = None
     """Bytes of a token in the shards; compared with their manifest. Null: as the shards say."""
@@ -145,7 +146,8 @@ class Tokenizer(Section):
     """The tokenizer: an existing one, or one trained on the corpus."""
 
     tokenizer_name_or_path: str | None = None
-    """Folder or hub name of an existing tokenizer. Null: the one that `train` makes."""
+    """Folder of an existing tokenizer. One that has a hub name, as in published files, has to be downloaded to a folder
+    first. Null: the one that `train` makes."""
 
     tokenizer_revision: Annotated[str | None, NoEffect("tokenizers are read from a folder so far")] = None
     """Revision of a tokenizer on the hub."""
@@ -188,7 +190,7 @@ class CorpusSource(Section):
     """Field or column that holds the text, for jsonl and parquet."""
 
     documents: PositiveInt | None = None
-    """At most so many documents; for arithmetic the number to generate. Null: all."""
+    """At most so many documents; for arithmetic the number to generate. Null: all; for arithmetic 40,000."""
 
     needs_network: bool = False
     """Whether reading needs the network; then `pretrain` does not tokenize by itself. s3:// and hf:// paths need it in

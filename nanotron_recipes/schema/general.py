@@ -40,8 +40,9 @@ class General(Section):
     """One line that says what the recipe is for; `list` shows it."""
 
     cpu_ranks_per_node: PositiveInt = 1
-    """Ranks that a node without GPUs starts, one thread each while there are cores. Raise it to the number of cores
-    for models of up to a few million parameters, where a process per core beats a process with many threads."""
+    """Ranks that a node without GPUs starts. With 1 its cores are shared among the ranks, also where options start
+    several; with more each rank has one thread. Raise it to the number of cores for models of up to a few million
+    parameters, where a process per core beats a process with many threads."""
 
     replica_check_interval: NonNegativeInt = 0
     """Steps between two comparisons of every replicated or tied parameter, bit by bit, across its ranks; a difference

@@ -17,11 +17,12 @@ class Guards(Section):
     written its stacks to its log. At 600 a collective gives up by itself, without stacks. Null: no such limit."""
 
     loss_spike_window: NonNegativeInt = 64
-    """Steps that a loss is compared with: a spike is recorded. 0: never."""
+    """The last steps, of the same stage alone, that a loss is compared with once there are so many: a spike is
+    recorded. 0: never."""
 
     loss_spike_threshold: PositiveFloat = 8.0
-    """How far above the window's median a loss is a spike, in standard deviations as its median absolute deviation
-    gives them (1.4826 · MAD), each at least 0.5 % of the median."""
+    """A loss is a spike above median + threshold · max(1.4826 · MAD, 0.5 % of the median) over the last
+    loss_spike_window steps. MAD is the median absolute deviation; 1.4826 · MAD estimates a standard deviation."""
 
     rewind_after_spike: bool = False
     """After a loss spike go back to a checkpoint from before it and train on without the batches around it (PaLM,

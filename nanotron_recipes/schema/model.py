@@ -25,8 +25,8 @@ class Architecture(Section):
     """Section `model.model_config`: the shape of the network, in the words of nanotron's Qwen2Config."""
 
     vocab_size: PositiveInt
-    """Tokens of the tokenizer. The matrices may have more rows (see `make_vocab_size_divisible_by`), which take no part
-    in the softmax."""
+    """Tokens of the model, at least as many as the tokenizer has. The matrices may have more rows (see
+    `make_vocab_size_divisible_by`), which take no part in the softmax."""
 
     hidden_size: PositiveInt
     """Width of the residual stream."""
@@ -168,7 +168,8 @@ class InitMethod(Section):
     """Standard deviation of every matrix. About 1/√hidden_size: 0.02 suits 2,048, and is far too small for 64."""
 
     scaling_method: Literal["NONE", "NUM_LAYERS", "LAYER_INDEX"] = "NUM_LAYERS"
-    """Divide the std of the output projections (o_proj, down_proj) by √(2·layers), by √(2·(layer + 1)), or not."""
+    """What the std of the output projections (o_proj, down_proj) is divided by. NUM_LAYERS: √(2·layers). LAYER_INDEX:
+    √(2·(layer + 1)), layers counted from 0. NONE: nothing."""
 
 
 class Model(Section):

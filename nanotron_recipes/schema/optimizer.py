@@ -89,7 +89,8 @@ class Optimizer(Section):
     """Scale the gradient down to this norm where it is longer. Null: never."""
 
     accumulate_grad_in_fp32: bool = True
-    """Sum the micro-batches' gradients in float32, whatever the model's dtype."""
+    """Sum the micro-batches' gradients in float32, whatever the model's dtype. That is done in any case: false has no
+    effect."""
 
     zero_stage: Annotated[Literal[0, 1], BeforeValidator(_no_other_type)] = 0
     """1: each replica keeps and updates only its part of the optimizer's state; same result, less memory."""

@@ -32,7 +32,8 @@ class Logging(Section):
     """Least severity that the other ranks log."""
 
     iteration_step_info_interval: Annotated[PositiveInt, null_means(1)] = 1
-    """Steps between two printed lines. metrics.jsonl has every step."""
+    """Fewest steps between two lines in a log, which are 5 s of training apart as well. A terminal shows every step in
+    place, and metrics.jsonl has every step."""
 
     wandb: bool = False
     """Send the records to wandb as well, under `general.project`; needs the extra `wandb` and `wandb login`, or

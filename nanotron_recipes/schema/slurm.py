@@ -51,8 +51,9 @@ class Slurm(Section):
     Slurm may send the signal up to a minute earlier."""
 
     max_requeues: NonNegativeInt = 10
-    """Failures in a row, with no new checkpoint between them, after which the job is not put back into the queue any
-    more. The pause before each doubles. Time limits and preemptions are no failures."""
+    """With more failures in a row than this, and no new checkpoint between them, the job is not put back into the queue
+    any more. The pause after each crash doubles. A time limit or a preemption is a failure only where no step was saved
+    since the start."""
 
     profile: Word | None = None
     """A cluster profile (aws-p5, infiniband, ethernet, cpu, or the path of a file): environment variables of the ranks,

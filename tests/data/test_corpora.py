@@ -100,9 +100,36 @@ def test_what_cannot_be_used_is_counted_and_named(tmp_path: Path) -> None:
     rejected = Rejected()
     source, corpus = corpus_of(reader="jsonl", path=str(path))
     assert list(documents(source, corpus, "train", rejected=rejected)) == ["good", "good"]
-    assert rejected.counts == {"not a JSON object": 3, "no text under the text_key": 1, "empty text": 1}
-    assert rejected.examples["not a JSON object"] == [f"{path}:{number}" for number in (2, 3, 6)]
+    assert rejected.counts == {
+        "not a JSON object": 2,
+        "no text under the text_key": 1,
+        "empty text": 1,
+        "not UTF-8": 1,
+    }
+    assert rejected.examples["not a JSON object"] == [f"{path}:{number}" for number in (2, 3)]
+    assert rejected.examples["not UTF-8"] == [f"{path}:6"]
     assert rejected.keys_seen == {"content"}
+
+
+def test_what_only_pythons_json_writes_is_read_where_the_text_is_fine(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    rows = [
+        {"text": "one", "score": float("nan")},
+        {"text": "two", "other \ud800": "\udfff", "big": 10**400, "least": float("-inf")},
+        {"text": "half a pair: \ud83d"},
+        {"text": float("nan")},
+        {"\ud800": "no text"},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    rejected = Rejected()
+    source, corpus = corpus_of(reader="jsonl", path=str(path))
+    assert list(documents(source, corpus, "train", rejected=rejected)) == ["one", "two"]
+    assert rejected.examples == {
+        "text with half of a surrogate pair": [f"{path}:3"],
+        "a number under the text_key, not text": [f"{path}:4"],
+        "no text under the text_key": [f"{path}:5"],
+    }
+    assert rejected.keys_seen == {"?"}
 
 
 def test_the_number_of_documents_can_be_limited(tmp_path: Path) -> None:
@@ -242,10 +269,10 @@ def test_parquet_names_its_columns_and_the_rows_that_cannot_be_used(tmp_path: Pa
         (b'{"text": "a"}\r\n{"text": "b"}\r\n', 2, {}),
         (b'{"text": "a"}\r{"text": "b"}\r', 0, {"not a JSON object": 1}),
         (b'\0\0\0\n{"text": "a"}\n\0', 1, {"not a JSON object": 2}),
-        ('{"text": "a"}\n'.encode("utf-16"), 0, {"not a JSON object": 2}),
-        (b'{"text": "\\ud800"}\n{"text": "a"}', 1, {"not a JSON object": 1}),
+        ('{"text": "a"}\n'.encode("utf-16"), 0, {"not UTF-8": 1, "not a JSON object": 1}),
+        (b'{"text": "\\ud800"}\n{"text": "a"}', 1, {"text with half of a surrogate pair": 1}),
         (b"[" * 100_000 + b'\n{"text": "a"}', 1, {"not a JSON object": 1}),
-        (b'{"text": "\xff"}\n{"text": "a"}', 1, {"not a JSON object": 1}),
+        (b'{"text": "\xff"}\n{"text": "a"}', 1, {"not UTF-8": 1}),
     ],
 )
 def test_odd_bytes_cost_their_own_line_alone(

@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 from small_data import corpus_recipe, write_jsonl
+from tokenizers import Tokenizer, processors
 
+from data.manifest import read_manifest
 from data.plan import DataPlan
 from data.tokenization import tokenize
 from data.tokenizer import read_tokenizer, train_tokenizer
 from nanotron_recipes.errors import UserError
+from nanotron_recipes.loading import recipe_from_mapping
 from nanotron_recipes.recipe import Recipe
 
 
@@ -81,6 +84,31 @@ def test_shards_of_another_tokenizer_are_made_again(recipe: Recipe, tmp_path: Pa
     assert "sums: to be tokenized again: made with other settings or another tokenizer" in said(recipe)
     (after,) = tokenize(recipe, "mine", workers=1)
     assert after.tokenizer_sha256 == other.sha256 and DataPlan.from_recipe(recipe)
+
+
+def test_a_given_tokenizer_may_have_fewer_tokens_than_the_model_and_what_it_adds_is_noted(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    (plain,) = tokenize(recipe, "mine", workers=1)
+    given = shutil.copytree(tmp_path / "mine" / "tokenizer", tmp_path / "given")
+    tokenizer = Tokenizer.from_file(str(given / "tokenizer.json"))
+    tokenizer.post_processor = processors.TemplateProcessing("<think> $A", None, [("<think>", 3)])
+    tokenizer.save(str(given / "tokenizer.json"))
+    mapping = recipe.model_dump(by_alias=True)
+    mapping["tokenizer"] = {"tokenizer_name_or_path": str(given)}
+    mapping["corpus"]["path"] = str(tmp_path / "other")
+    mapping["model"]["model_config"]["vocab_size"] = 320
+    with_template = recipe_from_mapping(mapping, source="test").recipe
+    lines = said(with_template)
+    assert "note: model.model_config.vocab_size: 320: the tokenizer" in lines and "has 300 tokens" in lines
+    assert f"note: {given}: the tokenizer puts <think> around a text by itself; no shard has that" in lines
+    after = read_manifest(tmp_path / "other" / "sums")
+    assert after.train.files[0].sha256 == plain.train.files[0].sha256
+    assert DataPlan.from_recipe(with_template)
+
+
+def test_of_a_tokenizer_that_adds_nothing_to_a_text_nothing_is_noted(recipe: Recipe) -> None:
+    assert "note:" not in said(recipe)
 
 
 def test_a_given_tokenizer_that_is_gone_is_missed_and_not_trained(recipe: Recipe, tmp_path: Path) -> None:

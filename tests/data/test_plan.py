@@ -201,9 +201,12 @@ def test_a_missing_source_says_what_to_do(tmp_path: Path) -> None:
         DataPlan.from_recipe(recipe_with([(1, {str(tmp_path): 1.0})]))
 
 
-def test_another_vocabulary_than_the_shards_is_refused(folders: list[str]) -> None:
+def test_shards_with_more_tokens_than_the_model_are_refused_and_with_fewer_read(folders: list[str]) -> None:
     with pytest.raises(UserError, match=r"model\.model_config\.vocab_size: 500: .* a vocabulary of 6000"):
         DataPlan.from_recipe(recipe_with([(1, {folders[0]: 1.0})], vocab_size=500))
+    same, larger = (DataPlan.from_recipe(recipe_with([(1, {folders[0]: 1.0})], vocab_size=v)) for v in (6000, 70_000))
+    assert larger.fingerprint == same.fingerprint
+    assert larger.sources[folders[0]].train.vocab_size == 6000, "a token beyond the tokenizer's is damage"
 
 
 def test_a_sequence_longer_than_the_source_is_refused(folders: list[str]) -> None:

@@ -149,11 +149,17 @@ def test_an_upload_goes_on_and_one_with_other_settings_replaces_what_is_ours(
     for lost in ("lines/manifest.json", "lines/00000_00000_doc_shuffled.ds"):
         client.delete_object(Bucket=BUCKET, Key=f"out/{lost}")
     kept = in_bucket(client, "out/")
+    kept_shard = (tmp_path / "mine" / "lines" / "00000_00000_doc_shuffled.ds").read_bytes()
     uploading(texts, tmp_path / "mine")
     assert in_bucket(client, "out/").items() > kept.items()
     manifests, _ = uploading(texts, tmp_path / "mine", seed=2)
     found = in_bucket(client, "out/")
     assert json.loads(found["lines/manifest.json"])["settings_sha256"] == manifests[0].settings_sha256
+    files = [file for manifest in manifests for file in expected_files(Path(manifest.source), manifest)]
+    assert {str(file.path): hashlib.sha256(found[str(file.path)]).hexdigest() for file in files} == {
+        str(file.path): file.sha256 for file in files
+    }
+    assert found["lines/00000_00000_doc_shuffled.ds"] != kept_shard, "other shards than before"
 
 
 def test_a_foreign_object_is_not_replaced(client: Any, texts: Path, tmp_path: Path) -> None:
@@ -227,7 +233,7 @@ def test_what_a_killed_upload_has_sent_is_read_back_before_a_manifest_names_it(
 
 def test_a_bucket_that_is_not_there_ends_in_one_line(texts: Path, tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path / "mine", str(texts), upload_to="s3://absent/out")
-    with pytest.raises(UserError, match=r"corpus\.upload_to: s3://absent/out: .*404|NoSuchBucket"):
+    with pytest.raises(UserError, match=r"corpus\.upload_to: s3://absent/out: .*(404|NoSuchBucket)"):
         tokenize(recipe, "mine", workers=1)
     assert read_manifest(tmp_path / "mine" / "lines"), "the shards are there; only the upload is to be done again"
 

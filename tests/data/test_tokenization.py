@@ -174,12 +174,27 @@ def test_a_killed_tokenization_leaves_no_data_and_goes_on(
         DataPlan.from_recipe(recipe)
     (unfinished,) = folder.glob(".tokenizing-*")
     _wait_until_workers_are_gone(unfinished)
-    marks = {path: path.stat().st_mtime_ns for path in unfinished.glob("logs/completions/*")}
-    notes = {path.name: path.stat().st_mtime_ns for path in unfinished.glob("notes/*.json")}
-    assert marks and len(notes) >= len(marks)
+    before = complete_shards(unfinished)
+    assert before
     manifests = tokenize(recipe, "mine", workers=1)
+    after = {path: written(folder / path) for path in before}
+    assert after == before, "what was complete is not made again"
     assert [manifest.fingerprint for manifest in manifests] == [manifest.fingerprint for manifest in made[2]]
     assert not list(folder.glob(".tokenizing-*"))
+
+
+def complete_shards(unfinished: Path) -> dict[str, tuple[int, int]]:
+    """By place in the corpus, the files of the tasks that have been marked as complete."""
+    job = Job.model_validate_json((unfinished / "job.json").read_text())
+    tasks = [task for rank, task in enumerate(job.tasks) if job.is_complete(rank)]
+    files = [path for task in tasks for path in job.folder_of(task).glob(f"{task.shard:05d}_*.ds*")]
+    named = {path.relative_to(unfinished / "shards").as_posix(): written(path) for path in files}
+    return {name: mark for name, mark in named.items() if not name.endswith(".metadata")}
+
+
+def written(path: Path) -> tuple[int, int]:
+    """What tells a file from one that was written again."""
+    return path.stat().st_ino, path.stat().st_mtime_ns
 
 
 def _wait_until_workers_are_gone(unfinished: Path) -> None:
@@ -285,10 +300,10 @@ def test_a_failure_leaves_what_was_there_and_no_lock(texts: Path, tmp_path: Path
     assert list((tmp_path / "mine").iterdir()) == []
 
 
-def test_another_vocabulary_than_the_tokenizers_is_refused(texts: Path, tmp_path: Path) -> None:
+def test_more_tokens_than_the_model_has_are_refused(texts: Path, tmp_path: Path) -> None:
     recipe = recipe_of(texts, tmp_path / "mine")
-    tokenizer = recipe.tokenizer.model_validate({"train": {"vocab_size": 299}})
-    with pytest.raises(UserError, match=r"vocab_size: 300: tokenizer\.train\.vocab_size is 299"):
+    tokenizer = recipe.tokenizer.model_validate({"train": {"vocab_size": 301}})
+    with pytest.raises(UserError, match=r"vocab_size: 300: tokenizer\.train\.vocab_size is 301, expected at most as"):
         tokenize(recipe.model_copy(update={"tokenizer": tokenizer}), "mine")
 
 

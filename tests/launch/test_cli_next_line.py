@@ -88,7 +88,7 @@ def test_the_card_shows_its_prompt_as_python() -> None:
     from dataclasses import replace
 
     facts = facts_from_recipe(load_recipe("tiny").recipe, name="x")
-    assert 'tokenizer("The", return_tensors' in render_card(facts)
+    assert 'tokenizer("The", return_tensors="pt", add_special_tokens=False)' in render_card(facts)
     card = render_card(replace(facts, prompt='a "b"\nc\\'))
     assert r'tokenizer("a \"b\"\nc\\", return_tensors' in card
 

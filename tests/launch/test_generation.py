@@ -88,6 +88,18 @@ def test_left_padded_batches_write_what_single_prompts_write(learnt_by_heart: Pa
     assert together[3].startswith("\nThe answer is")
 
 
+def test_what_a_tokenizer_puts_around_a_text_is_left_out_as_in_training(learnt_by_heart: Path, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, processors
+
+    adding = shutil.copytree(learnt_by_heart, tmp_path / "adding")
+    tokenizer = Tokenizer.from_file(str(adding / "tokenizer.json"))
+    tokenizer.post_processor = processors.TemplateProcessing("<|end|> <|end|> $A", None, [("<|end|>", 0)])
+    tokenizer.save(str(adding / "tokenizer.json"))
+    prompts = ["Compute 47+86?\n", "What is 5+5?", "C"]
+    expected = Generator(learnt_by_heart).continue_texts(prompts, max_new_tokens=30)
+    assert Generator(adding).continue_texts(prompts, max_new_tokens=30) == expected
+
+
 def test_sampling_is_reproducible_by_its_seed(learnt_by_heart: Path) -> None:
     generator = Generator(learnt_by_heart)
     first, again, other = (

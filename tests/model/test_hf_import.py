@@ -57,7 +57,7 @@ def read(hf_dir: Path) -> tuple[Recipe, dict[str, torch.Tensor]]:
     """The recipe and our tensors of a folder, without writing a checkpoint."""
     config = read_config(hf_dir)
     with open_safetensors(hf_dir) as reader:
-        recipe = recipe_of(config, hf_dir, stored_dtype(reader, hf_dir))
+        recipe = recipe_of(config, hf_dir, stored_dtype(reader, config, hf_dir))
         check_tensors(reader, recipe, hf_dir)
         return recipe, dict(our_tensors(reader, recipe))
 
@@ -150,6 +150,46 @@ def test_what_we_do_not_compute_is_refused_by_name(
 ) -> None:
     with pytest.raises(UserError, match=message):
         read(with_config(smollm3_dir, tmp_path / "hf", **keys))
+
+
+def with_tensors(source: Path, folder: Path, **tensors: torch.Tensor) -> Path:
+    with_config(source, folder)
+    stored = load_file(source / "model.safetensors") | tensors
+    (folder / "model.safetensors").unlink()
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_a_head_of_its_own_beside_tied_embeddings_is_refused_as_transformers_would_use_it(
+    smollm3_dir: Path, tmp_path: Path
+) -> None:
+    import transformers
+
+    head = torch.randn(SIZES["vocab_size"], SIZES["hidden_size"])
+    folder = with_tensors(smollm3_dir, tmp_path / "hf", **{"lm_head.weight": head})
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    assert torch.equal(model.lm_head.weight, head), "what would be lost"
+    with pytest.raises(UserError, match=r"lm_head.weight that differs .* set tie_word_embeddings to false in config"):
+        read(folder)
+    config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": False}
+    (folder / "config.json").write_text(json.dumps(config))
+    _, tensors = read(folder)
+    assert any(torch.equal(tensor, head) for tensor in tensors.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_copied_head_and_old_rotary_frequencies_are_left_out_whatever_their_dtype(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    source = built_by_transformers(tmp_path / "bf16", "SmolLM3", {}, "bfloat16")
+    embedding = load_file(source / "model.safetensors")["model.embed_tokens.weight"]
+    extra = {
+        "lm_head.weight": embedding.to(dtype, copy=True),
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
+    }
+    recipe, tensors = read(with_tensors(source, tmp_path / "hf", **extra))
+    assert recipe.model.dtype == "bfloat16"
+    assert tensors.keys() == read(source)[1].keys()
 
 
 JUNK = [None, True, -1, 0, 1.5, 10**30, "x", "", [], [1], ["x"], [[]], {}, {"x": 1}, {"rope_theta": "x"}, float("nan")]

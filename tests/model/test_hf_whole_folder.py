@@ -4,6 +4,8 @@ import fcntl
 import multiprocessing
 import os
 import time
+from collections import Counter
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -36,32 +38,45 @@ def _read_in(folder: int, name: str) -> str:
         return file.read()
 
 
-def write_often(out: Path, number: int) -> None:
-    for _ in range(30):
+def write_often(out: Path, number: int, enough: Event) -> None:
+    while not enough.is_set():
         write(out, number, 0.001)
+
+
+def read_whole(out: Path) -> str | None:
+    """The number in both files; None where the folder is not there, or is replaced and removed meanwhile."""
+    try:
+        descriptor = os.open(out, os.O_RDONLY)  # one folder, whatever has its name afterwards
+    except FileNotFoundError:
+        return None
+    try:
+        number, again = (_read_in(descriptor, name) for name in ("number", "again"))
+    except FileNotFoundError:
+        return None
+    finally:
+        os.close(descriptor)
+    assert number == again
+    return number
 
 
 def test_many_that_write_one_folder_at_once_never_mix_and_leave_nothing(tmp_path: Path) -> None:
     out = tmp_path / "out"
     context = multiprocessing.get_context("fork")
-    writers = [context.Process(target=write_often, args=(out, number)) for number in range(3)]
+    enough = context.Event()
+    writers = [context.Process(target=write_often, args=(out, number, enough)) for number in range(3)]
     for writer in writers:
         writer.start()
-    seen = set()
-    while any(writer.is_alive() for writer in writers):
-        if out.is_dir():
-            descriptor = os.open(out, os.O_RDONLY)  # one folder, whatever has its name afterwards
-            try:
-                number, again = (_read_in(descriptor, name) for name in ("number", "again"))
-                assert number == again
-                seen.add(number)
-            except FileNotFoundError:
-                pass  # replaced and removed meanwhile
-            finally:
-                os.close(descriptor)
-    for writer in writers:
-        writer.join()
-    assert [writer.exitcode for writer in writers] == [0, 0, 0] and seen <= {"0", "1", "2"}
+    seen: Counter[str] = Counter()
+    deadline = time.monotonic() + 60
+    try:
+        while (len(seen) < 3 or seen.total() < 90) and time.monotonic() < deadline:
+            if (number := read_whole(out)) is not None:
+                seen[number] += 1
+    finally:
+        enough.set()
+        for writer in writers:
+            writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0, 0] and seen.keys() == {"0", "1", "2"}
     assert len(set(content(out).values())) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

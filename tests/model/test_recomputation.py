@@ -127,15 +127,27 @@ def test_what_is_kept_and_what_runs_twice(small_recipe: dict[str, Any]) -> None:
     assert full_calls["mm"] == plain_calls["mm"] + 3 * layers, "the last of a layer's four products is not needed"
 
 
-def test_evaluation_keeps_nothing_and_recomputes_nothing(small_recipe: dict[str, Any]) -> None:
-    mapping, _ = apply_overrides(small_recipe, [recompute("full")])
+def forward_pass(recipe: dict[str, Any], mode: str, *, evaluates: bool) -> tuple[int, int]:
+    """Matrix products of a forward pass, and how many tensors autograd keeps of it."""
+    mapping, _ = apply_overrides(recipe, [recompute(mode)])
     checked = recipe_from_mapping(mapping, source="test").recipe
-    with single_process_context(torch.device("cpu")) as context, torch.inference_mode():
+    kept: list[torch.Tensor] = []
+    with single_process_context(torch.device("cpu")) as context:
         built = build_model(checked, context)
         initialize_weights(built)
         arrays = synthetic_batch(checked, resolve_topology(checked, 1), 1, 0).micro_batches[0]
-        loss = built.module(built.prepare(tensors_of(arrays)))
-    assert isinstance(loss["loss"], torch.Tensor) and not loss["loss"].requires_grad
+        micro_batch = built.prepare(tensors_of(arrays))
+        hooks = torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor), lambda nothing: nothing)
+        with torch.set_grad_enabled(not evaluates), hooks, _Counted() as counted:
+            built.module(micro_batch)
+    return counted.calls["mm"], len(kept)
+
+
+def test_evaluation_keeps_nothing_and_recomputes_nothing(small_recipe: dict[str, Any]) -> None:
+    products, kept = forward_pass(small_recipe, "none", evaluates=False)
+    assert products == 4 * small_recipe["model"]["model_config"]["num_hidden_layers"] + 1 and kept > products
+    for mode in MODES:
+        assert forward_pass(small_recipe, mode, evaluates=True) == (products, 0)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The five configuration files that Hugging Face published for SmolLM3 are recipes as they are."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,28 @@ def keys_in(value: Any, prefix: str = "") -> Iterator[str]:
     elif isinstance(value, list):
         for entry in value:
             yield from keys_in(entry, f"{prefix.removesuffix('.')}[].")
+
+
+NANOTRONS = ("data_stages[].sequence_length", "lighteval.tasks", "model.init_method.scaling_method", "profiler.")
+"""Keys of nanotron's own, and sections of such, that no published file has."""
+
+
+def test_the_table_of_keys_that_are_not_nanotrons_is_whole() -> None:
+    published = {key for name in NAMES for key in keys_in(parse_yaml(path_of(name).read_text(), name))}
+    added: list[str] = []
+    for path, key in all_keys():
+        is_below = path.startswith(tuple(f"{section}{end}" for section in added for end in (".", "[].")))
+        if path not in published and not key.no_effect and not path.startswith(NANOTRONS) and not is_below:
+            added.append(path)
+    page = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
+    named: list[str] = []
+    for row in re.findall(r"^\| (`.*?) \|", page.partition("## Keys that are not nanotron's")[2], flags=re.MULTILINE):
+        section = ""
+        for key in re.findall(r"`([^`]+)`", row):
+            section = f"{key.rpartition('.')[0]}." if "." in key else section
+            named.append(key if "." in key else f"{section}{key}")
+    whole = [key for key in named if ": auto" not in key]  # values, of keys that nanotron has
+    assert sorted(whole) == sorted(added)
 
 
 def test_all_five_are_here() -> None:

@@ -291,6 +291,13 @@ def test_sequence_length_must_divide_by_tp_in_reduce_scatter_mode() -> None:
     load_recipe("tiny", [*overrides, "parallelism.tp_mode=ALL_REDUCE"])
 
 
+def test_two_bytes_a_token_are_measured_by_the_vocabulary_of_the_shards_where_the_recipe_has_it() -> None:
+    overrides = ["model.model_config.vocab_size=70000", "data_stages.0.data.dataset.token_size_in_bytes=2"]
+    with pytest.raises(UserError, match="token_size_in_bytes: 2: expected 4 for a vocab_size of 70000"):
+        load_recipe("tiny", overrides)
+    load_recipe("tiny", [*overrides, "data_stages.0.data.dataset.vocab_size=60000"])
+
+
 def test_an_odd_vocabulary_names_the_padding_that_works() -> None:
     overrides = ["parallelism.tp=2", "model.model_config.vocab_size=1025"]
     expected = "does not divide the padded vocabulary 1025; set model.make_vocab_size_divisible_by to 2 (rows: 1026)"
