@@ -26,9 +26,13 @@ def command(name: str, *arguments: str | Path) -> str:
 
 
 def generation_command(folder: Path, prompt: str) -> str:
-    """A line of Python that lets the exported model in `folder` go on with a prompt."""
+    """A line of Python that lets the exported model in `folder` go on with a prompt, encoded as its text was."""
+    from data.tokenizer import tokens_around
+
+    file = folder / "tokenizer.json"
+    without = ", add_special_tokens=False" if file.is_file() and tokens_around(file) else ""
     return _python(
-        f"from transformers import pipeline; print(pipeline('text-generation', {str(folder)!r})({prompt!r}))"
+        f"from transformers import pipeline; print(pipeline('text-generation', {str(folder)!r})({prompt!r}{without}))"
     )
 
 

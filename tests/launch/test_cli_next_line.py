@@ -47,6 +47,17 @@ def test_a_common_line_is_easy_to_read() -> None:
     assert line == f" -c \"{code}('Compute 47+86?\\n'))\""
 
 
+def test_a_prompt_is_encoded_as_the_text_was_that_a_model_was_trained_on(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models, processors
+
+    tokenizer = Tokenizer(models.WordLevel({"<s>": 0, "a": 1}, unk_token="a"))
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert generation_command(tmp_path, "a").endswith("('a'))\"")
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", None, [("<s>", 0)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert generation_command(tmp_path, "a").endswith("('a', add_special_tokens=False))\"")
+
+
 def test_a_tool_is_named_as_it_can_be_called(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folder = Path(sys.executable).parent
     monkeypatch.setenv("PATH", str(folder))
