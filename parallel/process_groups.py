@@ -33,6 +33,15 @@ def pick_device(local_rank: int) -> torch.device:
     return torch.device("cpu")
 
 
+def why_no_cuda() -> str:
+    """What torch says where CUDA is not there, in a line: it was built without, or the driver is too old for it."""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return str(error).partition("\n")[0]
+    return "no GPU is found"
+
+
 def init_process_group(device: torch.device, timeout: timedelta = COLLECTIVE_TIMEOUT) -> None:
     """Join the world that torchrun's environment (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) describes.
 

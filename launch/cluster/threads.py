@@ -9,7 +9,7 @@ from nanotron_recipes.recipe import Recipe
 
 
 def gpus_here() -> int:
-    """GPUs that this process may use: 0 where the driver is not loaded."""
+    """GPUs that this process may use, as NVIDIA's driver lists them: 0 where it is not loaded or lists none (WSL2)."""
     present = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
     return visible_gpus(present, os.environ.get(GPUS_VARIABLE))
 
@@ -25,7 +25,7 @@ def visible_gpus(present: int, visible: str | None) -> int:
 
 def threads_per_rank(recipe: Recipe, num_ranks: int, *, on_cpu: bool = False) -> int | None:
     """Threads of each of `num_ranks` CPU ranks on this machine: one where the recipe asks for several ranks a node,
-    else its share; None, what the libraries choose, beside a GPU, unless the ranks compute `on_cpu` all the same."""
+    else its share; None, what torchrun chooses, beside a GPU, unless the ranks compute `on_cpu` all the same."""
     if gpus_here() and not on_cpu:
         return None
     return 1 if recipe.general.cpu_ranks_per_node > 1 else max(1, usable_cpus() // num_ranks)
