@@ -56,7 +56,8 @@ ADAPTATIONS: tuple[Adaptation, ...] = (
     ),
     Adaptation(
         name="names of collectives, barriers",
-        symbol="distributed.reduce_scatter_tensor, distributed.all_gather_into_tensor, distributed.barrier",
+        symbol="distributed.reduce_scatter_tensor, distributed.all_gather_into_tensor, "
+        "parallel.context.ParallelContext",
         defect="torch 2.13 renamed the first two and warns at every rank (older torch does not know the new names); it "
         "warns of a barrier without a device on CUDA, which is the current one",
         upstream=(),
