@@ -44,11 +44,10 @@ def launch_local(
 
     Rank 0 has this terminal; what the others say goes to `logs`/<launch id>_…/attempt_0/<rank>/. `threads_per_rank` is
     what a rank computes with where the user has not set OMP_NUM_THREADS; None leaves it to torchrun: one thread each
-    where there are several ranks, what the libraries choose for a single one. With
-    `deterministic` the ranks have what `general.deterministic` needs on CUDA; with `on_cpu` they see no GPU. SIGTERM,
-    SIGHUP and SIGINT reach the ranks as SIGTERM: they save and end; a second SIGINT kills them. The exit code is 0
-    (done, or stopped as asked), 2 (a user's mistake) or 1. Where this process dies, the ranks save and end (see
-    `launch.cluster.parent_death`); therefore it is called in the main thread. Raises UserError for fewer than one rank.
+    where there are several ranks, what the libraries choose for a single one. With `deterministic` the ranks have what
+    `general.deterministic` needs on CUDA; with `on_cpu` they see no GPU. SIGTERM, SIGHUP and SIGINT reach the ranks as
+    SIGTERM: they save and end; a second SIGINT kills them. The exit code is 0 (done, or stopped as asked), 2 (a user's
+    mistake) or 1. Where this process dies, the ranks save and end (see `launch.cluster.parent_death`); therefore it is called in the main thread. Raises UserError for fewer than one rank.
     """
     if nproc < 1:
         raise UserError(f"{nproc} ranks: at least one is needed")
