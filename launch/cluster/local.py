@@ -47,7 +47,8 @@ def launch_local(
     where there are several ranks, what the libraries choose for a single one. With `deterministic` the ranks have what
     `general.deterministic` needs on CUDA; with `on_cpu` they see no GPU. SIGTERM, SIGHUP and SIGINT reach the ranks as
     SIGTERM: they save and end; a second SIGINT kills them. The exit code is 0 (done, or stopped as asked), 2 (a user's
-    mistake) or 1. Where this process dies, the ranks save and end (see `launch.cluster.parent_death`); therefore it is called in the main thread. Raises UserError for fewer than one rank.
+    mistake) or 1. Where this process dies, the ranks save and end (see `launch.cluster.parent_death`); therefore it is
+    called in the main thread. Raises UserError for fewer than one rank.
     """
     if nproc < 1:
         raise UserError(f"{nproc} ranks: at least one is needed")
