@@ -70,6 +70,7 @@ def build_on_meta(recipe: Recipe, context: EngineContext) -> LlamaForTraining:
             recipe.model.architecture.attn_implementation,
             DTYPES[recipe.model.dtype],
             context.device,
+            head_dim=recipe.model.architecture.head_dim,
             deterministic=recipe.general.deterministic,
         ),
         current=CurrentMicroBatch(),

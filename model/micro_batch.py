@@ -78,5 +78,5 @@ def prepare_micro_batch(
         target_mask=tensors["target_mask"].flatten(),
         position_ids=positions,
         rope=rope_table(positions, head_dim, rope_theta, dtype),
-        attention=attention_inputs(positions, backend, dtype, mask_documents),
+        attention=attention_inputs(arrays["position_ids"], backend, dtype, mask_documents, device),
     )

@@ -12,6 +12,10 @@ MAX_RANKS_PER_CPU = 8
 CUBLAS_WORKSPACE_VARIABLE, CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
 """What a process is started with so that cuBLAS gives the same bits on every run; `:16:8` does too, more slowly."""
 
+CONNECTIONS_VARIABLE, CONNECTIONS = "CUDA_DEVICE_MAX_CONNECTIONS", "1"
+"""What a process is started with so that the kernels of communication and of matrix products begin in the order they
+were queued in, as nanotron's asynchronous tensor-parallel layers need."""
+
 GPUS_VARIABLE = "CUDA_VISIBLE_DEVICES"
 """The GPUs that a process may use, where it is set: their numbers or ids."""
 

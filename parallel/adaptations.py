@@ -55,14 +55,17 @@ ADAPTATIONS: tuple[Adaptation, ...] = (
         test="tests/parallel/test_nanotron_import.py::test_nanotron_is_imported_in_a_new_process",
     ),
     Adaptation(
-        name="names of collectives",
-        symbol="distributed.reduce_scatter_tensor, distributed.all_gather_into_tensor",
-        defect="torch 2.13 renamed both and warns at every rank; older torch does not know the new names",
+        name="names of collectives, barriers",
+        symbol="distributed.reduce_scatter_tensor, distributed.all_gather_into_tensor, "
+        "parallel.context.ParallelContext",
+        defect="torch 2.13 renamed the first two and warns at every rank (older torch does not know the new names); it "
+        "warns of a barrier without a device on CUDA, which is the current one",
         upstream=(),
         kind="patch",
-        done="exactly these two warnings are filtered; nothing in torch or nanotron is changed",
+        done="exactly these three warnings are filtered; nothing in torch or nanotron is changed",
         where="parallel/nanotron_import.py",
-        test="tests/parallel/test_nanotron_import.py::test_only_the_two_renamed_collectives_are_silenced",
+        test="tests/parallel/test_nanotron_import.py::"
+        "test_only_the_two_renamed_collectives_and_barriers_on_the_current_device_are_silenced",
     ),
     Adaptation(
         name="device",

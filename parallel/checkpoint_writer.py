@@ -118,10 +118,14 @@ def remove_leftovers(folder: Path) -> None:
 
 
 class _Writer(FileSystemWriter):
-    """torch's writer, flushing every file, without the absolute path of this machine in `.metadata`."""
+    """torch's writer, flushing every file, without the absolute path of this machine in `.metadata`.
+
+    Nothing is copied ahead from a device: the tensors are in host memory, and the writer would wait, where a GPU is
+    there, for the stream of the training.
+    """
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder, sync_files=True)
+        super().__init__(folder, sync_files=True, per_thread_copy_ahead=0)
 
     def storage_meta(self) -> StorageMeta:
         """What torch notes about the place; nothing here."""

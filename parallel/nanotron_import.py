@@ -33,13 +33,15 @@ def import_nanotron() -> None:
             f"pip install nanotron=={NANOTRON_VERSION}"
         )
     _break_import_cycle()
-    _silence_renamed_collectives()
+    _silence_collectives()
 
 
-def _silence_renamed_collectives() -> None:
-    """nanotron calls two collectives by names that torch 2.13 warns about; newer names are unknown to older torch."""
+def _silence_collectives() -> None:
+    """nanotron calls two collectives by names that torch 2.13 warns about; newer names are unknown to older torch. And
+    its barriers are on the current device, which is set before the process group is made, as torch asks for."""
     for name in ("reduce_scatter_tensor", "all_gather_into_tensor"):
         warnings.filterwarnings("ignore", rf"`torch\.distributed\.{name}` is deprecated", FutureWarning)
+    warnings.filterwarnings("ignore", r"barrier\(\): using the device under current context", UserWarning)
 
 
 def _break_import_cycle() -> None:

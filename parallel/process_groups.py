@@ -23,12 +23,23 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 _GLOO_ERROR = re.compile(r"\[\S*gloo/transport/\S*\] (.+?)(?:\. |$)", re.MULTILINE)
 """Of gloo's transport: the line of its code, what happened, and advice for its developers."""
 
+_NCCL_CAUSE = "Last error:\n"
+
 
 def pick_device(local_rank: int) -> torch.device:
     """The device of a rank: its GPU where CUDA is there, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", local_rank)
     return torch.device("cpu")
+
+
+def why_no_cuda() -> str:
+    """What torch says where CUDA is not there, in a line: it was built without, or the driver is too old for it."""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return str(error).partition("\n")[0]
+    return "no GPU is found"
 
 
 def init_process_group(device: torch.device, timeout: timedelta = COLLECTIVE_TIMEOUT) -> None:
@@ -46,6 +57,9 @@ def lost_connection(error: BaseException) -> str | None:
     """What an exception says of a connection to another rank that broke; None where it is about something else."""
     if isinstance(error, torch_dist.DistNetworkError):
         return str(error).partition("\n")[0]
+    if isinstance(error, torch_dist.DistBackendError):  # of nccl, which tells the cause last, if at all
+        told, _, cause = str(error).strip().partition(_NCCL_CAUSE)
+        return (cause.strip() or told).partition("\n")[0]
     match = _GLOO_ERROR.match(str(error)) if isinstance(error, RuntimeError) else None
     return match[1] if match else None
 

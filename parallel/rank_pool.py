@@ -15,6 +15,8 @@ from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any, Self
 
+from nanotron_recipes.machine import CONNECTIONS, CONNECTIONS_VARIABLE
+
 
 class RankFailure(RuntimeError):
     """A rank of the pool raised; the message holds the rank's traceback."""
@@ -128,8 +130,8 @@ def _serve(rank: int, pipe: Connection) -> None:
             world_size, port, function, arguments = pipe.recv()
         except EOFError:
             return
-        # nanotron's asynchronous tensor-parallel layers insist on the second; the launcher of real runs sets it too.
-        os.environ.update(torchrun_environment(rank, world_size, port), CUDA_DEVICE_MAX_CONNECTIONS="1")
+        # nanotron's asynchronous tensor-parallel layers insist on the second; ranks of real runs have it too.
+        os.environ.update({**torchrun_environment(rank, world_size, port), CONNECTIONS_VARIABLE: CONNECTIONS})
         try:
             pipe.send((True, function(*arguments)))
         except BaseException:  # torch's CheckpointException is no Exception

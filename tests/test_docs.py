@@ -3,6 +3,7 @@
 Every shell command in README.md, CONTRIBUTING.md and docs/ is run here (`RUN_HERE`), or by what `RUN_ELSEWHERE` names.
 """
 
+import math
 import os
 import re
 import shlex
@@ -23,6 +24,7 @@ from nanotron_recipes.topology import local_world_size, resolve_topology
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+COUNTS_OF_TORCHRUN = ("--nnodes", "--nproc-per-node")
 LANGUAGES = {"sh", "text", "yaml", "python", "mermaid"}
 
 SHORTENED = " --set tokens.train_steps=2 --set checkpoints.export_at_end=false"
@@ -63,7 +65,7 @@ RUN_ELSEWHERE = {
     "nanotron-recipes pretrain smollm3-3b --nodes 8 --dry-run": (
         "tests/launch/test_submit.py::test_the_command_prints_the_script_alone_to_stdout"
     ),
-    "torchrun --nnodes 2 --node-rank 0 --nproc-per-node 8 --master-addr host0 --master-port 29500 -m launch.train -- "
+    "torchrun --nnodes 2 --node-rank 0 --nproc-per-node 2 --master-addr host0 --master-port 29500 -m launch.train -- "
     "tiny --run by-hand": f"{SLURM}test_hosts_without_slurm_train_one_run",
     "nanotron-recipes tokenize my.yaml --launcher slurm --nodes 2": (
         "tests/cluster/test_tokenize_on_slurm.py::test_two_nodes_make_the_shards_of_one_machine"
@@ -178,6 +180,15 @@ def test_what_runs_a_command_exists(target: str) -> None:
     else:
         file, name = target.split("::")
         assert f"def {name}(" in (ROOT / file).read_text()
+
+
+def test_a_recipe_can_be_trained_on_the_ranks_that_torchrun_is_told_to_start() -> None:
+    found = [shlex.split(line) for page in PAGES for line in commands(page) if line.startswith("torchrun ")]
+    assert len(found) >= 2
+    for words in found:
+        counts = [int(words[words.index(option) + 1]) if option in words else 1 for option in COUNTS_OF_TORCHRUN]
+        recipe = load_recipe(words[words.index("--") + 1]).recipe
+        assert resolve_topology(recipe, math.prod(counts)).world_size == math.prod(counts)
 
 
 def test_commands_run_one_after_the_other_in_a_new_folder(tmp_path: Path) -> None:

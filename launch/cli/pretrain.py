@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -11,6 +12,7 @@ from launch.cli.options import OverrideOption, RecipeArgument
 from launch.cli.prepare_data import ensure_staged, ensure_tokens
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.machine import check_local_ranks
+from nanotron_recipes.numbers import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,7 +42,8 @@ def pretrain(
     gpus_per_node: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Ranks on a node; 0: on its CPUs; default: the GPUs here, or its CPUs; of a job the recipe's."
+            min=0,
+            help="Ranks on a node; 0: on its CPUs; default: the NVIDIA GPUs here, or its CPUs; of a job the recipe's.",
         ),
     ] = None,
     launcher: Annotated[
@@ -93,13 +96,13 @@ def pretrain(
         raise UserError(f"{option}: is about a Slurm job; expected --nodes N or --launcher slurm with it")
     check_trainable(loaded.recipe, loaded.path.name)
     played = _played_nodes(nodes, node_names)
-    num_ranks, idle = _num_ranks(loaded.recipe, gpus_per_node, played)
-    for note in (*loaded.notes, *idle):
+    ranks = _choose_ranks(loaded.recipe, gpus_per_node, played)
+    for note in (*loaded.notes, *ranks.notes):
         console.print(f"note: {note}", markup=False, highlight=False)
     if not ensure_tokens(loaded, console):
         raise typer.Exit(1)
     ensure_staged(loaded, console)
-    raise typer.Exit(_train(loaded, run, num_ranks, gpus_per_node == 0, played, stop_after, console))
+    raise typer.Exit(_train(loaded, run, ranks, played, stop_after, console))
 
 
 def _submit(request: Submission, console: Console, *, dry_run: bool) -> int:
@@ -129,14 +132,24 @@ def _played_nodes(nodes: int | None, names: str | None) -> list[str]:
     return found
 
 
-def _num_ranks(recipe: Recipe, asked: int | None, played: list[str]) -> tuple[int, list[str]]:
-    """Ranks to start here, after checking that the recipe can be trained on so many; a note where dp auto cannot have
-    all GPUs, which nobody asked for by number."""
+@dataclass(frozen=True)
+class _Ranks:
+    """What is started here; `notes` tell where dp auto cannot have all GPUs, which nobody asked for by number."""
+
+    number: int
+    on_cpu: bool
+    notes: list[str]
+
+
+def _choose_ranks(recipe: Recipe, asked: int | None, played: list[str]) -> _Ranks:
+    """Ranks to start here, after checking that the recipe can be trained on so many, and that each has a GPU where they
+    are to have some. Without GPUs that are counted they are all on the CPUs, whatever torch may find."""
     from launch.cluster.threads import gpus_here
     from nanotron_recipes.topology import largest_world_size, local_world_size, resolve_topology
 
     nodes, notes = max(1, len(played)), list[str]()
-    offered = gpus_here() if asked is None else asked
+    here = gpus_here()
+    offered = here if asked is None else asked
     num_ranks = local_world_size(recipe, offered or None, nodes)
     if asked is None and offered and nodes == 1:
         try:
@@ -153,15 +166,19 @@ def _num_ranks(recipe: Recipe, asked: int | None, played: list[str]) -> tuple[in
     if num_ranks % nodes:
         raise UserError(f"{num_ranks} ranks: expected a multiple of the {nodes} nodes {', '.join(played)}")
     check_local_ranks(num_ranks)
+    if offered and here and num_ranks > here:
+        raise UserError(
+            f"parallelism: dp × pp × tp is {counted(num_ranks, 'rank')}; expected at most {here} on this machine, one "
+            "for each of its GPUs, or --gpus-per-node 0 (on its CPUs)"
+        )
     resolve_topology(recipe, num_ranks)
-    return num_ranks, notes
+    return _Ranks(num_ranks, offered == 0, notes)
 
 
 def _train(
     loaded: LoadedRecipe,
     run: str | None,
-    num_ranks: int,
-    on_cpu: bool,
+    ranks: _Ranks,
     nodes: list[str],
     stop_after: int | None,
     console: Console,
@@ -183,18 +200,17 @@ def _train(
         how = "goes on" if prepared.step else "begins"
         for note in prepared.notes:
             console.print(f"note: {note}", markup=False, highlight=False)
-        ranks = "1 rank" if num_ranks == 1 else f"{num_ranks} ranks"
-        console.print(f"{prepared.folder.path}: {how}; starting {ranks} …", highlight=False)
+        console.print(f"{prepared.folder.path}: {how}; starting {counted(ranks.number, 'rank')} …", highlight=False)
         arguments = [str(prepared.folder.recipe_file), "--launch-id", prepared.launch_id]
         if stop_after is not None:
             arguments += ["--stop-after", str(stop_after)]
         code = launch_local(
             arguments,
-            num_ranks,
+            ranks.number,
             prepared.folder.logs,
-            threads_per_rank=threads_per_rank(prepared.recipe, num_ranks, on_cpu=on_cpu),
+            threads_per_rank=threads_per_rank(prepared.recipe, ranks.number, on_cpu=ranks.on_cpu),
             deterministic=prepared.recipe.general.deterministic,
-            on_cpu=on_cpu,
+            on_cpu=ranks.on_cpu,
             launch_id=prepared.launch_id,
             nodes=nodes,
         )

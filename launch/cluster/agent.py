@@ -89,13 +89,14 @@ def _judge(error: "ChildFailedError", log_dir: Path) -> tuple[int, str]:
 
 def first_failure(failures: "Mapping[int, ProcessFailure]") -> tuple[int, "ProcessFailure"]:
     """Of failures by rank, where it began: one that was killed rather than one that lost its peers, and then the
-    earliest."""
+    earliest (which with nccl, where ranks that lose a peer end themselves by SIGABRT, is the cause)."""
     return min(failures.items(), key=lambda item: (not _is_killed(item[1]), item[1].timestamp))
 
 
 def _is_killed(failure: "ProcessFailure") -> bool:
-    """By something else than the launcher or torchrun, which end ranks with SIGTERM."""
-    return failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM
+    """By something else than the launcher or torchrun, which end ranks with SIGTERM, and than itself: torch's watchdog
+    ends a rank whose collective fails by SIGABRT."""
+    return failure.exitcode < 0 and failure.exitcode not in (-signal.SIGTERM, -signal.SIGABRT)
 
 
 def _write_report(

@@ -40,7 +40,7 @@ class Begin:
 @dataclass(frozen=True)
 class NodeEnd:
     """How a node's ranks ended; `failed_at` (seconds since the epoch) is when its first rank failed, if one did, and
-    `is_by_signal` whether something killed it."""
+    `is_by_signal` whether something killed it, and not itself."""
 
     node: str
     outcome: NodeOutcome

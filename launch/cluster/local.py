@@ -11,7 +11,14 @@ from pathlib import Path
 from launch.cluster.agent import LAUNCHER
 from launch.cluster.forwarder import FAILURE_GRACE_SECONDS, Forwarder
 from nanotron_recipes.errors import UserError
-from nanotron_recipes.machine import CUBLAS_WORKSPACE, CUBLAS_WORKSPACE_VARIABLE, GPUS_VARIABLE, usable_cpus
+from nanotron_recipes.machine import (
+    CONNECTIONS,
+    CONNECTIONS_VARIABLE,
+    CUBLAS_WORKSPACE,
+    CUBLAS_WORKSPACE_VARIABLE,
+    GPUS_VARIABLE,
+    usable_cpus,
+)
 
 _MEETING_SECONDS = 7 * 24 * 3600
 """How long a node waits for the others, which may copy their data for hours. A node that never comes does not keep it
@@ -36,11 +43,12 @@ def launch_local(
     are told their node's name with `--node-name`. Raises UserError where the ranks cannot be shared out.
 
     Rank 0 has this terminal; what the others say goes to `logs`/<launch id>_…/attempt_0/<rank>/. `threads_per_rank` is
-    what a rank computes with where the user has not set OMP_NUM_THREADS; None leaves it to the libraries. With
-    `deterministic` the ranks have what `general.deterministic` needs on CUDA; with `on_cpu` they see no GPU. SIGTERM,
-    SIGHUP and SIGINT reach the ranks as SIGTERM: they save and end; a second SIGINT kills them. The exit code is 0
-    (done, or stopped as asked), 2 (a user's mistake) or 1. Where this process dies, the ranks save and end (see
-    `launch.cluster.parent_death`); therefore it is called in the main thread. Raises UserError for fewer than one rank.
+    what a rank computes with where the user has not set OMP_NUM_THREADS; None leaves it to torchrun: one thread each
+    where there are several ranks, what the libraries choose for a single one. With `deterministic` the ranks have what
+    `general.deterministic` needs on CUDA; with `on_cpu` they see no GPU. SIGTERM, SIGHUP and SIGINT reach the ranks as
+    SIGTERM: they save and end; a second SIGINT kills them. The exit code is 0 (done, or stopped as asked), 2 (a user's
+    mistake) or 1. Where this process dies, the ranks save and end (see `launch.cluster.parent_death`); therefore it is
+    called in the main thread. Raises UserError for fewer than one rank.
     """
     if nproc < 1:
         raise UserError(f"{nproc} ranks: at least one is needed")
@@ -147,7 +155,7 @@ def rank_environment(
         **threads,
         **waiting,
         **cublas,
-        "CUDA_DEVICE_MAX_CONNECTIONS": "1",
+        CONNECTIONS_VARIABLE: CONNECTIONS,
         "PYTHONUNBUFFERED": "1",
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(FAILURE_GRACE_SECONDS),
     }

@@ -9,9 +9,16 @@ from nanotron_recipes.recipe import Recipe
 
 
 def gpus_here() -> int:
-    """GPUs that this process may use: 0 where the driver is not loaded."""
-    present = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-    return visible_gpus(present, os.environ.get(GPUS_VARIABLE))
+    """GPUs that this process may use: those that NVIDIA's driver lists, up to what CUDA_VISIBLE_DEVICES leaves; 0 where
+    it is not loaded, lists none (WSL2), or its devices are not reachable."""
+    return visible_gpus(present_gpus(Path("/")), os.environ.get(GPUS_VARIABLE))
+
+
+def present_gpus(root: Path) -> int:
+    """GPUs that NVIDIA's driver lists below `root`. A container that was given none sees the list too, but no devices;
+    outside of one they may be made at their first use, by nvidia-modprobe."""
+    is_reachable = any(root.glob("dev/nvidia[0-9]*")) or (root / "usr/bin/nvidia-modprobe").exists()
+    return len(list(root.glob("proc/driver/nvidia/gpus/*"))) if is_reachable else 0
 
 
 def visible_gpus(present: int, visible: str | None) -> int:
@@ -25,7 +32,7 @@ def visible_gpus(present: int, visible: str | None) -> int:
 
 def threads_per_rank(recipe: Recipe, num_ranks: int, *, on_cpu: bool = False) -> int | None:
     """Threads of each of `num_ranks` CPU ranks on this machine: one where the recipe asks for several ranks a node,
-    else its share; None, what the libraries choose, beside a GPU, unless the ranks compute `on_cpu` all the same."""
+    else its share; None, what torchrun chooses, beside a GPU, unless the ranks compute `on_cpu` all the same."""
     if gpus_here() and not on_cpu:
         return None
     return 1 if recipe.general.cpu_ranks_per_node > 1 else max(1, usable_cpus() // num_ranks)

@@ -16,7 +16,9 @@ def main() -> int:
     from launch.train.signals import StopRequest
     from launch.train.streams import describe, open_standard_streams, say
     from nanotron_recipes.errors import UserError
+    from nanotron_recipes.machine import CONNECTIONS, CONNECTIONS_VARIABLE
 
+    os.environ.setdefault(CONNECTIONS_VARIABLE, CONNECTIONS)  # CUDA reads it once; our launcher sets it, torchrun not
     open_standard_streams()
     with StopRequest() as stop:
         try:
@@ -58,7 +60,7 @@ def _check(arguments: Namespace) -> None:
     """Raise UserError for what a rank can find wrong by itself, before torch is imported and a run's folder is made."""
     from launch.cluster.parent_death import signal_when_parent_ends
     from launch.train.prepare import check_trainable
-    from launch.train.world import World
+    from launch.train.world import World, check_connections
     from nanotron_recipes.loading import load_recipe
     from nanotron_recipes.topology import resolve_topology
 
@@ -69,6 +71,7 @@ def _check(arguments: Namespace) -> None:
     loaded = load_recipe(arguments.recipe, arguments.set or [])
     check_trainable(loaded.recipe, loaded.path.name)
     resolve_topology(loaded.recipe, world.size)
+    check_connections(loaded.recipe, os.environ)
 
 
 def _leave_working_directory_alone() -> None:

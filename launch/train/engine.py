@@ -107,7 +107,7 @@ class TrainingEngine:
         totals = self._sum_over_world(outputs, float(stop_requested()) + _SAVE * save_requested, grad_norm)
         self.optimizer.step(lr, skipped=(~torch.isfinite(totals)).any().float())
         flush_sends(self.built.module.model.p2p)
-        # The host waits for the device here, once a step, when it has queued everything.
+        # The host waits for the device here, when it has queued everything; before at most for copies of micro-batches.
         nll_sum, flags, norms = totals.tolist()
         saves, stops = divmod(flags, _SAVE)
         skipped = not (math.isfinite(nll_sum) and math.isfinite(norms))

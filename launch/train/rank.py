@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as torch_dist
 
+from launch.cluster.threads import gpus_here
 from launch.storage.resume import StoreUnreachable
 from launch.storage.uploads import Uploads, start_uploads
 from launch.train.callbacks import make_callbacks
@@ -39,12 +40,13 @@ from launch.train.webhook import Webhook
 from model.build import initialize_weights
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.loading import load_recipe
+from nanotron_recipes.machine import GPUS_VARIABLE
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.topology import resolve_topology
 from parallel.checkpoint_disks import find_disks
 from parallel.checkpoint_writer import SaveFailed
 from parallel.determinism import deterministic_kernels
-from parallel.process_groups import EngineContext, init_process_group, lost_connection, pick_device
+from parallel.process_groups import EngineContext, init_process_group, lost_connection, pick_device, why_no_cuda
 
 _LONGER_THAN_ENDING_SECONDS = 2.0
 _AFTER_STOP_SECONDS = 10.0
@@ -121,6 +123,13 @@ def _train(arguments: Namespace, stop: StopRequest) -> int:
 
 def _join_world(local_rank: int) -> torch.device:
     device = pick_device(local_rank)
+    here = gpus_here()
+    if device.type == "cpu" and here:
+        raise UserError(
+            f"GPUs here: {here}; torch {torch.__version__} can use none of them: {why_no_cuda()}; expected a torch and "
+            "a driver that fit, or ranks that are to be on the CPUs: --gpus-per-node 0, slurm.gpus_per_node: 0, or an "
+            f"empty {GPUS_VARIABLE} where they are started by hand"
+        )
     if device.type == "cuda" and local_rank >= torch.cuda.device_count():
         raise UserError(f"LOCAL_RANK: {local_rank}: {torch.cuda.device_count()} GPUs are here; start a rank for each")
     init_process_group(device)

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nanotron_recipes.errors import UserError, show_value
+from nanotron_recipes.machine import CONNECTIONS, CONNECTIONS_VARIABLE
+from nanotron_recipes.recipe import Recipe
 
 _HOW = "start ranks with: torchrun --nproc-per-node 2 -m launch.train -- RECIPE"
 
@@ -28,6 +30,18 @@ class World:
         _number(environment, "MASTER_PORT", 1, 65535)
         _check_host(environment.get("MASTER_ADDR", ""))
         return cls(rank, size, local_rank)
+
+
+def check_connections(recipe: Recipe, environment: Mapping[str, str]) -> None:
+    """Raise UserError where nanotron's asynchronous tensor-parallel layers would meet another number of connections to
+    a GPU than they need."""
+    parallelism, value = recipe.parallelism, environment.get(CONNECTIONS_VARIABLE)
+    overlaps = parallelism.tp_linear_async_communication and parallelism.tp_mode == "REDUCE_SCATTER"
+    if overlaps and parallelism.tp > 1 and value != CONNECTIONS:
+        raise UserError(
+            f"{CONNECTIONS_VARIABLE}: {show_value(value)}: expected {CONNECTIONS}, or no such variable, with "
+            f"parallelism.tp {parallelism.tp} and parallelism.tp_linear_async_communication: true"
+        )
 
 
 def _check_host(host: str) -> None:

@@ -88,8 +88,10 @@ class Architecture(Section):
     attn_implementation: Annotated[AttentionImplementation, null_means("auto")] = Field(
         default="auto", alias="_attn_implementation"
     )
-    """Preferred attention kernel: flash_attention_2, sdpa, or auto = flash-attn where it is installed and applies, else
-    torch's own. A kernel that cannot run here is replaced by torch's own, and the reason is printed."""
+    """Preferred attention kernel: flash_attention_2 or auto = flash-attn where it is installed and applies, else
+    torch's own flash kernel (varlen_attn) where it applies, else sdpa, torch's scaled_dot_product_attention; what runs
+    and why is printed. sdpa takes document masks as a number for each pair of tokens, which may cost gigabytes a layer
+    on a GPU."""
 
     attention_bias: bool = False
     """Biases in the attention projections. Only false can be trained."""

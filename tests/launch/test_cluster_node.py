@@ -3,16 +3,18 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.distributed.run import config_from_args, parse_args
 
-from launch.cluster import node
-from launch.cluster.attempts import Begin, decide, read_attempts, write_begin
+from launch.cluster import agent, node
+from launch.cluster.attempts import Attempt, Begin, bad_nodes, decide, read_attempts, write_begin
 from launch.cluster.local import Meeting, torchrun_arguments
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.loading import dump_yaml, load_recipe
@@ -77,3 +79,25 @@ def test_a_disk_that_fails_on_one_node_is_tried_elsewhere_and_a_mistake_is_not(
     (end,) = attempt.nodes
     assert end.outcome == outcome and (end.failed_at is None) == (outcome == "mistake")
     assert decide([attempt], step=0, is_done=False, failure=None, asked="", slurm=Slurm()).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("cause", "peers", "expected"),
+    [
+        (1, -signal.SIGABRT, "a"),  # nccl: torch's watchdog ends ranks that lose a peer
+        (-signal.SIGABRT, -signal.SIGABRT, "a"),
+        (-signal.SIGKILL, 1, "a"),
+        (1, -signal.SIGKILL, "b"),  # gloo: a rank that loses a peer raises, and may be seen to end first
+    ],
+)
+def test_the_node_that_is_kept_off_is_where_it_began(cause: int, peers: int, expected: str, tmp_path: Path) -> None:
+    ends = []
+    for name, exitcode, failed_at in (("a", cause, 100), ("b", peers, 101)):
+        failure = ProcessFailure(local_rank=0, pid=1, exitcode=exitcode, error_file="")
+        failure.timestamp = failed_at
+        agent._write_report(tmp_path / name, 1, f"rank on {name} failed", [failure])
+        ends.append(node._describe_end(name, 1, node._Report.read(tmp_path / name)))
+    attempts = [
+        Attempt(Begin("7", number, ["a", "b"], "2026-01-01T00:00:00+00:00", 0), ends, None) for number in range(2)
+    ]
+    assert bad_nodes(attempts) == [expected]

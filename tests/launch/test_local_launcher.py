@@ -170,6 +170,19 @@ def test_a_failure_began_where_a_rank_was_killed_not_where_others_lost_it() -> N
     assert first_failure(failures)[0] == 1
 
 
+def test_ranks_that_torchs_watchdog_ends_with_nccl_have_lost_the_one_that_failed_before() -> None:
+    failures = {}
+    for rank, exitcode, failed_at in ((3, 1, 100), (5, -signal.SIGABRT, 101)):
+        failures[rank] = ProcessFailure(local_rank=rank, pid=rank, exitcode=exitcode, error_file="")
+        failures[rank].timestamp = failed_at
+    assert first_failure(failures)[0] == 3
+    failures[3].timestamp = 102
+    assert first_failure(failures)[0] == 5, "an abort of its own, where nothing failed before"
+    failures[7] = ProcessFailure(local_rank=7, pid=7, exitcode=-signal.SIGKILL, error_file="")
+    failures[7].timestamp = 103
+    assert first_failure(failures)[0] == 7
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_stop_reaches_every_rank_once_and_waits_for_the_save(
     launcher: Launcher, tmp_path: Path, number: signal.Signals

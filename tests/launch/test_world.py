@@ -13,8 +13,9 @@ from small_pretraining import REPOSITORY
 
 from launch.train.arguments import Parser, step_number
 from launch.train.signals import StopRequest
-from launch.train.world import World
+from launch.train.world import World, check_connections
 from nanotron_recipes.errors import UserError
+from nanotron_recipes.loading import load_recipe
 
 RIGHT = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
@@ -59,6 +60,42 @@ def test_a_step_is_from_1_on(text: str) -> None:
     assert parser.parse_args(["--stop-after", "7"]).stop_after == 7
 
 
+OVERLAPPING = ["parallelism.tp=2", "parallelism.tp_linear_async_communication=true"]
+
+
+def test_ranks_that_overlap_communication_have_one_connection_or_are_told_so() -> None:
+    scattered = load_recipe("tiny", [*OVERLAPPING, "parallelism.tp_mode=REDUCE_SCATTER"]).recipe
+    check_connections(scattered, {"CUDA_DEVICE_MAX_CONNECTIONS": "1"})
+    with pytest.raises(UserError) as caught:
+        check_connections(scattered, {"CUDA_DEVICE_MAX_CONNECTIONS": "8"})
+    assert str(caught.value) == (
+        "CUDA_DEVICE_MAX_CONNECTIONS: '8': expected 1, or no such variable, with parallelism.tp 2 and "
+        "parallelism.tp_linear_async_communication: true"
+    )
+    for other in ("parallelism.tp=1", "parallelism.tp_linear_async_communication=false"):
+        recipe = load_recipe("tiny", [*OVERLAPPING, "parallelism.tp_mode=REDUCE_SCATTER", other]).recipe
+        check_connections(recipe, {"CUDA_DEVICE_MAX_CONNECTIONS": "8"})
+
+
+@pytest.mark.parametrize("exported", [None, "8"])
+def test_a_rank_that_is_started_by_hand_has_one_connection_before_torch_is_imported(exported: str | None) -> None:
+    program = (
+        "import os, sys, types; from launch.train import __main__ as entry\n"
+        "entry._check = lambda arguments: None\n"
+        "say = lambda *_: print(os.environ['CUDA_DEVICE_MAX_CONNECTIONS'], 'torch' in sys.modules)\n"
+        "sys.modules['launch.train.rank'] = types.SimpleNamespace(train=say)\n"
+        "sys.argv = ['launch.train', 'tiny']; entry.main()"
+    )
+    variables = {} if exported is None else {"CUDA_DEVICE_MAX_CONNECTIONS": exported}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY), **variables},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout, done.stderr) == (f"{exported or 1} False\n", "")
+
+
 def call(*command: str, **variables: str) -> tuple[int, str, list[str]]:
     done = subprocess.run(
         [sys.executable, "-m", *command],
@@ -81,6 +118,11 @@ def call(*command: str, **variables: str) -> tuple[int, str, list[str]]:
         (["launch.train", "tiny", "--stop", "x"], {}, "argument --stop-after: x: expected a step"),
         (["launch.train", "tiny"], RIGHT | {"WORLD_SIZE": "x"}, None),
         (["launch.train", "tiny"], RIGHT | {"RANK": "0", "WORLD_SIZE": "x"}, "WORLD_SIZE: 'x'"),
+        (
+            ["launch.train", "tiny", *(word for change in OVERLAPPING for word in ("--set", change))],
+            RIGHT | {"RANK": "0", "CUDA_DEVICE_MAX_CONNECTIONS": "8"},
+            "CUDA_DEVICE_MAX_CONNECTIONS: '8': expected 1",
+        ),
         (["launch.train", "/proc/self/mem"], RIGHT | {"RANK": "0"}, "/proc/self/mem: cannot be read"),
         (["launch.train.loss_plot"], {}, "the following arguments are required: metrics, out"),
         (["launch.train.loss_plot", "nowhere.jsonl", "out.png"], {}, "nowhere.jsonl: No such file or directory"),

@@ -1,8 +1,10 @@
 """Saving in the background: training goes on meanwhile, and whatever happens to the save is reported."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from launch.train.parity import start_engine
@@ -90,4 +92,41 @@ def test_a_save_that_fails_is_reported_on_all_ranks_and_costs_nothing(
         errors = [outcome.error for outcome in outcomes]
         assert errors == [None, f"{tmp_path}/2.partial: not a directory", None]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "3"]
+    assert verify_checkpoint_files(tmp_path / "1") == []
+
+
+def save_beside_a_gpu_on_rank(mapping: dict[str, object], folder: Path) -> tuple[list[str], list[Any]]:
+    """What the saver asks of a GPU that is said to be there."""
+    engine = start_engine(mapping)
+    saver = CheckpointSaver(engine.built.buckets, engine.optimizer, engine.context)
+    asked: list[str] = []
+
+    class Stream:
+        device_type = "cuda"
+
+        def synchronize(self) -> None:
+            asked.append("stream.synchronize")
+
+    stream = Stream()
+
+    def current_stream(*_: object) -> Stream:
+        asked.append("current_stream")
+        return stream
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(torch.cuda, "current_stream", current_stream)
+        patch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+        patch.setattr(torch.cuda, "synchronize", lambda *_: asked.append("synchronize"))
+        saver.start(CheckpointInfo(folder / "1", {"step": 1}))
+        saver.wait()
+    outcomes = saver.finished()
+    engine.context.destroy()
+    return asked, [outcome.error for outcome in outcomes]
+
+
+def test_beside_a_gpu_a_save_never_waits_for_the_stream_of_the_training(
+    pool: RankPool, small_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    assert pool.run(1, save_beside_a_gpu_on_rank, small_recipe, tmp_path) == [([], [None])]
     assert verify_checkpoint_files(tmp_path / "1") == []

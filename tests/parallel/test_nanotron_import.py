@@ -41,16 +41,23 @@ def test_another_release_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         import_nanotron()
 
 
-def test_only_the_two_renamed_collectives_are_silenced() -> None:
+def test_only_the_two_renamed_collectives_and_barriers_on_the_current_device_are_silenced() -> None:
+    barrier = (
+        "barrier(): using the device under current context. "
+        "You can specify `device_id` in `init_process_group` to mute this warning."
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        parallel.nanotron_import._silence_renamed_collectives()
+        parallel.nanotron_import._silence_collectives()
         with warnings.catch_warnings(record=True) as shown:
             for name in ("reduce_scatter_tensor", "all_gather_into_tensor", "all_reduce"):
                 message = f"`torch.distributed.{name}` is deprecated. Please use another."
                 warnings.warn(message, FutureWarning, stacklevel=1)
             warnings.warn("`torch.distributed.reduce_scatter_tensor` is deprecated.", UserWarning, stacklevel=1)
-    assert [(warning.category, "all_reduce" in str(warning.message)) for warning in shown] == [
-        (FutureWarning, True),
-        (UserWarning, False),
+            warnings.warn(barrier, UserWarning, stacklevel=1)
+            warnings.warn("barrier(): the group is gone", UserWarning, stacklevel=1)
+    assert [(warning.category, str(warning.message).split()[0]) for warning in shown] == [
+        (FutureWarning, "`torch.distributed.all_reduce`"),
+        (UserWarning, "`torch.distributed.reduce_scatter_tensor`"),
+        (UserWarning, "barrier():"),
     ]
