@@ -1,8 +1,6 @@
 """Losses on the same pairs, each with the same seeds: one csv (run_name, seed, step, metric, value) and one plot.
 
     posttraining compare tiny --set model=runs/sft --set data.path=runs/pairs/pairs.jsonl --set seeds=[1,2,3]
-
-`compare.csv` has the columns that `nanotron-recipes ablate analyze` and other tools read.
 """
 
 from __future__ import annotations
