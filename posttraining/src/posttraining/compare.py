@@ -1,6 +1,8 @@
 """Losses on the same pairs, each with the same seeds: one csv (run_name, seed, step, metric, value) and one plot.
 
     posttraining compare tiny --set model=runs/sft --set data.path=runs/pairs/pairs.jsonl --set seeds=[1,2,3]
+
+`compare.csv` has every value; `compare.png` shows the metrics of `plotted`.
 """
 
 from __future__ import annotations
