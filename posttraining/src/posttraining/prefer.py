@@ -43,8 +43,7 @@ class PreferSettings(StageSettings):
 
     data: DataSettings
     """Pairs: rows with `prompt`, `chosen` and `rejected`, messages, or text that becomes a user's and an assistant's
-    turns. With `precompute_ref_log_probs` margins are measured on those
-    of `data.held_out_path`."""
+    turns. With `precompute_ref_log_probs` margins are measured on those of `data.held_out_path`."""
 
 
 def run(config: str, overrides: Sequence[str] = (), force: str | None = None) -> str | None:
