@@ -73,6 +73,45 @@ def test_a_split_of_a_file_is_a_part_of_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"split": "train[:1]"}, "data.split: 'train[:1]': expected train; it is of data.path, which is not given"),
+        ({"name": "SFT"}, "data.name: 'SFT': expected null; it is of data.path, which is not given"),
+        (
+            {"columns": {"problem": "prompt"}},
+            "data.columns: {'problem': 'prompt'}: expected {}; they are of data.path and data.held_out_path, of which",
+        ),
+    ],
+)
+@pytest.mark.parametrize("source", ["sources", "generated"])
+def test_what_is_of_a_file_alone_is_refused_beside_a_mixture_and_generated_rows(
+    source: str, keys: dict[str, Any], said: str, chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(write_rows(tmp_path / "rows.jsonl", [{"prompt": "a", "answer": "1"}]))
+    data = {"sources": [{"path": path}]} if source == "sources" else {"generated": "arithmetic", "examples": 4}
+    words = {"model": str(chat), "output_dir": str(tmp_path / "out"), "data": {**data, **keys}}
+    assert said in error_of("grpo", words, capsys)
+
+
+def test_columns_are_read_for_held_out_rows_beside_a_mixture(tmp_path: Path) -> None:
+    pair = {"prompt": QUESTION, "chosen": "5", "rejected": "6"}
+    path = str(write_rows(tmp_path / "a.jsonl", [pair]))
+    held_out = str(write_rows(tmp_path / "b.jsonl", [{"question": QUESTION, "chosen": "5", "rejected": "6"}]))
+    source = SourceSettings(path=path)
+    settings = DataSettings(sources=[source], held_out_path=held_out, columns={"question": "prompt"})
+    apart = load_held_out(settings, "pairs")
+    assert apart is not None and list(apart) == list(load_data(settings, "pairs")) == [pair]
+
+
+def test_two_columns_with_one_name_are_refused(chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(write_rows(tmp_path / "rows.jsonl", [{"problem": "a", "solution": "1"}]))
+    data = {"path": path, "columns": {"problem": "prompt", "solution": "prompt"}}
+    error = error_of("grpo", {"model": str(chat), "output_dir": str(tmp_path / "out"), "data": data}, capsys)
+    said = "data.columns: {'problem': 'prompt', 'solution': 'prompt'}: expected no two columns with one name, 'prompt'"
+    assert said in error
+
+
+@pytest.mark.parametrize(
     ("command", "mode_key"), [("pairs", "chosen.template"), ("grpo", "chat_template_kwargs"), ("evaluate", "mode")]
 )
 def test_what_has_no_effect_on_prompts_is_refused(

@@ -37,6 +37,17 @@ def load(tmp_path: Path, kind: Any, rows: list[dict[str, Any]]) -> Any:
         ("chats", {"messages": [USER, {**REPLY, "role": "robot"}]}, "messages: role: 'robot': expected one of system"),
         ("chats", {"messages": [USER, {**REPLY, "content": 5}]}, "messages: content: 5: expected text"),
         ("chats", {"messages": [USER, {**REPLY, "content": None}]}, "messages: content: null: expected text"),
+        (
+            "chats",
+            {"messages": [{**USER, "content": None, "tool_calls": [{"a": 1}]}, REPLY]},
+            "messages: content: null: expected text",
+        ),
+        (
+            "chats",
+            {"messages": [USER, {**REPLY, "tool_calls": "call"}]},
+            "tool_calls: 'call': expected a list of calls",
+        ),
+        ("chats", {"messages": [USER, {**REPLY, "tool_calls": ["a"]}]}, "tool_calls: ['a']: expected a list of calls"),
         ("chats", {"messages": [USER]}, "messages: expected an assistant's turn"),
         ("chats", {"messages": [USER, REPLY], "tools": "add"}, "tools: 'add': expected a list"),
         (
@@ -79,9 +90,11 @@ def test_whole_numbers_are_answers_and_a_row_may_have_none(tmp_path: Path) -> No
     assert list(data["answer"]) == ["5", None]
 
 
-def test_prompts_alone_become_conversations(tmp_path: Path) -> None:
-    data = as_conversations(load(tmp_path, "prompts", [{"prompt": "a"}, {"prompt": "b"}]))
-    assert list(data["prompt"]) == [[{"role": "user", "content": text}] for text in "ab"]
+def test_prompts_that_are_text_become_conversations_row_by_row(tmp_path: Path) -> None:
+    expected = [[{"role": "user", "content": text}] for text in "abc"]
+    for prompts in ("abc", ["a", *expected[1:]], [expected[0], "b", expected[2]]):
+        data = as_conversations(load(tmp_path, "prompts", [{"prompt": prompt, "answer": "1"} for prompt in prompts]))
+        assert list(data["prompt"]) == expected and list(data["answer"]) == ["1"] * 3
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv"])

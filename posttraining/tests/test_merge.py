@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ANSWER, QUESTION
 from safetensors.torch import load_file, save_file
 from tiny_model import write_chat
 
@@ -51,11 +52,11 @@ def test_linear_merge_is_the_weighted_sum_with_both_lineages(parents: tuple[Path
     assert lineage.stage_names(tmp_path / "merged").count("sft") == 2
 
 
-def test_a_merged_model_speaks_and_stops_like_its_parents(parents: tuple[Path, Path], tmp_path: Path) -> None:
-    merge.run(*config(tmp_path, [{"model": str(parent)} for parent in parents], "soup"))
+def test_a_merged_model_speaks_and_stops_like_its_parents(taught: Path, tmp_path: Path) -> None:
+    merge.run(*config(tmp_path, [{"model": str(taught)}] * 2, "soup"))
     generator = Generator(str(tmp_path / "merged"))
-    (answer,) = generator([[{"role": "user", "content": "2+2?"}]], max_new_tokens=3, temperature=0, seed=0)
-    assert answer.tokens <= 3
+    (answer,) = generator([[{"role": "user", "content": QUESTION}]], max_new_tokens=60, temperature=0, seed=0)
+    assert (answer.text, answer.stopped) == (ANSWER, True)
     assert generator.model.generation_config.eos_token_id[0] == generator.tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert generator.tokenizer.pad_token_id not in generator.model.generation_config.eos_token_id
 

@@ -88,6 +88,24 @@ def test_a_column_that_stays_of_two_forms_names_its_source(
     assert str(refused.value).startswith("a.yaml: " + said)
 
 
+def test_a_source_whose_rows_lack_the_column_is_refused_and_not_dropped(tmp_path: Path) -> None:
+    other = {"conversations": CHATS[0]["messages"], "id": 1}
+    for rows, number in (([CHATS[0], other], 1), ([other], 0)):
+        with pytest.raises(Mistake) as refused:
+            mixed(tmp_path, "chats", rows)
+        said = f"a.yaml: data.sources.{number}: its rows have no 'messages' (they have conversations, id)"
+        assert str(refused.value) == said
+
+
+def test_a_share_of_no_row_is_refused(tmp_path: Path) -> None:
+    paths = [str(write_rows(tmp_path / name, chat_rows(20))) for name in ("a.jsonl", "b.jsonl")]
+    sources = [SourceSettings(path=paths[0]), SourceSettings(path=paths[1], weight=0.01)]
+    with pytest.raises(Mistake, match=r"a.yaml: data.sources.1.weight: 0.01: keeps none of the source's 20 rows"):
+        load_data(DataSettings(sources=sources), "chats", "a.yaml")
+    sources[1].weight = 0.05
+    assert len(load_data(DataSettings(sources=sources), "chats", "a.yaml")) == 21
+
+
 def test_a_mixture_that_does_not_fit_is_one_line(
     taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

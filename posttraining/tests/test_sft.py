@@ -130,8 +130,10 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_weights(
     assert list(tmp_path.glob(".*")) == [], "the work folder is gone"
 
 
-def test_a_process_that_was_killed_leaves_no_folder_and_the_next_one_ends(base: Path, tmp_path: Path) -> None:
-    words = keys(base, tmp_path, rows=4000, save_steps=10)
+def test_a_process_that_was_killed_leaves_no_folder_and_the_next_one_ends(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = keys(base, tmp_path, rows=600, save_steps=10)
     command = [sys.executable, "-m", "posttraining", "sft", "tiny"]
     command += [word for text in overrides(words) for word in ("--set", text)]
     work = tmp_path / ".out.work"
@@ -145,9 +147,12 @@ def test_a_process_that_was_killed_leaves_no_folder_and_the_next_one_ends(base: 
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     assert not (tmp_path / "out").exists()
-    # The same words, but for the length: other settings are refused, and the same ones would take a minute.
     with pytest.raises(ValueError, match="unfinished work with other settings"):
         sft.run("tiny", overrides({**words, "max_steps": 12}))
+    sft.run("tiny", overrides(words))
+    assert "sft: goes on from step " in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / METRICS).read_text().splitlines()[-1])["step"] == 300
+    assert not work.exists()
 
 
 def test_packed_rows_have_the_logits_of_each_row_alone(base: Path, tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from posttraining.errors import NO_VALUE, mistake
+from posttraining.errors import NO_VALUE, Mistake, mistake
 
 START_OF_TURN = "<|im_start|>"
 END_OF_TURN = "<|im_end|>"
@@ -59,6 +61,35 @@ def marks_what_is_learnt(tokenizer: Any) -> bool:
     """Whether a tokenizer has a chat template with {% generation %} marks, which a loss on answers alone needs."""
     template = tokenizer.chat_template
     return isinstance(template, str) and re.search(r"\{%-?\s*generation\s*-?%\}", template) is not None
+
+
+def apply_template(
+    tokenizer: Any, turns: Sequence[Any], template: Mapping[str, Any] | None, where: str | None, **arguments: Any
+) -> Any:
+    """The tokens of a conversation: a mapping with `input_ids`. `template`: what its row or the config gives the chat
+    template; `arguments`: further ones of the tokenizer.
+
+    Raises Mistake, which `where` begins, with what the template says of a conversation that it cannot render.
+    """
+    try:
+        return tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, **arguments, **(template or {}))
+    except Exception as error:  # templates raise whatever they like
+        raise _not_rendered(where, error) from error
+
+
+@contextmanager
+def template_mistakes(where: str) -> Iterator[None]:
+    """Make a Mistake, which `where` begins, of what a chat template raises while a trainer renders its rows."""
+    from jinja2 import TemplateError
+
+    try:
+        yield
+    except TemplateError as error:
+        raise _not_rendered(where, error) from error
+
+
+def _not_rendered(where: str | None, error: Exception) -> Mistake:
+    return mistake(where, None, NO_VALUE, f"the chat template cannot render it ({type(error).__name__}: {error})")
 
 
 def require_template(tokenizer: Any, folder: Path) -> None:

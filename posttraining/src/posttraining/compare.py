@@ -2,7 +2,7 @@
 
     posttraining compare tiny --set model=runs/sft --set data.path=runs/pairs/pairs.jsonl --set seeds=[1,2,3]
 
-`compare.csv` has the columns that `nanotron-recipes ablate analyze` and other tools read.
+`compare.csv` has every value; `compare.png` shows the metrics of `plotted`.
 """
 
 from __future__ import annotations

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from posttraining.errors import NO_VALUE, Mistake, mistake, nearest_name
-from posttraining.mixture import in_one_form, with_answers_as_text
+from posttraining.mixture import in_one_form, with_answers_as_text, without_filled_nulls
+from posttraining.pair_turns import as_turns
 from posttraining.rows import check_rows
 from posttraining.tasks import arithmetic
 
@@ -58,7 +59,7 @@ class DataSettings:
     name: str | None = None
     """The data set's configuration."""
     split: str = "train"
-    """The data set's split, or a part of it, train[:1000]; that of a file is train, as is that of generated rows."""
+    """The data set's split, or a part of it, train[:1000]; that of a file is train."""
     columns: dict[str, str] = field(default_factory=dict)
     """Columns of `path` and `held_out_path` with the names that stages know them by, {problem: prompt}."""
     sources: list[SourceSettings] = field(default_factory=list)
@@ -72,6 +73,20 @@ class DataSettings:
     held_out_path: str | None = None
     """A file in the same form with rows for evaluation only; for sft, prefer and compare."""
 
+    def __post_init__(self) -> None:
+        if self.path is None:
+            for key, value, default in (("name", self.name, None), ("split", self.split, "train")):
+                if value != default:
+                    expected = "null" if default is None else default
+                    raise mistake(None, key, value, f"expected {expected}; it is of data.path, which is not given")
+            if self.columns and self.held_out_path is None:
+                expected = "expected {}; they are of data.path and data.held_out_path, of which neither is given"
+                raise mistake(None, "columns", self.columns, expected)
+        names = list(self.columns.values())
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise mistake(None, "columns", self.columns, f"expected no two columns with one name, {twice!r}")
+
 
 def load_data(settings: DataSettings, kind: Kind, file: str | Path | None = None, further: Collection[str] = ()) -> Any:
     """The `datasets.Dataset` that `settings` describe, with the columns of `kind` and `further` ones where it has them;
@@ -83,10 +98,10 @@ def load_data(settings: DataSettings, kind: Kind, file: str | Path | None = None
     if settings.generated:
         data = _generated(settings, kind, file)
     elif settings.path:
-        data = _read(SourceSettings(path=settings.path, name=settings.name, split=settings.split), file, "data.path")
-        data = _renamed(data, settings.columns, file, "data.path")
+        source = SourceSettings(path=settings.path, name=settings.name, split=settings.split)
+        data = _read(source, file, "data.path", settings.columns)
     else:
-        data = _mixture(settings, _kept(kind, further), file)
+        data = _mixture(settings, kind, _kept(kind, further), file)
     if settings.examples is not None and len(data) > settings.examples:
         data = data.select(range(settings.examples))
     return _checked(data, kind, file, "data.path" if settings.path else "data", further)
@@ -121,11 +136,12 @@ def check_prompts_alone(settings: DataSettings, mode_key: str) -> None:
 
 def as_conversations(data: Any) -> Any:
     """Rows of prompts with those that are text made a user's turn, for a model that knows chats."""
-    if not isinstance(data[0]["prompt"], str):
+    from datasets import Features, Json, List
+
+    if not any(isinstance(prompt, str) for prompt in data["prompt"]):
         return data
-    # The column's type changes, which one map over the column itself cannot do; without any column rows are lost.
-    turns = [[{"role": "user", "content": prompt}] for prompt in data["prompt"]]
-    return data.add_column("_turns", turns).remove_columns("prompt").rename_column("_turns", "prompt")
+    features = Features({**data.features, "prompt": List(Json())})
+    return data.map(lambda row: {"prompt": as_turns(row["prompt"], "user")}, features=features)
 
 
 def load_held_out(settings: DataSettings, kind: Kind, file: str | Path | None = None) -> Any | None:
@@ -134,8 +150,8 @@ def load_held_out(settings: DataSettings, kind: Kind, file: str | Path | None = 
         return None
     key = "data.held_out_path"
     _check_file(settings.held_out_path, file, key)
-    rows = _read(SourceSettings(path=settings.held_out_path), file, key)
-    return _checked(_renamed(rows, settings.columns, file, key), kind, file, key)
+    rows = _read(SourceSettings(path=settings.held_out_path), file, key, settings.columns)
+    return _checked(rows, kind, file, key)
 
 
 def data_fingerprint(data: Any) -> str:
@@ -163,7 +179,7 @@ def _generated(settings: DataSettings, kind: Kind, file: str | Path | None) -> A
     return from_rows(arithmetic.chats(settings.seed, settings.examples))
 
 
-def _renamed(data: Any, columns: dict[str, str], file: str | Path | None, key: str) -> Any:
+def _renamed(data: Any, columns: Mapping[str, str], file: str | Path | None, key: str) -> Any:
     """`key`: of the file or data set in the config, for messages."""
     for name in columns:
         if name not in data.column_names:
@@ -171,22 +187,27 @@ def _renamed(data: Any, columns: dict[str, str], file: str | Path | None, key: s
             raise mistake(file, "data.columns", name, expected, nearest_name(name, data.column_names))
     # A column that has the name already gives way.
     data = data.remove_columns([name for name in columns.values() if name in data.column_names and name not in columns])
-    return data.rename_columns(columns)
+    return data.rename_columns(dict(columns))
 
 
-def _mixture(settings: DataSettings, kept: Collection[str], file: str | Path | None) -> Any:
+def _mixture(settings: DataSettings, kind: Kind, kept: Collection[str], file: str | Path | None) -> Any:
     from datasets import concatenate_datasets
 
     parts = []
     for number, source in enumerate(settings.sources):
-        rows = _read(source, file, f"data.sources.{number}.path")
+        key = f"data.sources.{number}"
+        rows = _read(source, file, f"{key}.path")
+        _check_names(rows, kind, file, key)
         if source.enable_thinking is not None:
             mode = {"enable_thinking": source.enable_thinking}
             rows = rows.remove_columns([name for name in ("chat_template_kwargs",) if name in rows.column_names])
             rows = rows.add_column("chat_template_kwargs", [mode] * len(rows))
         rows = rows.select_columns([name for name in kept if name in rows.column_names])
         if source.weight < 1:
-            rows = rows.shuffle(seed=settings.seed).select(range(int(len(rows) * source.weight)))
+            share = int(len(rows) * source.weight)
+            if share == 0:
+                raise mistake(file, f"{key}.weight", source.weight, f"keeps none of the source's {len(rows)} rows")
+            rows = rows.shuffle(seed=settings.seed).select(range(share))
         parts.append(rows)
     return concatenate_datasets(in_one_form(parts, file)).shuffle(seed=settings.seed)
 
@@ -205,7 +226,8 @@ def _check_file(name: str, file: str | Path | None, key: str) -> None:
         raise mistake(file, key, name, "holds no rows")
 
 
-def _read(source: SourceSettings, file: str | Path | None, key: str) -> Any:
+def _read(source: SourceSettings, file: str | Path | None, key: str, columns: Mapping[str, str] | None = None) -> Any:
+    """The rows of a source, with its `columns` renamed."""
     from datasets import disable_progress_bars, load_dataset
     from datasets.utils import logging
 
@@ -214,11 +236,14 @@ def _read(source: SourceSettings, file: str | Path | None, key: str) -> Any:
     builder = _BUILDERS.get(Path(source.path).suffix)
     try:
         if builder:
-            return load_dataset(builder, data_files=source.path, split=source.split)
-        return load_dataset(source.path, source.name, split=source.split)
+            rows = load_dataset(builder, data_files=source.path, split=source.split)
+        else:
+            rows = load_dataset(source.path, source.name, split=source.split)
     except Exception as error:  # the readers below raise whatever they like
         reason = str(error.__cause__ or error).strip().splitlines()[:1]
         raise Mistake(f"{file}: {key}: {source.path!r}: cannot be read: {''.join(reason)}") from error
+    rows = _renamed(rows, columns or {}, file, key)
+    return rows if builder == "json" else without_filled_nulls(rows)  # those of JSON were written by someone
 
 
 def _kept(kind: Kind, further: Collection[str]) -> list[str]:
@@ -242,11 +267,16 @@ def _checked(data: Any, kind: Kind, file: str | Path | None, key: str, further: 
     return data
 
 
-def _check_columns(data: Any, kind: Kind, file: str | Path | None, key: str) -> None:
+def _check_names(data: Any, kind: Kind, file: str | Path | None, key: str) -> None:
     for column in COLUMNS[kind]:
         if column not in data.column_names:
             found = ", ".join(data.column_names)
             raise mistake(file, key, NO_VALUE, f"its rows have no {column!r} (they have {found})")
+
+
+def _check_columns(data: Any, kind: Kind, file: str | Path | None, key: str) -> None:
+    _check_names(data, kind, file, key)
+    for column in COLUMNS[kind]:
         empty = next((number for number, value in enumerate(data[column]) if not value), None)
         if empty is not None:
             raise mistake(file, key, NO_VALUE, f"row {empty} has an empty {column!r}")

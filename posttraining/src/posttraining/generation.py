@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from posttraining.chat import apply_template
 from posttraining.errors import mistake
 from posttraining.model_folder import (
     check_model_folder,
@@ -172,10 +173,7 @@ class Generator:
 def _ids(tokenizer: Any, prompt: Prompt, template: dict[str, Any] | None) -> list[int]:
     if isinstance(prompt, str):
         return list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
-    rendered = tokenizer.apply_chat_template(
-        prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **(template or {})
-    )
-    return list(rendered["input_ids"])
+    return list(apply_template(tokenizer, prompt, template, None, add_generation_prompt=True)["input_ids"])
 
 
 def _encode(tokenizer: Any, prompts: Sequence[Prompt], template: dict[str, Any] | None) -> Any:

@@ -8,6 +8,9 @@ from typing import Any
 
 from posttraining.errors import NO_VALUE, mistake
 
+_NESTED = ("messages", "prompt", "chosen", "rejected", "tools")
+"""Columns of mappings, each with keys of its own."""
+
 
 def in_one_form(sources: Sequence[Any], file: str | Path | None) -> list[Any]:
     """The rows of each source (`datasets.Dataset`s) with every column that several of them have in one type.
@@ -43,6 +46,48 @@ def with_answers_as_text(rows: Any) -> Any:
         return rows
     texts = [None if answer is None else str(answer) for answer in answers]
     return rows.remove_columns("answer").add_column("answer", texts, feature=Value("string"))
+
+
+def without_filled_nulls(rows: Any) -> Any:
+    """Rows whose mappings have the keys that their row gives them.
+
+    Arrow, so Parquet too, has one type for all mappings of a column, and fills in null for the keys that others have:
+    the arguments of all other tools, in a tool call. No null can be told from those, so all are left out.
+    """
+    from datasets import Features
+
+    names = [
+        name
+        for name in _NESTED
+        if name in rows.column_names
+        and _form(rows.features[name]) in ("mappings", "lists of mappings")
+        and any(_has_nulls(chunk) for chunk in rows.data.column(name).chunks)
+    ]
+    if not names:
+        return rows
+    types = {name: _common_type(_form(rows.features[name])) for name in names}
+    return rows.map(
+        lambda row: {name: _without_nulls(row[name]) for name in names}, features=Features({**rows.features, **types})
+    )
+
+
+def _has_nulls(values: Any) -> bool:
+    """Whether a mapping within a pyarrow array has a null."""
+    from pyarrow import types
+
+    if types.is_list(values.type) or types.is_large_list(values.type):
+        return _has_nulls(values.flatten())
+    return types.is_struct(values.type) and any(part.null_count or _has_nulls(part) for part in values.flatten())
+
+
+def _without_nulls(value: Any) -> Any:
+    match value:
+        case Mapping():
+            return {key: _without_nulls(part) for key, part in value.items() if part is not None}
+        case list():
+            return [_without_nulls(part) for part in value]
+        case _:
+            return value
 
 
 def _form(kind: Any) -> str:

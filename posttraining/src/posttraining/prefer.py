@@ -22,11 +22,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from posttraining.chat import require_template
+from posttraining.chat import require_template, template_mistakes
 from posttraining.datasets import DataSettings, load_data, load_held_out
+from posttraining.errors import NO_VALUE, mistake
 from posttraining.guard import require_sft
 from posttraining.model_folder import check_length, check_model_folder, load_model, load_tokenizer
 from posttraining.next_line import free_folder, stage_command
+from posttraining.pair_turns import pairs_as_conversations
 from posttraining.settings import StageSettings, build, read_mapping
 
 STAGE = "prefer"
@@ -40,8 +42,8 @@ class PreferSettings(StageSettings):
     """Keys of prefer.yaml beside those of TRL's DPOConfig."""
 
     data: DataSettings
-    """Pairs: rows with `prompt`, `chosen` and `rejected`. With `precompute_ref_log_probs` margins are measured on those
-    of `data.held_out_path`."""
+    """Pairs: rows with `prompt`, `chosen` and `rejected`, messages, or text that becomes a user's and an assistant's
+    turns. With `precompute_ref_log_probs` margins are measured on those of `data.held_out_path`."""
 
 
 def run(config: str, overrides: Sequence[str] = (), force: str | None = None) -> str | None:
@@ -87,20 +89,40 @@ def train(mapping: Mapping[str, Any], config: str, force: str | None = None) -> 
 
 def make_trainer(settings: PreferSettings, arguments: Any, data: Any, held_out: Any | None) -> tuple[Any, Any]:
     """TRL's trainer for pairs, and the tokenizer. `arguments`: a DPOConfig."""
-    from trl import DPOTrainer
-
     model = load_model(settings.model, **{"dtype": "auto", **(arguments.model_init_kwargs or {})})
     tokenizer = load_tokenizer(settings.model)
     require_template(tokenizer, Path(settings.model))
     arguments.model_init_kwargs = None  # they have been used
-    trainer = DPOTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=_pairs_only(data),
-        eval_dataset=None if held_out is None else _pairs_only(held_out),
-        processing_class=tokenizer,
-    )
+    with template_mistakes(f"{settings.model}: data"):
+        trainer = _trainer_class(settings.model)(
+            model=model,
+            args=arguments,
+            train_dataset=_pairs_only(data),
+            eval_dataset=None if held_out is None else _pairs_only(held_out),
+            processing_class=tokenizer,
+        )
     return trainer, tokenizer
+
+
+def _trainer_class(model: str) -> Any:
+    """TRL's trainer, which says how many pairs it leaves out, those whose prompts fill `max_length`; and refuses data
+    of which none is left, before it computes anything from them."""
+    from trl import DPOTrainer
+
+    class NotingTrainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
+        def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+            prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+            left_out, key = len(dataset) - len(prepared), "data.held_out_path" if dataset_name == "eval" else "data"
+            reason = f"prompts that alone have max_length {args.max_length} tokens or more"
+            if len(prepared) == 0:
+                raise mistake(model, key, NO_VALUE, f"has only {reason}")
+            if left_out and args.process_index == 0:
+                print(
+                    f"{STAGE}: note: {key}: {left_out:,} of {len(dataset):,} pairs are left out: {reason}", flush=True
+                )
+            return prepared
+
+    return NotingTrainer
 
 
 def margins(trainer: Any) -> dict[str, Any]:
@@ -136,9 +158,6 @@ def _shown(gain: Mapping[str, float]) -> str:
 
 
 def _pairs_only(data: Any) -> Any:
-    """What the trainer reads. A prompt that is text beside answers that are conversations repeats their beginning, and
-    is left for the trainer to take from there."""
-    names = [name for name in _COLUMNS if name in data.column_names]
-    if "prompt" in names and isinstance(data[0]["prompt"], str) and not isinstance(data[0]["chosen"], str):
-        names.remove("prompt")
-    return data.select_columns(names)
+    """What the trainer reads: conversations, for it renders text without the chat template."""
+    data = pairs_as_conversations(data)
+    return data.select_columns([name for name in _COLUMNS if name in data.column_names])

@@ -25,7 +25,8 @@ _OPEN, _CLOSE = "⟦", "⟧"
 def run(config: str, overrides: Sequence[str] = (), samples: int = 3) -> str:
     """Print `samples` rows of the config's data, what is learnt in colour or in brackets, and check all of them.
 
-    Returns what to call next. Raises Mistake where a system prompt is not in what the model sees.
+    Returns what to call next. Raises Mistake where the template cannot render a row, or a system prompt is not in what
+    the model sees.
     """
     from rich.console import Console
     from rich.text import Text
@@ -39,9 +40,10 @@ def run(config: str, overrides: Sequence[str] = (), samples: int = 3) -> str:
     console, learnt, tokens, cut, lost = Console(), 0, 0, 0, Lost()
     colours = console.color_system is not None and not console.no_color
     for number, row in enumerate(data):
-        rendered = render(tokenizer, row, learn_all=not arguments.assistant_only_loss)
+        where = f"{config}: data: row {number}"
+        rendered = render(tokenizer, row, where, learn_all=not arguments.assistant_only_loss)
         if settings.system_prompts:
-            check_system_prompt(tokenizer, row, rendered, f"{config}: data: row {number}")
+            check_system_prompt(tokenizer, row, rendered, where)
         learnt, tokens = learnt + sum(rendered.learnt), tokens + len(rendered.learnt)
         cut += arguments.max_length is not None and len(rendered.learnt) > arguments.max_length
         if number < samples:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from posttraining.chat import require_template
+from posttraining.chat import apply_template, require_template
 from posttraining.errors import NO_VALUE, mistake
 from posttraining.model_folder import read_config
 
@@ -20,16 +20,16 @@ def check_prompts(
     template: Mapping[str, Any] | None = None,
 ) -> None:
     """Raise Mistake where prompts, text or conversations, and `max_new_tokens` are more than the model's context, and
-    where there is no chat template for conversations.
+    where there is no chat template for conversations, or one that cannot render them.
 
     `template`: further arguments of the chat template. `where` begins the message, which counts the rows.
     """
     if not all(isinstance(prompt, str) for prompt in prompts):
         require_template(tokenizer, folder)
+    lengths = [_length(tokenizer, prompt, template, f"{where}: row {number}") for number, prompt in enumerate(prompts)]
     context = read_config(folder).get("max_position_embeddings")
     if not isinstance(context, int):
         return
-    lengths = [_length(tokenizer, prompt, template or {}) for prompt in prompts]
     long = [number for number, length in enumerate(lengths) if length + max_new_tokens > context]
     if long:
         found = f"{len(long)} of {len(prompts)} prompts (the first is row {long[0]}, with {lengths[long[0]]} tokens)"
@@ -37,10 +37,7 @@ def check_prompts(
         raise mistake(where, None, NO_VALUE, f"{found} {room}")
 
 
-def _length(tokenizer: Any, prompt: Any, template: Mapping[str, Any]) -> int:
+def _length(tokenizer: Any, prompt: Any, template: Mapping[str, Any] | None, where: str) -> int:
     if isinstance(prompt, str):
         return len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
-    rendered = tokenizer.apply_chat_template(
-        prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **template
-    )
-    return len(rendered["input_ids"])
+    return len(apply_template(tokenizer, prompt, template, where, add_generation_prompt=True)["input_ids"])

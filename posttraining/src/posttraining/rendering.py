@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from posttraining.chat import END_OF_THINK, THINK, marks_what_is_learnt, prepare_tokenizer
+from posttraining.chat import END_OF_THINK, THINK, apply_template, marks_what_is_learnt, prepare_tokenizer
 from posttraining.errors import mistake, shorten
 
 MODE_FLAGS = ("/no_think", "/think")
@@ -53,14 +53,15 @@ class Lost:
 def check_rows(tokenizer: Any, data: Any, where: str, *, system_prompts: bool) -> str | None:
     """Render up to SAMPLE rows spread over `data` and say in a line what the template leaves out of them, if anything.
 
-    Raises Mistake, with `system_prompts`, where a system prompt is not in what the model sees.
+    Raises Mistake where the template cannot render a row and, with `system_prompts`, where a system prompt is not in
+    what the model sees.
     """
     numbers, lost = range(0, len(data), -(-len(data) // SAMPLE) or 1), Lost()
     for number in numbers:
-        row = data[number]
-        rendered = render(tokenizer, row)
+        row, place = data[number], f"{where}: row {number}"
+        rendered = render(tokenizer, row, place)
         if system_prompts:
-            check_system_prompt(tokenizer, row, rendered, f"{where}: row {number}")
+            check_system_prompt(tokenizer, row, rendered, place)
         lost.add(number, lost_texts(tokenizer, row, rendered))
     if not lost.rows:
         return None
@@ -74,19 +75,20 @@ def use_template(tokenizer: Any, path: str | None) -> None:
         tokenizer.chat_template = Path(path).read_text(encoding="utf-8")
 
 
-def render(tokenizer: Any, row: Mapping[str, Any], *, learn_all: bool = False) -> Rendered:
+def render(tokenizer: Any, row: Mapping[str, Any], where: str | None = None, *, learn_all: bool = False) -> Rendered:
     """A row's conversation with its template arguments and tools, and the loss mask that SFT uses.
 
-    `learn_all`: every token is learnt (assistant_only_loss: false).
+    `learn_all`: every token is learnt (assistant_only_loss: false). `where` begins the Mistake that is raised where the
+    template cannot render it.
     """
     marked = marks_what_is_learnt(tokenizer)
-    rendered = tokenizer.apply_chat_template(
+    rendered = apply_template(
+        tokenizer,
         [{key: value for key, value in turn.items() if value is not None} for turn in row["messages"]],
+        row.get("chat_template_kwargs"),
+        where,
         tools=json.loads(tools) if isinstance(tools := row.get("tools"), str) else tools,
-        tokenize=True,
-        return_dict=True,
         return_assistant_tokens_mask=marked,
-        **(row.get("chat_template_kwargs") or {}),
     )
     token_ids = list(rendered["input_ids"])
     answers = [bool(value) for value in rendered["assistant_masks"]] if marked else [False] * len(token_ids)

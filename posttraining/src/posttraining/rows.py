@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from posttraining.errors import NO_VALUE, mistake
+from posttraining.pair_turns import pair_turns
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -37,8 +38,13 @@ def _check_pair(row: Mapping[str, Any], file: str | Path | None, where: str) -> 
         _check_text_or_messages(row[name], file, f"{where}: {name}")
     if isinstance(row["chosen"], str) != isinstance(row["rejected"], str):
         raise mistake(file, where, NO_VALUE, "expected chosen and rejected in one form, both text or both messages")
-    if row.get("prompt") is not None:
-        _check_text_or_messages(row["prompt"], file, f"{where}: prompt")
+    given = row.get("prompt") or None
+    if given is not None:
+        _check_text_or_messages(given, file, f"{where}: prompt")
+    prompt = pair_turns(row)["prompt"]
+    if prompt != given and all(turn["role"] == "system" for turn in prompt):
+        expected = "expected a prompt, or chosen and rejected as messages that begin with the same user's turn"
+        raise mistake(file, where, NO_VALUE, expected)
 
 
 def _check_text_or_messages(value: Any, file: str | Path | None, key: str) -> None:
@@ -57,8 +63,11 @@ def _check_messages(value: Any, file: str | Path | None, key: str) -> None:
         if turn["role"] not in ROLES:
             raise mistake(file, f"{key}: role", turn["role"], f"expected one of {', '.join(ROLES)}")
         content = turn.get("content")
-        if not isinstance(content, str) and not (content is None and turn.get("tool_calls")):
+        calls = turn.get("tool_calls")
+        if not isinstance(content, str) and not (content is None and calls and turn["role"] == "assistant"):
             raise mistake(file, f"{key}: content", content, "expected text")
+        if calls is not None and not (isinstance(calls, list) and all(isinstance(call, Mapping) for call in calls)):
+            raise mistake(file, f"{key}: tool_calls", calls, "expected a list of calls")
 
 
 def _check_optional(row: Mapping[str, Any], file: str | Path | None, where: str) -> None:

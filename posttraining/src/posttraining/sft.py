@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from posttraining.chat import prepare_tokenizer
+from posttraining.chat import prepare_tokenizer, template_mistakes
 from posttraining.datasets import DataSettings, load_data, load_held_out
 from posttraining.errors import NO_VALUE, mistake
 from posttraining.model_folder import check_length, check_model_folder, load_model, load_tokenizer
@@ -99,9 +99,10 @@ def build(settings: SftSettings, arguments: Any, data: Any, held_out: Any | None
     tokenizer = load_tokenizer(settings.model)
     prepare_tokenizer(tokenizer, model)
     arguments.model_init_kwargs = None  # they have been used
-    trainer = SFTTrainer(
-        model=model, args=arguments, train_dataset=data, eval_dataset=held_out, processing_class=tokenizer
-    )
+    with template_mistakes(f"{settings.model}: data"):
+        trainer = SFTTrainer(
+            model=model, args=arguments, train_dataset=data, eval_dataset=held_out, processing_class=tokenizer
+        )
     if len(trainer.train_dataset) == 0:
         expected = f"no row has anything to learn in its first max_length {arguments.max_length} tokens"
         raise mistake(settings.model, "data", NO_VALUE, expected)

@@ -1,4 +1,4 @@
-"""Standard benchmarks by lighteval, which has an environment of its own (see posttraining/README.md)."""
+"""Standard benchmarks by lighteval, which has an environment of its own (see posttraining/docs/benchmarks.md)."""
 
 import json
 import shutil

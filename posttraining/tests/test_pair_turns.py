@@ -1,0 +1,117 @@
+"""Pairs in every form: what is text becomes turns, the prompt is found where answers repeat it, the rest is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ANSWER, QUESTION, write_rows
+from test_mistakes import error_of
+from test_prefer import pairs, trainer_for, words
+from tiny_model import write_chat
+
+from posttraining import prefer
+
+USER = {"role": "user", "content": QUESTION}
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_chat(tmp_path_factory.mktemp("model") / "chat")
+
+
+def reply(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
+
+
+TURNS: dict[str, Any] = {"prompt": [USER], "chosen": reply("It is 5."), "rejected": reply("No, 6.")}
+WHOLE: dict[str, Any] = {"chosen": [USER, *reply("It is 5.")], "rejected": [USER, *reply("No, 6.")]}
+FORMS: dict[str, list[dict[str, Any]]] = {
+    "text": [{"prompt": QUESTION, "chosen": "It is 5.", "rejected": "No, 6."}],
+    "a prompt as turns, answers as text": [{**TURNS, "chosen": "It is 5.", "rejected": "No, 6."}],
+    "a prompt as text, answers as turns": [{**TURNS, "prompt": QUESTION}],
+    "a prompt as text that whole conversations repeat": [{**WHOLE, "prompt": QUESTION}],
+    "no prompt": [WHOLE],
+    "a prompt in some rows": [TURNS, {**WHOLE, "prompt": None}, {**WHOLE, "prompt": QUESTION}],
+    "forms of both kinds": [
+        {"prompt": QUESTION, "chosen": "It is 5.", "rejected": "No, 6."},
+        {**WHOLE, "prompt": None},
+        TURNS,
+    ],
+}
+
+
+def read_by_the_trainer(chat: Path, folder: Path, rows: list[dict[str, Any]]) -> list[list[list[int]]]:
+    file = str(write_rows(folder / "forms.jsonl", rows))
+    trainer = trainer_for(chat, folder, data={"path": file, "held_out_path": file})
+    for part in (trainer.train_dataset, trainer.eval_dataset):
+        ids = [[row[key] for key in ("prompt_ids", "chosen_ids", "rejected_ids")] for row in part]
+    return ids
+
+
+@pytest.mark.parametrize("mode", [{}, {"chat_template_kwargs": {"enable_thinking": False}}], ids=["think", "no_think"])
+@pytest.mark.parametrize("rows", FORMS.values(), ids=FORMS)
+def test_every_form_is_trained_as_the_same_conversation(
+    rows: list[dict[str, Any]], mode: dict[str, Any], chat: Path, tmp_path: Path
+) -> None:
+    (expected,) = read_by_the_trainer(chat, tmp_path, [{**TURNS, **mode}])
+    assert read_by_the_trainer(chat, tmp_path, [{**row, **mode} for row in rows]) == [expected] * len(rows)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"chosen": "Q: 2+3? A: 5", "rejected": "Q: 2+3? A: 6"},
+        {"prompt": "", "chosen": "It is 5.", "rejected": "No, 6."},
+        {"prompt": [], "chosen": reply("It is 5."), "rejected": reply("No, 6.")},
+        {"chosen": [USER, *reply("It is 5.")], "rejected": [{**USER, "content": "2+4?"}, *reply("No, 6.")]},
+        {
+            "chosen": [SYSTEM, USER, *reply("It is 5.")],
+            "rejected": [SYSTEM, {**USER, "content": "2+4?"}, *reply("No, 6.")],
+        },
+        {"prompt": QUESTION, "chosen": [USER, *reply("It is 5.")], "rejected": reply("No, 6.")},
+    ],
+)
+@pytest.mark.parametrize("command", ["prefer", "compare"])
+def test_pairs_without_a_prompt_in_common_are_one_line(
+    command: str, row: dict[str, Any], chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(write_rows(tmp_path / "rows.jsonl", [{**WHOLE, "prompt": None}, {"prompt": None, **row}]))
+    keys: dict[str, Any] = {"model": str(chat), "output_dir": str(tmp_path / "out"), "data": {"path": file}}
+    keys |= {"eval_strategy": "no", "eval_on_start": False}
+    said = (
+        "data.path: row 1: expected a prompt, or chosen and rejected as messages that begin with the same user's turn"
+    )
+    assert said in error_of(command, keys, capsys)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_pairs_whose_prompts_fill_the_length_are_counted_and_not_all_may_be(
+    ahead: bool, chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = {**TURNS, "prompt": [{**USER, "content": QUESTION * 60}]}
+    whole = {"eval_strategy": "no", "eval_on_start": False, "precompute_ref_log_probs": ahead, "max_length": 100}
+    files = [str(write_rows(tmp_path / name, rows)) for name, rows in (("a", [long]), ("b", [long, *pairs(3)]))]
+    for path in files:
+        Path(path).rename(f"{path}.jsonl")
+    data = {"path": f"{files[1]}.jsonl", "held_out_path": f"{files[1]}.jsonl"}
+    prefer.run("tiny", words(chat, tmp_path, **{**whole, "data": data, "max_steps": 1}))
+    out = capsys.readouterr().out
+    for key in ("data", "data.held_out_path"):
+        said = (
+            f"prefer: note: {key}: 1 of 4 pairs are left out: prompts that alone have max_length 100 tokens or more\n"
+        )
+        assert said in out
+    for key, name in (("data", "path"), ("data.held_out_path", "held_out_path")):
+        keys = {"model": str(chat), "output_dir": str(tmp_path / "other"), **whole}
+        error = error_of("prefer", {**keys, "data": {**data, name: f"{files[0]}.jsonl"}}, capsys)
+        assert f"chat: {key}: has only prompts that alone have max_length 100 tokens or more" in error
+
+
+def test_an_answer_that_equals_the_other_does_not_become_the_prompt(chat: Path, tmp_path: Path) -> None:
+    equal = {"chosen": [USER, *reply(ANSWER)], "rejected": [USER, *reply(ANSWER)]}
+    (prompt, chosen, rejected), _ = read_by_the_trainer(chat, tmp_path, [equal, WHOLE])
+    assert prompt and chosen == rejected and len(chosen) > 5
