@@ -52,7 +52,8 @@ class ModelCardFacts:
     """Rows of the architecture table: label, value."""
     recipe: str | None = None
     step: int | None = None
-    """Steps trained; None for imported weights, of which neither licence nor training is known."""
+    """Steps trained; None for weights that no step of ours has changed: imported ones, of which neither licence nor
+    training is known, and those that a run begins with."""
     train_steps: int | None = None
     tokens: int | None = None
     stages: tuple[StageFact, ...] = ()
@@ -66,7 +67,7 @@ class ModelCardFacts:
 def facts_from_recipe(
     recipe: Recipe, *, name: str, step: int | None = None, recipe_name: str | None = None
 ) -> ModelCardFacts:
-    """What the recipe alone tells about its model after `step` steps (None: no training of ours, as of an import).
+    """What the recipe alone tells about its model after `step` steps (None: no training of ours).
 
     Measured facts are added with dataclasses.replace.
     """
@@ -139,7 +140,7 @@ It has seen {{ "{:,}".format(facts.step) }} of {{ "{:,}".format(facts.train_step
 It continues text and follows no instructions.
 {%- else -%}
 A language model of {{ "{:,}".format(facts.num_parameters) }} parameters (`{{ facts.hf_class }}`), written by
-nanotron-recipes from imported weights.
+nanotron-recipes, which has not trained it.
 {%- endif %}
 
 ## Architecture

@@ -89,5 +89,9 @@ def _text(text: str) -> str:
     return " ".join(text.split())
 
 
-if __name__ == "__main__":
+def main() -> None:
     write_atomic(PAGE_FILE, key_reference())
+
+
+if __name__ == "__main__":
+    main()

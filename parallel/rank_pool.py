@@ -52,9 +52,8 @@ class RankPool:
         port = free_port()
         for rank in range(world_size):
             self._pipes[rank].send((world_size, port, function, arguments))
-        results = self._collect(world_size)
         self.num_worlds_run += 1
-        return results
+        return self._collect(world_size)
 
     def close(self) -> None:
         for process in self._processes:

@@ -20,6 +20,9 @@ WORLDS_RUN = pytest.StashKey[dict[str, int]]()
 COLLECTED = pytest.StashKey[list[str]]()
 """The distributed tests of this session, by test id."""
 
+SKIPPED = pytest.StashKey[list[str]]()
+"""Those of them that were skipped; the reason why is said."""
+
 SMALL_RECIPE: dict[str, Any] = {
     "general": {"project": "tests", "seed": 3},
     "model": {
@@ -65,6 +68,7 @@ SMALL_RECIPE: dict[str, Any] = {
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[WORLDS_RUN] = {}
     config.stash[COLLECTED] = []
+    config.stash[SKIPPED] = []
 
 
 def pytest_report_header() -> str:
@@ -84,7 +88,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     if report.skipped and item.nodeid in item.config.stash[COLLECTED]:
-        item.config.stash[COLLECTED].remove(item.nodeid)  # the reason why it did not run is said
+        item.config.stash[SKIPPED].append(item.nodeid)
     return report
 
 

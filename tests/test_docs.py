@@ -3,6 +3,7 @@
 Every shell command in README.md, CONTRIBUTING.md and docs/ is run here (`RUN_HERE`), or by what `RUN_ELSEWHERE` names.
 """
 
+import importlib
 import math
 import os
 import re
@@ -72,19 +73,15 @@ RUN_ELSEWHERE = {
     ),
     "make pretrain": TINY,
     "make pretrain NODES=8": "tests/test_docs.py::test_eight_nodes_without_slurm_end_with_2_and_say_why",
-    "make posttrain": (
-        "posttraining/tests/test_chain.py::test_every_stage_leaves_what_the_report_and_the_lineage_tell"
-    ),
+    "make posttrain": "tests/test_docs.py::test_make_posttrain_gives_the_export_of_the_run_to_the_pipeline",
     "make test": ".ci/run: make test",
     'make test ARGS="tests/nanotron_recipes -x"': ".ci/run: make test",
     "make lint": ".ci/run: make lint",
     "nanotron-recipes data stage smollm3-3b --set variables.SMOLLM3_DATA=s3://bucket/smollm3 --set "
     "data_staging.path=/nvme": "tests/data/test_stage_command.py::"
     "test_a_store_is_read_with_the_recipes_endpoint_and_refusals_are_one_line",
-    "make docs": "tests/test_docs.py::test_generated_pages_are_fresh",
-    "make docs-images RUN=readme": (
-        "tests/launch/test_loss_plot.py::test_the_command_draws_a_file_and_names_a_missing_one"
-    ),
+    "make docs": "tests/test_docs.py::test_make_docs_writes_the_generated_pages",
+    "make docs-images RUN=readme": "tests/test_docs.py::test_make_docs_images_is_the_command_that_draws_a_run",
     "nanotron-recipes pretrain tiny": TINY,
     "nanotron-recipes pretrain tiny --run mine --stop-after 100": (
         f"{PRETRAIN}test_stops_save_and_a_run_goes_on_at_another_topology"
@@ -214,6 +211,49 @@ def test_make_pretrain_is_the_command_that_the_tiny_test_runs() -> None:
     assert shlex.split(bash("make -n pretrain VENV=v", ROOT).stdout)[-2:] == ["pretrain", "tiny"]
     with_options = bash('make -n pretrain VENV=v RUN=a ARGS="--set general.seed=7"', ROOT).stdout
     assert shlex.split(with_options)[-6:] == ["pretrain", "tiny", "--run", "a", "--set", "general.seed=7"]
+
+
+def test_make_posttrain_gives_the_export_of_the_run_to_the_pipeline(tmp_path: Path) -> None:
+    """The pipeline itself is what `make test-posttraining` runs."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in ("setup.cfg", "pyproject.toml", "constraints.txt", "../.venv-posttraining/.ready"):
+        file = tmp_path / "posttraining" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    program = tmp_path / ".venv-posttraining/bin/posttraining"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    program.chmod(0o755)
+    refused = bash("make posttrain", tmp_path)
+    assert refused.returncode == 2 and "error: runs/latest-export has no export; run make pretrain" in refused.stderr
+    (tmp_path / "runs/tiny-7/export").mkdir(parents=True)
+    (tmp_path / "runs/latest-export").symlink_to("tiny-7")
+    for options, added in (("", []), ('RUN=tiny-7 ARGS="--set a=b"', ["--set", "a=b"])):
+        told = bash(f"make posttrain {options}", tmp_path).stdout.splitlines()
+        settings = ["--set", "model=runs/tiny-7/export", "--set", "output_dir=runs/tiny-7/posttraining"]
+        assert told == ["pipeline", "tiny", *settings, *added]
+
+
+def test_make_docs_writes_the_generated_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modules = [shlex.split(line)[-1] for line in bash("make -n docs VENV=v", ROOT).stdout.splitlines()]
+    assert modules == ["nanotron_recipes.key_reference", "parallel.adaptations"]
+    for module, name in zip(modules, ("PAGE_FILE", "TABLE_FILE"), strict=True):
+        written = importlib.import_module(module)
+        page = Path(getattr(written, name))
+        monkeypatch.setattr(written, name, tmp_path / page.name)
+        written.main()
+        assert (tmp_path / page.name).read_text() == page.read_text(), "make docs"
+
+
+def test_make_docs_images_is_the_command_that_draws_a_run() -> None:
+    """`RUN_HERE` has that command."""
+    drawn = shlex.split(bash("make -n docs-images RUN=readme VENV=v", ROOT).stdout)
+    assert drawn[-4:] == ["-m", "launch.train.loss_plot", "runs/readme/metrics.jsonl", "docs/images/tiny-loss.png"]
+
+
+def test_ci_has_what_the_tests_need_and_skips_none_for_the_lack_of_it() -> None:
+    lines = [line.partition(" #")[0] for line in (ROOT / ".ci/run").read_text().splitlines()]
+    assert lines.index("export CI=1") < lines.index("make cluster-tools") < lines.index("make test")
 
 
 @pytest.mark.parametrize("arguments", suggestions())

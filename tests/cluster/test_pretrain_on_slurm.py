@@ -232,11 +232,13 @@ def test_a_preempted_run_saves_and_goes_on_when_its_nodes_are_free_again(
     submitted.wait_for_step(20)
     urgent = cluster.submit("--partition=urgent", "--nodes=3", "--exclusive", "--wrap=sleep 5")
     cluster.wait(urgent, "COMPLETED", 300)
+    reached = submitted.last_step()
     cluster.release(submitted.job)
     submitted.finish()
     assert losses(shared, "preempted") == undisturbed
-    first = submitted.attempts()[0]
+    first, second = submitted.attempts()
     assert first.end is None or not first.end.is_failure
+    assert second.begin.step == reached >= 20, "not the last one that was due"
 
 
 def test_a_rank_that_is_killed_costs_a_requeue_and_no_bit(submit: Submit, shared: Path, undisturbed: Curve) -> None:

@@ -209,6 +209,23 @@ def test_shards_with_more_tokens_than_the_model_are_refused_and_with_fewer_read(
     assert larger.sources[folders[0]].train.vocab_size == 6000, "a token beyond the tokenizer's is damage"
 
 
+@pytest.mark.parametrize(("key", "value", "found"), [("token_size_in_bytes", 4, 2), ("vocab_size", 5000, 6000)])
+def test_shards_of_another_form_than_the_recipe_says_are_refused(
+    key: str, value: int, found: int, folders: list[str]
+) -> None:
+    for said in (found, value):
+        recipe = recipe_with([(1, {folders[0]: 1.0})], vocab_size=6000)
+        stage = recipe.data_stages[0]
+        dataset = stage.data.dataset.model_copy(update={key: said})
+        stages = [stage.model_copy(update={"data": stage.data.model_copy(update={"dataset": dataset})})]
+        recipe = recipe.model_copy(update={"data_stages": stages})
+        if said == found:
+            DataPlan.from_recipe(recipe)
+            continue
+        with pytest.raises(UserError, match=rf"dataset\.{key}: {value}: the shards in .* have {found}"):
+            DataPlan.from_recipe(recipe)
+
+
 def test_a_sequence_longer_than_the_source_is_refused(folders: list[str]) -> None:
     with pytest.raises(UserError, match="only 700 training tokens"):
         DataPlan.from_recipe(recipe_with([(1, {folders[0]: 1.0})], vocab_size=6000, sequence_length=700))

@@ -26,8 +26,8 @@ from nanotron_recipes.loading import dump_yaml, load_recipe
 
 
 @pytest.fixture(scope="module")
-def trained(small_file: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """A run that was evaluated while it was trained."""
+def evaluated(small_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run that was evaluated while it was trained; nobody changes it."""
     folder = tmp_path_factory.mktemp("evaluated")
     changes = ["lighteval.eval_interval=10", "lighteval.longest_wait_seconds=250", "tokens.val_check_interval=8"]
     settings = [word for change in changes for word in ("--set", change)]
@@ -35,6 +35,13 @@ def trained(small_file: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFo
     code, out, err = process.end()
     assert code == 0, err
     (folder / "out").write_text(out)
+    return folder
+
+
+@pytest.fixture
+def trained(evaluated: Path, tmp_path: Path) -> RunFolder:
+    """A copy of the run for each test."""
+    folder = shutil.copytree(evaluated, tmp_path / "evaluated", symlinks=True)
     return RunFolder.of(folder / "runs", "a", load_recipe(str(folder / "runs/a/recipe.yaml")).recipe)
 
 
@@ -214,11 +221,9 @@ def test_what_was_measured_without_lighteval_is_shown_and_recorded_where_that_fa
     mode: int, why: str, trained: RunFolder, called: Callable[..., tuple[Any, str, str]]
 ) -> None:
     folder = Path(".venv-eval/bin")
-    folder.mkdir(parents=True, exist_ok=True)
-    program = lighteval(folder, "sys.exit(3)")
-    program.chmod(mode)
+    folder.mkdir(parents=True)
+    lighteval(folder, "sys.exit(3)").chmod(mode)
     code, out, err = called("evaluate", "a", "--benchmarks", "arc:easy|0", "--tasks", "loss")
-    program.unlink()
     event = read_metrics(trained.metrics_file).events[-1]
     assert code == 1 and err.splitlines()[-1].startswith("error: ") and why in err
     assert event["step"] == 40 and why in event["error"] and f"{event['source_loss']['words']:.4f}" in out
@@ -238,6 +243,20 @@ def test_an_evaluation_of_a_run_whose_lighteval_fails_records_the_losses_and_the
     assert list(event["source_loss"]) == ["words", "numbers"]
     assert event["error"] == ".venv-eval/bin/lighteval is missing: make eval-env"
     assert capfd.readouterr().out.splitlines()[-1].endswith(f" · failed: {event['error']}")
+
+
+def test_an_evaluation_of_a_run_asks_for_the_benchmarks_and_samples_of_its_recipe(
+    trained: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = ["lighteval.tasks.tasks=arc:easy|0", "lighteval.tasks.max_samples=7"]
+    trained.recipe_file.write_text(dump_yaml(load_recipe(str(trained.recipe_file), changes).recipe))
+    folder = tmp_path / ".venv-eval" / "bin"
+    folder.mkdir(parents=True)
+    lighteval(folder, f"pathlib.Path({str(tmp_path)!r}, 'args').write_text(json.dumps(sys.argv[1:])); sys.exit(3)")
+    monkeypatch.chdir(tmp_path)
+    assert job.main([str(trained.path), "40", "--benchmarks"]) == 1
+    words = json.loads((tmp_path / "args").read_text())
+    assert words[2] == "arc:easy|0" and words[-2:] == ["--max-samples", "7"]
 
 
 @pytest.mark.parametrize("config", ['{"model_type": "llama", "hidden_size": 8}', "{}"])

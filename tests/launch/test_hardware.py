@@ -1,4 +1,4 @@
-import time
+import itertools
 
 import pytest
 import torch
@@ -42,16 +42,18 @@ def test_the_peak_of_an_unknown_gpu_is_not_guessed(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_cpus_peak_is_measured_in_half_a_second(dtype: str) -> None:
-    start = time.perf_counter()
+def test_a_cpus_peak_is_measured(dtype: str) -> None:
     flops = peak_flops(torch.device("cpu"), dtype)
     assert flops is not None and 1e8 < flops < 1e14
-    assert time.perf_counter() - start < 1.5  # half a second, and three times that on a busy machine
 
 
-def test_two_measurements_agree() -> None:
-    first, second = measured_cpu_flops("float32", 0.2), measured_cpu_flops("float32", 0.2)
-    assert 0.1 < first / second < 10
+def test_of_the_products_of_a_third_of_a_second_the_fastest_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = itertools.cycle([0.02, 0.0, 0.03, 0.0, 0.01, 0.0])  # of a product, and of nothing between two
+    read = list(itertools.islice(itertools.accumulate(seconds, initial=0.0), 100))
+    left = iter([0.0, *read])
+    monkeypatch.setattr("launch.train.hardware.time.perf_counter", lambda: next(left))
+    assert measured_cpu_flops("float32") == pytest.approx(2 * 512**3 / 0.01)
+    assert next(left) == pytest.approx(0.3, abs=0.05)
 
 
 def test_peak_memory_grows_by_what_is_touched() -> None:

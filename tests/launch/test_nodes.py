@@ -65,6 +65,16 @@ def test_a_run_goes_on_at_other_topologies_on_other_nodes_and_names_what_was_los
         assert found[step][0] == pytest.approx(loss, abs=1e-5) and found[step][2] == rate, step
 
 
+def test_disks_of_two_nodes_are_refused_where_the_recipe_says_that_all_nodes_see_one(
+    small_file: Path, start_process: StartProcess, tmp_path: Path
+) -> None:
+    key = "checkpoints.checkpoints_path_is_shared_file_system"
+    settings = ["--set", f"checkpoints.checkpoints_path={tmp_path}/disks/{{node}}", "--set", f"{key}=true"]
+    nodes = ["--launcher", "local", "--node-names", "a,b", "--gpus-per-node", "1"]
+    code, _, err = start_process(pretrain_command(small_file, "--run", "spread", *nodes, *settings), tmp_path).end()
+    assert code == 2 and f"{key}: true: node b does not see in" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -168,13 +168,14 @@ def test_another_model_is_another_run_in_bfloat16_with_trace_and_export(
     small_mapping["tokens"] |= {"train_steps": 8, "val_check_interval": -1}
     small_mapping["optimizer"]["learning_rate_scheduler"] |= {"lr_decay_starting_step": 4, "lr_decay_steps": 4}
     small_mapping["profiler"] = {"profiler_export_path": "trace"}
-    small_mapping["checkpoints"] = {"checkpoint_interval": 100, "export_at_end": True}
+    small_mapping["checkpoints"] = {"checkpoint_interval": 100, "export_at_end": True, "save_initial_state": True}
     file = write_recipe(tmp_path / "small.yaml", small_mapping)
     code, out, err = start_process(pretrain_command(file), tmp_path).end()
     assert code == 0, err
 
     run = tmp_path / "runs" / "small-2"
     assert "on cpu, bfloat16" in out and "verified: logits" in out
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["0", "8"]
     records = read_metrics(run / "metrics.jsonl").steps
     assert len(records) == 8 and records[-1].loss < records[0].loss  # type: ignore[operator]
     config = json.loads((run / "export" / "config.json").read_text())

@@ -190,20 +190,24 @@ def test_simultaneous_launches_get_different_runs(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+    for _, lock in taken:
+        lock.release()
     assert sorted(choice.folder.name for choice, _ in taken) == [f"tiny-{number}" for number in range(1, 6)]
 
 
 def test_a_launch_that_ended_before_it_began_leaves_its_number_free(tmp_path: Path) -> None:
     choice, lock = take_run(tmp_path, "tiny", RECIPE, None, lambda folder: True, "first")
     lock.release()
-    again, _ = take_run(tmp_path, "tiny", RECIPE, None, lambda folder: True, "second")
+    again, lock = take_run(tmp_path, "tiny", RECIPE, None, lambda folder: True, "second")
+    lock.release()
     assert again == choice and again.state == "new"
 
 
 def test_a_named_run_that_is_trained_is_refused(tmp_path: Path) -> None:
-    take_run(tmp_path, "tiny", RECIPE, "mine", lambda folder: True, "first")
+    _, lock = take_run(tmp_path, "tiny", RECIPE, "mine", lambda folder: True, "first")
     with pytest.raises(RunIsTrained, match="mine: process"):
         take_run(tmp_path, "tiny", RECIPE, "mine", lambda folder: True, "second")
+    lock.release()
 
 
 def test_why_a_run_gave_up_is_noted_until_it_is_started_again(tmp_path: Path) -> None:

@@ -2,16 +2,20 @@
 
 import threading
 import time
+from pathlib import Path
 
 import pytest
+from checkpoint_store import BUCKET, CheckpointStore
 from hypothesis import given
 from hypothesis import strategies as st
+from uploaded_run import begun_run, make_checkpoint, uploaded, uploading, wait_for
 
 from data.transfer import Stopped, Watch
 from launch.storage.backlog import beyond_backlog, waiting_of
 from launch.storage.throttle import Throttle
+from launch.storage.uploader import Uploader
 from launch.train.retention import Uploading, prunable_steps, reasons_to_keep
-from nanotron_recipes.schema.checkpoints import Checkpoints
+from nanotron_recipes.schema.checkpoints import Checkpoints, S3Upload
 
 STEPS = st.lists(st.integers(1, 400), unique=True).map(sorted)
 
@@ -83,3 +87,24 @@ def test_however_many_send_no_more_bytes_pass_than_were_allowed_and_a_stop_is_he
     threading.Timer(0.05, watch.stop.set).start()
     with pytest.raises(Stopped):
         throttle.take(1, watch)
+
+
+@pytest.mark.parametrize("rate", [None, 50.0])
+def test_what_an_uploader_sends_passes_at_the_recipes_rate(
+    rate: float | None, store: CheckpointStore, small_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed: list[tuple[float, int]] = []
+
+    class Seen(Throttle):
+        def take(self, count: int, watch: Watch) -> None:
+            passed.append((self._rate, count))
+            super().take(count, watch)
+
+    monkeypatch.setattr("launch.storage.uploader.Throttle", Seen)
+    upload = S3Upload(upload_s3_path=f"s3://{BUCKET}/team", endpoint_url=store.url, max_megabytes_per_second=rate)
+    folder, recipe = begun_run(tmp_path, small_file, upload)
+    make_checkpoint(folder.checkpoints, 8)
+    with uploading(Uploader(folder, recipe, "a", ("a",), "l1")):
+        wait_for(lambda: uploaded(folder) == [8])
+    sizes = [file.stat().st_size for file in (folder.checkpoints / "8").iterdir() if file.name != "manifest.json"]
+    assert sorted(passed) == [(rate * 1e6, size) for size in sorted(sizes) if rate is not None]

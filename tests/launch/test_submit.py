@@ -40,8 +40,14 @@ def write_program(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
-def request(*overrides: str, nodes: int = 2, run: str | None = None, gpus_per_node: int | None = None) -> Submission:
-    return Submission(load_recipe("tiny", overrides), nodes, run, gpus_per_node)
+def request(
+    *overrides: str,
+    nodes: int = 2,
+    run: str | None = None,
+    gpus_per_node: int | None = None,
+    after: str | None = None,
+) -> Submission:
+    return Submission(load_recipe("tiny", overrides), nodes, run, gpus_per_node, after=after)
 
 
 def test_the_job_has_script_recipe_and_code_in_the_runs_folder(queue: Path) -> None:
@@ -130,6 +136,7 @@ def test_a_profile_that_is_moved_or_broken_later_does_not_change_the_jobs_that_e
         ({"overrides": ["slurm.profile=asw-p5"]}, "did you mean aws-p5"),
         ({"overrides": ["slurm.partition=a b"]}, "slurm.partition"),
         ({"run": "../x"}, "--run"),
+        ({"after": "41 --wrap=x"}, "--after 41 --wrap=x: expected the number of a Slurm job"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(

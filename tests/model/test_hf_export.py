@@ -258,7 +258,8 @@ def test_the_step_of_an_export_is_the_checkpoints_own_whatever_its_folder_is_cal
     export_checkpoint(tmp_path / name, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert json.loads((tmp_path / "out" / MARKER).read_text())["step"] == (step or None)
-    assert ("It has seen 5 of" in card, "from imported weights" in card) == (step == 5, step == 0)
+    assert ("It has seen 5 of" in card, "which has not trained it" in card) == (step == 5, step == 0)
+    assert "import" not in card.split("```")[0], "it may be the state that a run began with"
 
 
 def test_sources_whose_folders_end_alike_have_shares_of_their_own() -> None:

@@ -305,6 +305,14 @@ def test_an_odd_vocabulary_names_the_padding_that_works() -> None:
     load_recipe("tiny", [*overrides, "model.make_vocab_size_divisible_by=2"])
 
 
+def test_two_bytes_do_not_hold_a_token_of_a_large_vocabulary() -> None:
+    key = "data_stages.0.data.dataset.token_size_in_bytes"
+    assert f"{key}: 2: expected 4 for a vocab_size of 65537" in message(
+        "tiny", f"{key}=2", "model.model_config.vocab_size=65537"
+    )
+    load_recipe("tiny", [f"{key}=2", "model.model_config.vocab_size=65536"])
+
+
 def test_one_f_one_b_needs_micro_batches_for_its_stages() -> None:
     overrides = ["parallelism.pp=4", "tokens.micro_batch_size=6"]
     assert "parallelism.pp: 4: 1f1b needs at least pp − 1 = 3 micro-batches and gets 2" in message("tiny", *overrides)
