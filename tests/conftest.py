@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from parallel.rank_pool import RankPool
 
@@ -69,6 +70,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[WORLDS_RUN] = {}
     config.stash[COLLECTED] = []
     config.stash[SKIPPED] = []
+    # Property tests have no deadline: how long an example takes is the machine's.
+    settings.register_profile("any machine", settings(), deadline=None)
+    settings.load_profile("any machine")
 
 
 def pytest_report_header() -> str:

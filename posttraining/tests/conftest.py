@@ -9,12 +9,19 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from tiny_model import write_base
 
 from posttraining import sft
 from posttraining.generation import Answer, Generator
 
 QUESTION, ANSWER = "2+3?", "<think>\n2+3=5\n</think>\n\\boxed{5}"
+
+
+def pytest_configure() -> None:
+    """Property tests have no deadline: how long an example takes is the machine's."""
+    settings.register_profile("any machine", settings(), deadline=None)
+    settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True, scope="session")
