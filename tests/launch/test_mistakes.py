@@ -116,18 +116,18 @@ RECIPES: dict[str, tuple[Change, list[str]]] = {
         ),
         ["dataset_folder", "no: no such folder", "tokenize"],
     ),
-    "shards of another vocabulary": (
+    "shards of a larger vocabulary": (
         _both(
             _first_stage_reads("small/corpus/words"),
-            _set("model.model_config.vocab_size", 640),
+            _set("model.model_config.vocab_size", 256),
             _set("tokenizer", {}),
             _set("corpus", None),
         ),
-        ["model.model_config.vocab_size", "640", "320"],
+        ["model.model_config.vocab_size", "256", "320"],
     ),
-    "a tokenizer of another vocabulary": (
-        _set("model.model_config.vocab_size", 640),
-        ["model.model_config.vocab_size", "640", "320"],
+    "a tokenizer of a larger vocabulary": (
+        _set("model.model_config.vocab_size", 256),
+        ["model.model_config.vocab_size", "256", "320"],
     ),
 }
 
