@@ -70,6 +70,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[WORLDS_RUN] = {}
     config.stash[COLLECTED] = []
     config.stash[SKIPPED] = []
+    for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):  # a make that a test calls is none of `make test`'s
+        os.environ.pop(name, None)
     # Property tests have no deadline: how long an example takes is the machine's.
     settings.register_profile("any machine", settings(), deadline=None)
     settings.load_profile("any machine")
