@@ -31,8 +31,8 @@ CAP_NET_ADMIN, CAP_SYS_ADMIN = 12, 21
 # Of the machine's process table still: the switch is known by its process.
 CONNECT = """
 set -eu
-name=$1 address=$2 switch=$3; shift 3
-ip link add eth0 type veth peer name "$name" netns "$switch"
+name=$1 address=$2 card=$3 switch=$4; shift 4
+ip link add eth0 address "$card" type veth peer name "$name" netns "$switch"
 nsenter --target "$switch" --net ip link set "$name" master switch up
 ip link set lo up
 ip address add "$address" dev eth0
@@ -157,8 +157,10 @@ class PrivateMachines:
         """Start a machine that runs one command, and is off when that ends. Its disk is as it was left."""
         assert self._switch is not None and name not in self.running
         address = f"{self.addresses[name]}/{self.subnet.prefixlen}"
+        # A machine keeps its network card: others send to the card that they know for half a minute and longer.
+        card = "02:00:" + ipaddress.ip_address(self.addresses[name]).packed.hex(":")
         boot = [BOOT, "boot", name, str(self.folder), str(self.scratch), *command]
-        connect = ["bash", "-c", CONNECT, "connect", name, address, str(self._switch.pid), *boot]
+        connect = ["bash", "-c", CONNECT, "connect", name, address, card, str(self._switch.pid), *boot]
         self.running[name] = start_daemon(["unshare", "--net", *connect], log, environment)
 
     def power_off(self, name: str) -> None:

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import socket
 import stat
 import subprocess
 import tempfile
@@ -15,7 +16,7 @@ from typing import Self
 import psutil
 from private_machines import PrivateMachines, poll, start_daemon, stop_daemon
 from private_machines import why_not as machines_why_not
-from slurm_conf import write_configuration
+from slurm_conf import NODE_PORT, write_configuration
 
 DAEMONS = ("slurmctld", "slurmd", "munged")
 START_SECONDS = 30.0
@@ -250,10 +251,23 @@ class SlurmCluster:
         self._all.reconnect(node)
 
     def start_node(self, node: str, seconds: float = START_SECONDS) -> None:
-        """Switch a node on and wait until Slurm uses it again."""
+        """Switch a node on and wait until Slurm uses it again; it may not have noticed that the node was off."""
         self._power_on(node)
-        if not poll(lambda: self._check_daemons() and self.nodes()[node].isalpha(), seconds, step=0.2):
+        if not poll(lambda: self._is_back(node), seconds, step=0.2):
             raise self._error(f"{node} is not back after {seconds:g} s: {self.nodes()}")
+
+    def _is_back(self, node: str) -> bool:
+        return self._check_daemons() and self._answers(node) and self.nodes()[node].isalpha()
+
+    def _are_idle(self) -> bool:
+        return all(map(self._answers, self.names)) and set(self.nodes().values()) == {"idle"}
+
+    def _answers(self, node: str) -> bool:
+        try:
+            socket.create_connection((self.addresses[node], NODE_PORT), timeout=1).close()
+        except OSError:
+            return False
+        return True
 
     def _power_on(self, node: str) -> None:
         (self.folder / "spool" / node).mkdir(exist_ok=True)
@@ -273,7 +287,7 @@ class SlurmCluster:
             if "drain" in states[node]:
                 self.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
         self.run("scancel", "--user=root")
-        if not poll(lambda: set(self.nodes().values()) == {"idle"}, seconds, step=0.2):
+        if not poll(self._are_idle, seconds, step=0.2):
             raise self._error(f"nodes are not idle after {seconds:g} s: {self.nodes()}")
 
     def _error(self, message: str) -> ClusterError:

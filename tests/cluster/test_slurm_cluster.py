@@ -146,6 +146,20 @@ def test_a_node_that_is_cut_off_is_not_reached_until_it_is_reconnected(cluster: 
     assert poll(lambda: reached("node3"), 10)
 
 
+CONNECT = """
+import socket, sys
+socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=5)
+"""
+
+
+def test_a_node_that_was_switched_off_and_on_is_reached_by_the_others_at_once(cluster: SlurmCluster) -> None:
+    connect = [sys.executable, "-c", CONNECT, cluster.addresses["node2"], str(NODE_PORT)]
+    cluster.run("srun", "--nodelist=node1", *connect)
+    cluster.power_off("node2")
+    cluster.start_node("node2")
+    cluster.run("srun", "--nodelist=node1", *connect)
+
+
 def machine_state() -> list[str]:
     """Links, namespaces, mounts and names of this machine, but for what others' tests make and remove meanwhile."""
     links = call(["ip", "-oneline", "link"]).splitlines()
