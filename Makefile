@@ -43,7 +43,7 @@ PIP_POSTTRAINING = .venv-posttraining/bin/python -m pip install -qq --disable-pi
     bench-train bench-checkpoint bench-loader bench-tokenize eval-env docs docs-images
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s%s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-19s%s\n", $$1, $$2}' Makefile
 
 pretrain: $(READY)  ## text → tokens → training → a Hugging Face folder   [RECIPE=] [NODES=] [RUN=] [ARGS=]
 	@$(CLI) pretrain $(call quoted,$(RECIPE)) $(PRETRAIN_OPTIONS)

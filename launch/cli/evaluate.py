@@ -106,7 +106,7 @@ def _measure(subject: _Subject, request: Request, benchmarks: Benchmarks | None)
     if subject.is_export:
         return measure(subject.folder, request, benchmarks, output)
     assert subject.recipe is not None
-    with exported(subject.folder, subject.recipe) as export:
+    with exported(subject.folder, subject.recipe, run) as export:
         return measure(export, request, benchmarks, output)
 
 

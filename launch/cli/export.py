@@ -19,7 +19,6 @@ from launch.cli.checkpoint_argument import (
 )
 from launch.cli.next_line import generation_command, loading_command
 from nanotron_recipes.errors import UserError
-from nanotron_recipes.recipe import Recipe
 
 
 def export(
@@ -63,10 +62,11 @@ def _whole(chosen: ChosenCheckpoint, stack: ExitStack) -> ChosenCheckpoint:
 
 def _export(chosen: ChosenCheckpoint, out: Path, verify: bool) -> None:
     from launch.evaluate.prompts import one_prompt
+    from launch.train.run_tokenizer import run_tokenizer
     from model.hf_export import export_checkpoint
     from nanotron_recipes.numbers import counted
 
-    tokenizer = tokenizer_at_hand(chosen.recipe)
+    tokenizer = run_tokenizer(chosen.run, chosen.recipe)
     if tokenizer is None:
         print("note: the recipe's tokenizer is not a folder here; the export holds none", file=sys.stderr)
     report = export_checkpoint(
@@ -90,17 +90,6 @@ def _refuse_among_checkpoints(out: Path, chosen: ChosenCheckpoint) -> None:
     of_runs = [place for place in places if place.name == "checkpoints" and (place.parent / "recipe.yaml").is_file()]
     if of_runs or any(place in own for place in places):
         raise UserError(f"{out}: expected a folder that is not among the checkpoints of a run")
-
-
-def tokenizer_at_hand(recipe: Recipe) -> Path | None:
-    """The folder of the recipe's tokenizer, None where it is not on this machine."""
-    from data.tokenizer import tokenizer_folder
-
-    try:
-        folder = tokenizer_folder(recipe)
-    except UserError:
-        return None
-    return folder if (folder / "tokenizer.json").is_file() else None
 
 
 def _card(chosen: ChosenCheckpoint, out: Path, *, has_tokenizer: bool) -> str | None:

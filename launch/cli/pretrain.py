@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from launch.cli.next_line import command
 from launch.cli.options import OverrideOption, RecipeArgument
-from launch.cli.prepare_data import ensure_staged, ensure_tokens
+from launch.cli.prepare_data import ensure_staged, ensure_tokens, refuse_other_text
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.machine import check_local_ranks
 from nanotron_recipes.numbers import counted
@@ -71,8 +72,8 @@ def pretrain(
     from rich.console import Console
 
     from launch.cluster.submit import Submission
-    from launch.train.prepare import check_trainable
-    from launch.train.run_folder import checked_name
+    from launch.train.prepare import RUNS, check_trainable
+    from launch.train.run_folder import RunFolder, checked_name
     from launch.train.streams import tolerate_lost_output
     from nanotron_recipes.loading import load_recipe
 
@@ -99,6 +100,8 @@ def pretrain(
     ranks = _choose_ranks(loaded.recipe, gpus_per_node, played)
     for note in (*loaded.notes, *ranks.notes):
         console.print(f"note: {note}", markup=False, highlight=False)
+    if run is not None:
+        refuse_other_text(RunFolder.of(RUNS, run, loaded.recipe), loaded.recipe)
     if not ensure_tokens(loaded, console):
         raise typer.Exit(1)
     ensure_staged(loaded, console)
@@ -195,7 +198,7 @@ def _train(
         if reason is not None:
             console.print(reason, highlight=False)
             is_whole = prepared.state != "complete" and prepared.step >= prepared.recipe.tokens.train_steps
-            return _finish(prepared, console, stop_after) if is_whole else 0
+            return _finish(prepared, console) if is_whole else 0
         # After which step is said when its checkpoint has been read.
         how = "goes on" if prepared.step else "begins"
         for note in prepared.notes:
@@ -214,19 +217,16 @@ def _train(
             launch_id=prepared.launch_id,
             nodes=nodes,
         )
-        return _finish(prepared, console, stop_after) if code == 0 else code
+        return _finish(prepared, console) if code == 0 else code
 
 
-def _finish(prepared: PreparedRun, console: Console, stop_after: int | None) -> int:
+def _finish(prepared: PreparedRun, console: Console) -> int:
     """What follows the last step; a run that was stopped before it only says how to go on."""
     from launch.cli.finish import finish, is_trained
 
     folder = prepared.folder
     if is_trained(folder, prepared.recipe):
         return finish(folder, prepared.recipe, console)
-    without = ", without --stop-after" if stop_after is not None else ""
-    console.print(
-        f"next: the same command goes on{without} (or with --run {folder.name}; with make, RUN={folder.name})",
-        highlight=False,
-    )
+    following = command("nanotron-recipes", "pretrain", folder.recipe_file, "--run", folder.name)
+    console.print(f"next: {following}", highlight=False, markup=False)
     return 0

@@ -67,7 +67,7 @@ def status(
     if as_json:
         print(json.dumps(asdict(found)))
     else:
-        Console(soft_wrap=False).print(status_view(found))
+        Console(soft_wrap=False).print(status_view(found), crop=False)  # the last line is to be pasted
 
 
 def _list(runs_dir: Path) -> None:

@@ -11,6 +11,7 @@ process of a node, and torchrun would give the ranks seconds to save.
 
 import json
 import logging
+import os
 import signal
 import sys
 import time
@@ -19,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.cluster.parent_death import signal_when_parent_ends
+from launch.cluster.parent_death import AGENT_VARIABLE, signal_when_parent_ends
 from launch.train.streams import describe, open_standard_streams, say
 from nanotron_recipes.files import write_atomic
 
@@ -39,6 +40,7 @@ def main(arguments: list[str]) -> int:
     launcher, report = _taken(arguments, LAUNCHER), _taken(arguments, REPORT)
     if launcher is not None:
         signal_when_parent_ends(signal.SIGKILL, int(launcher))
+    os.environ[AGENT_VARIABLE] = str(os.getpid())
     if report is not None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # until torchrun listens, which it is kept from below
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -3,7 +3,8 @@
 A launch is a chain: the launcher, the process that starts the ranks (`launch.cluster.agent`), the ranks. Each asks the
 kernel for a signal for the moment when the one above it ends, however that ends. When the launcher is gone, the agent
 is killed, since its own way to stop gives ranks seconds only. When the agent is gone, the ranks get SIGTERM, as from a
-user: they save and end, and take the time they need.
+user: they save and end, and take the time they need. Before they have met they are killed: there is nothing to save,
+and who waits for the others in torch's store hears no other signal.
 """
 
 import ctypes
@@ -11,6 +12,8 @@ import os
 import signal
 import sys
 
+AGENT_VARIABLE = "NANOTRON_RECIPES_AGENT"
+"""Tells ranks the process that starts them: one that has lost it by the time that it asks has another parent."""
 _PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
 

@@ -6,33 +6,24 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from data.tokenizer import tokenizer_folder
 from launch.evaluate.benchmarks import Benchmarks, BenchmarksFailed, run_benchmarks
 from launch.evaluate.offline import Request, Results, evaluate_export
 from launch.train.metrics import Event, MetricsWriter
 from launch.train.run_folder import RunFolder
+from launch.train.run_tokenizer import run_tokenizer
 from launch.train.seen_checkpoint import whole_checkpoint
 from launch.train.tensorboard import TensorBoard
 from model.hf_export import export_checkpoint
-from nanotron_recipes.errors import UserError
 from nanotron_recipes.recipe import Recipe
 
 
 @contextmanager
-def exported(checkpoint: Path, recipe: Recipe) -> Iterator[Path]:
+def exported(checkpoint: Path, recipe: Recipe, run: RunFolder | None) -> Iterator[Path]:
     """A Hugging Face folder of the checkpoint, gone afterwards; with the tokenizer where that is at hand."""
     with tempfile.TemporaryDirectory(prefix="evaluation-") as scratch:
         out = Path(scratch) / "export"
-        export_checkpoint(checkpoint, out, tokenizer_dir=_tokenizer(recipe))
+        export_checkpoint(checkpoint, out, tokenizer_dir=run_tokenizer(run, recipe))
         yield out
-
-
-def _tokenizer(recipe: Recipe) -> Path | None:
-    try:
-        folder = tokenizer_folder(recipe)
-    except UserError:
-        return None
-    return folder if (folder / "tokenizer.json").is_file() else None
 
 
 def evaluate_step(run: RunFolder, step: int, request: Request, benchmarks: Benchmarks | None = None) -> Results:
@@ -41,7 +32,7 @@ def evaluate_step(run: RunFolder, step: int, request: Request, benchmarks: Bench
     Raises UserError, OSError.
     """
     assert request.recipe is not None
-    with whole_checkpoint(run, step) as checkpoint, exported(checkpoint, request.recipe) as export:
+    with whole_checkpoint(run, step) as checkpoint, exported(checkpoint, request.recipe, run) as export:
         return measure(export, request, benchmarks, benchmarks_folder(run, step))
 
 

@@ -12,7 +12,6 @@ from data.arithmetic import held_out_problems
 from data.bigram import bigram_baseline, steps_to_count
 from data.manifest import read_manifest
 from data.plan import DataPlan
-from data.tokenizer import tokenizer_folder
 from launch.evaluate.arithmetic_task import ArithmeticResult, arithmetic_accuracy
 from launch.evaluate.best_effort import best_effort
 from launch.evaluate.card_facts import bits_per_byte, facts_of_run
@@ -21,6 +20,7 @@ from launch.evaluate.prompts import one_prompt, sample_prompts
 from launch.evaluate.verification import LOGIT_TOLERANCE, verify_checkpoint
 from launch.train.metrics import MetricsWriter, read_metrics
 from launch.train.run_folder import LATEST_EXPORT, RunFolder, point_latest
+from launch.train.run_tokenizer import run_tokenizer
 from launch.train.seen_checkpoint import whole_checkpoint
 from launch.train.step_line import ValidationRow, validation_table
 from model.hf_export import export_checkpoint
@@ -46,7 +46,7 @@ def finish_run(folder: RunFolder, recipe: Recipe, plan: DataPlan, console: Conso
     """
     step = recipe.tokens.train_steps
     with _saying(console, "exporting and verifying"), whole_checkpoint(folder, step) as checkpoint:
-        export_checkpoint(checkpoint, folder.export, tokenizer_dir=tokenizer_folder(recipe), card=None)
+        export_checkpoint(checkpoint, folder.export, tokenizer_dir=run_tokenizer(folder, recipe), card=None)
         difference = verify_checkpoint(checkpoint, recipe, folder.export)
     if not difference <= LOGIT_TOLERANCE:
         raise ExportIsWrong(f"{folder.export}: logits differ by {difference:.1e} from the trained model's")

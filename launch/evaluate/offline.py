@@ -12,6 +12,7 @@ from launch.evaluate.arithmetic_task import arithmetic_accuracy
 from launch.evaluate.finish import NUM_PROBLEMS, has_arithmetic
 from launch.evaluate.generation import Generator
 from launch.evaluate.source_loss import source_losses
+from launch.train.run_tokenizer import run_tokenizer
 from nanotron_recipes.errors import UserError, nearest_name, user_error
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.schema.services import OFFLINE_TASKS, OfflineTask
@@ -81,6 +82,8 @@ def evaluate_export(export: Path, request: Request) -> Results:
     if "loss" in request.tasks:
         if recipe is None or not recipe.data_stages:
             left_out["loss"] = "no recipe is known whose text it could be measured on"
+        elif is_another_tokenizer(export, recipe):
+            left_out["loss"] = "the shards here were made with another tokenizer than the model's"
         else:
             plan = DataPlan.from_recipe(recipe)
             model = load_with_transformers(export, "auto").to(request.device)
@@ -99,6 +102,21 @@ def evaluate_export(export: Path, request: Request) -> Results:
             )
             arithmetic = {"correct": result.correct, "total": result.total}
     return Results(losses, arithmetic, left_out)
+
+
+def is_another_tokenizer(export: Path, recipe: Recipe) -> bool:
+    """Whether the tokenizer that the recipe's shards are made with has other tokens than that of an exported folder, as
+    far as both are at hand. Other programs write the same tokenizer otherwise."""
+    ours, theirs = export / "tokenizer.json", run_tokenizer(None, recipe)
+    if theirs is None or not ours.is_file():
+        return False
+    texts = [ours.read_bytes(), (theirs / "tokenizer.json").read_bytes()]
+    if texts[0] == texts[1]:
+        return False
+    from tokenizers import Tokenizer
+
+    first, second = (Tokenizer.from_buffer(text).get_vocab(with_added_tokens=False) for text in texts)
+    return first != second
 
 
 def check_device(device: str) -> None:

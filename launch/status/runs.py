@@ -10,6 +10,7 @@ from launch.train.run_folder import LATEST, LATEST_EXPORT, RunFolder
 from nanotron_recipes.errors import UserError, nearest_name, user_error
 from nanotron_recipes.loading import load_recipe
 from nanotron_recipes.recipe import Recipe
+from parallel.checkpoint_files import MANIFEST_FILE
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,10 @@ def run_paths(runs_dir: Path) -> list[Path]:
 def find_run(argument: str, runs_dir: Path) -> FoundRun:
     """The run of that name, folder, or link. Raises UserError with the nearest name where there is none."""
     path = Path(argument) if _is_run(Path(argument)) else runs_dir / argument
+    if (path / MANIFEST_FILE).is_file():
+        raise UserError(
+            f"{argument}: a checkpoint; expected its run: a name in {runs_dir}/, a folder, or a link to one"
+        )
     if not _is_run(path):
         names = [entry.name for entry in run_paths(runs_dir)]
         raise user_error(f"no such run in {runs_dir}/", source=argument, nearest=nearest_name(argument, names))

@@ -23,6 +23,7 @@ def main() -> int:
     with StopRequest() as stop:
         try:
             arguments = _parse(sys.argv[1:])
+            _end_with_parent(arguments)
             _check(arguments)
         except (UserError, OSError) as error:
             if os.environ.get("RANK", "0") == "0":
@@ -56,16 +57,24 @@ def _parse(words: list[str]) -> Namespace:
     return parser.parse_args(words)
 
 
+def _end_with_parent(arguments: Namespace) -> None:
+    """Be killed where the process that our launcher starts ranks with ends, and note it for when the ranks have met:
+    from then on it is SIGTERM, for there is something to save."""
+    from launch.cluster.parent_death import AGENT_VARIABLE, signal_when_parent_ends
+
+    is_launched = arguments.launch_id or arguments.job_launch
+    arguments.parent = int(os.environ.get(AGENT_VARIABLE, os.getppid())) if is_launched else None
+    if arguments.parent is not None:
+        signal_when_parent_ends(signal.SIGKILL, arguments.parent)
+
+
 def _check(arguments: Namespace) -> None:
     """Raise UserError for what a rank can find wrong by itself, before torch is imported and a run's folder is made."""
-    from launch.cluster.parent_death import signal_when_parent_ends
     from launch.train.prepare import check_trainable
     from launch.train.world import World, check_connections
     from nanotron_recipes.loading import load_recipe
     from nanotron_recipes.topology import resolve_topology
 
-    if arguments.launch_id or arguments.job_launch:
-        signal_when_parent_ends(signal.SIGTERM, os.getppid())
     world = World.described_by(os.environ)
     arguments.local_rank = world.local_rank
     loaded = load_recipe(arguments.recipe, arguments.set or [])

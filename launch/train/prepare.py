@@ -17,6 +17,7 @@ from launch.train.resume import DataThrough, newest_sound_step, parent_checkpoin
 from launch.train.run_folder import RunFolder, point_latest, take_run
 from launch.train.run_header import RunHeader, new_run_id
 from launch.train.run_lock import RunLock, new_launch_id
+from launch.train.run_tokenizer import keep_tokenizer
 from nanotron_recipes.code_version import code_version
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.frozen import Change, changes_of_the_past, later_changes
@@ -262,6 +263,7 @@ def _begin(folder: RunFolder, loaded: LoadedRecipe, data: str, parent: str) -> t
         found += [_other_data(before.data, data)] if before.data != data else []
         changes = tuple(f"after step {step}: {change}" for change in found)
         header = replace(header, changes=(*before.changes, *changes), run=before.run or header.run)
+    keep_tokenizer(folder, recipe)
     folder.write_recipe(dump_yaml(recipe), header)
     return changes
 

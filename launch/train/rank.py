@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import socket
 import time
 from argparse import Namespace
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as torch_dist
 
+from launch.cluster.parent_death import signal_when_parent_ends
 from launch.cluster.threads import gpus_here
 from launch.storage.resume import StoreUnreachable
 from launch.storage.uploads import Uploads, start_uploads
@@ -90,6 +92,8 @@ def _train(arguments: Namespace, stop: StopRequest) -> int:
         address, why = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}", describe(error).partition(". ")[0]
         say(f"error: the ranks did not meet at MASTER_ADDR:MASTER_PORT {address}: {why}", error=True)
         return 1 if arguments.launch_id or arguments.job_launch else 2  # our launchers know it: a rank was lost
+    if arguments.parent is not None:
+        signal_when_parent_ends(signal.SIGTERM, arguments.parent)
     share = _agree_on_run(arguments)
     if share.mistake:
         return _refuse(share.mistake, stop)

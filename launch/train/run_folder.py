@@ -80,6 +80,11 @@ class RunFolder:
         return self.path / "jobs"
 
     @property
+    def tokenizer(self) -> Path:
+        """A copy of the tokenizer that the run is trained with (`launch.train.run_tokenizer`)."""
+        return self.path / "tokenizer"
+
+    @property
     def export(self) -> Path:
         """The Hugging Face folder written after the last step."""
         return self.path / "export"

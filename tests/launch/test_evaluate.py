@@ -60,6 +60,24 @@ def test_a_running_training_starts_evaluations_whose_losses_are_its_own(trained:
     assert not (trained.path / "failed").exists() and trained.completed_step() == 40
 
 
+def test_a_corpus_whose_tokenizer_was_trained_again_changes_no_model(
+    trained: RunFolder, small_folder: Path, tmp_path: Path
+) -> None:
+    before = (small_folder / "corpus/tokenizer/tokenizer.json").read_bytes()
+    assert (trained.tokenizer / "tokenizer.json").read_bytes() == before
+    other = json.loads(before)
+    other["model"]["vocab"] |= {"!": other["model"]["vocab"]["?"], "?": other["model"]["vocab"]["!"]}
+    corpus = shutil.copytree(small_folder / "corpus", tmp_path / "corpus")
+    (corpus / "tokenizer/tokenizer.json").write_text(json.dumps(other))
+    recipe = load_recipe(str(trained.recipe_file), [f"corpus.path={corpus}"]).recipe
+    with exported(trained.checkpoints / "40", recipe, trained) as export:
+        assert (export / "tokenizer.json").read_bytes() == before
+        found = evaluate_export(export, Request(recipe, ("loss",)))
+    assert found.left_out == {"loss": "the shards here were made with another tokenizer than the model's"}
+    with exported(trained.checkpoints / "40", recipe, None) as export:
+        assert (export / "tokenizer.json").read_bytes() != before
+
+
 @pytest.fixture
 def called(
     trained: RunFolder, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -128,7 +146,7 @@ def test_an_export_of_nobody_is_measured_and_not_recorded(
 def test_without_document_masks_whole_windows_are_measured(trained: RunFolder) -> None:
     recipe = load_recipe(str(trained.recipe_file), ["model.model_config._use_doc_masking=false"]).recipe
     plan = DataPlan.from_recipe(recipe)
-    with exported(trained.checkpoints / "40", recipe) as export:
+    with exported(trained.checkpoints / "40", recipe, None) as export:
         losses = evaluate_export(export, Request(recipe, ("loss",), 7)).source_loss
         model = load_with_transformers(export, "auto")
     (batch,) = plan.validation("words", plan.global_batch_size, micro_batch_size=24).micro_batches[:1]

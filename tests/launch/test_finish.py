@@ -38,7 +38,7 @@ def test_a_run_without_a_picture_is_complete(
         trained.folder.metrics_file.mkdir()
     elif damage == "no picture":
         MetricsWriter(trained.folder.metrics_file).close()
-    assert pretrain._finish(trained, Console(soft_wrap=True), None) == 0
+    assert pretrain._finish(trained, Console(soft_wrap=True)) == 0
     assert trained.folder.completed_step() == TRAIN_STEPS
     captured = capsys.readouterr()
     (line,) = captured.err.splitlines()

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from data.plan import DataPlan
+from data.tokenization import tokenize
+from launch.cli.main import main
+from launch.cli.prepare_data import refuse_other_text
 from launch.train.prepare import PreparedRun, RunRequest, fits_unfinished_run, prepare_run
 from launch.train.run_folder import RunFolder
 from nanotron_recipes.loading import load_recipe
@@ -82,3 +85,29 @@ def test_where_no_shard_is_seen_other_folders_are_other_data(
     """A variable that only a node fills may stand for the same folder."""
     folder = prepare(None).folder
     assert fits_unfinished_run(folder, load_recipe(str(small_file), [override]).recipe, None) is fits
+
+
+def test_text_that_has_changed_is_not_tokenized_over_what_a_named_run_has_read(
+    small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("text", "corpus"):
+        shutil.copytree(small_folder / name, tmp_path / "work" / name)
+    monkeypatch.chdir(tmp_path / "work")
+    text = (small_folder / "small.yaml").read_text().replace(str(small_folder), str(tmp_path / "work"))
+    Path("small.yaml").write_text(text)
+    recipe = load_recipe("small.yaml").recipe
+    tokenize(recipe, "small")  # the files are written again, and the same
+    run = prepare_run(RunRequest(load_recipe("small.yaml"), "mine"))
+    run.lock.release()
+    refuse_other_text(run.folder, recipe)
+    save_in_first_stage(run.folder, Path("small.yaml"))
+    refuse_other_text(run.folder, recipe)
+    shards = {path: path.read_bytes() for path in Path("corpus").rglob("*.ds")}
+    with Path("text/words.jsonl").open("a") as file:
+        file.write('{"text": "one more"}\n')
+    monkeypatch.setattr("sys.argv", ["nanotron-recipes", "pretrain", "small.yaml", "--run", "mine"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    (line,) = capfd.readouterr().err.splitlines()
+    assert ended.value.code == 2 and line.startswith("error: runs/mine: words: to be tokenized again: its files have")
+    assert {path: path.read_bytes() for path in Path("corpus").rglob("*.ds")} == shards

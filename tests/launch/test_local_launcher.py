@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from small_pretraining import StartProcess, pretrain_command
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from launch.cluster.agent import first_failure
@@ -254,6 +255,24 @@ def test_when_the_processes_above_are_killed_the_ranks_save_and_end(
     assert len(gone) == 3 and not alive
     assert (tmp_path / "saved-0").exists() and (tmp_path / "saved-1").exists()
     launch.process.communicate()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
+@pytest.mark.parametrize("seconds", [0.1, 1.0])
+def test_ranks_that_have_not_met_yet_end_with_their_launcher(
+    seconds: float, small_file: Path, start_process: StartProcess, tmp_path: Path
+) -> None:
+    """Then they wait for each other in torch's store, whose server is gone, where no handler of Python's is called."""
+    launcher = start_process(pretrain_command(small_file, "--run", "mine"), tmp_path)
+    end = time.monotonic() + 60
+    while len(launcher.ranks()) < 2:
+        assert launcher.is_running() and time.monotonic() < end
+        time.sleep(0.02)
+    time.sleep(seconds)
+    ranks = launcher.ranks()
+    launcher.send(signal.SIGKILL)
+    assert len(ranks) == 2 and not psutil.wait_procs(ranks, timeout=20)[1]
+    launcher.end(20)  # and nobody has its pipes
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")

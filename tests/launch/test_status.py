@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from launch.cli.checkpoints import checkpoints
 from launch.cluster.attempts import Begin, End, NodeEnd, write_begin, write_end, write_node_end
 from launch.status.gather import RunStatus, gather
 from launch.status.rank_report import RankReport, Window, write_report
@@ -24,6 +25,7 @@ from launch.train.run_folder import RunFolder, RunHeader
 from launch.train.run_lock import RunLock
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.loading import dump_yaml, load_recipe
+from parallel.checkpoint_files import Manifest, write_manifest
 
 ROOT = Path(__file__).parents[2]
 RECIPE = load_recipe("tiny", ["tokens.train_steps=200"]).recipe
@@ -158,6 +160,27 @@ def test_after_a_resume_or_a_rewind_the_step_and_the_speed_are_those_of_now(
     assert (status.step, status.loss) == (52, record(52)["loss"])
     again = make_run(tmp_path, "b", before)
     assert status_of(again).step == 50
+
+
+def test_the_folder_of_a_step_is_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = make_run(Path("runs"), "a", [])
+    step = folder.checkpoints / "8"
+    step.mkdir(parents=True)
+    write_manifest(step, Manifest(8, "", {}, ()))
+    (step / "recipe.yaml").write_text(folder.recipe_file.read_text())
+    for call in (lambda: find_run(str(step), Path("runs")), lambda: checkpoints("verify", str(step))):
+        with pytest.raises(UserError, match=r"runs/a/checkpoints/8: a checkpoint; expected its run"):
+            call()
+
+
+def test_what_is_to_be_called_next_is_printed_whole(tmp_path: Path) -> None:
+    command = [sys.executable, "-P", "-c", "from launch.cli.main import main; main()", "status"]
+    name = "a-name-that-is-longer-than-what-eighty-columns-leave-for-it-" * 2 + "x"
+    make_run(tmp_path / "runs", name, [start(1, dp=1), record(1)])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
+    done = subprocess.run([*command, name], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1].endswith(f"runs/{name}/recipe.yaml --run {name}"), done.stdout
 
 
 def test_a_run_that_was_resumed_a_moment_ago_is_not_quiet(tmp_path: Path) -> None:
