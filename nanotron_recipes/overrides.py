@@ -26,7 +26,8 @@ def apply_overrides(mapping: dict[str, Any], overrides: Sequence[str]) -> tuple[
             raise user_error("expected key.sub=value", source=shown_override(override))
         if key.count(".") >= MAX_DEPTH:
             raise user_error(f"expected at most {MAX_DEPTH} levels", source=shown_override(override))
-        _assign(result, key, parse_yaml(text, shown_override(override)))
+        # A star begins a glob: of YAML's it would be an alias, and there is nothing that it could stand for.
+        _assign(result, key, text if text.startswith("*") else parse_yaml(text, shown_override(override)))
         keys.append(key)
     return result, keys
 

@@ -246,3 +246,8 @@ def test_every_key_that_names_a_path_is_known_as_one() -> None:
         if path.rpartition(".")[2].endswith(("path", "folder")) and not key.no_effect
     }
     assert {key for key in named if not key.startswith(("lighteval.", "s3_upload."))} == set(LOCAL_PATHS)
+
+
+def test_a_glob_needs_no_quotes_of_yaml() -> None:
+    recipe = load_recipe("tiny", ["corpus.sources.0.glob=**/*.txt"]).recipe
+    assert recipe.corpus is not None and recipe.corpus.sources[0].glob == "**/*.txt"
