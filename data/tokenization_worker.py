@@ -116,11 +116,12 @@ def main(job_file: str, node: str = "0", nodes: str = "1") -> NoReturn:
             traceback.print_exc()
     except BaseException:
         traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Python 3.13 waits at its end for all that have a pipe of multiprocessing's resource tracker. datatrove's managers
-    # have it, which outlive a worker that was killed.
-    os._exit(code)
+    if code:
+        # datatrove's managers outlive a worker that was killed, and Python 3.13 waits for them at its end: they have a
+        # pipe of multiprocessing's resource tracker.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.killpg(os.getpgid(0), signal.SIGTERM)
+    sys.exit(code)
 
 
 def _run_share(job_file: str, node: int, nodes: int) -> None:

@@ -41,6 +41,17 @@ def test_the_command_makes_the_shards_and_says_what_is_next(tmp_path: Path) -> N
     assert read_manifest(tmp_path / "elsewhere" / "words").train.documents > 40
 
 
+def test_nothing_is_left_among_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_jsonl(tmp_path / "texts" / "a.jsonl", 60)
+    sources = [{"name": name, "reader": "jsonl", "path": str(tmp_path / "texts")} for name in ("one", "two")]
+    path, scratch = tmp_path / "mine.yaml", tmp_path / "temporary"
+    path.write_text(dump_yaml(corpus_recipe(tmp_path / "corpus", sources)))
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    assert CliRunner().invoke(APP, [str(path), "--workers", "2"], catch_exceptions=False).exit_code == 0
+    assert list(scratch.iterdir()) == []
+
+
 def damaged_gzip(folder: Path) -> Path:
     """A file whose end is missing, after more text than the tokenizer is trained on."""
     write_jsonl(folder / "many.jsonl", 9_000)
