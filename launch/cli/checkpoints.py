@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -50,10 +49,12 @@ def checkpoints(
 
     `nanotron-recipes checkpoints pull runs/latest --step 4000`
     """
+    from launch.status.runs import find_run
     from launch.train.prepare import RUNS
     from launch.train.seen_checkpoint import problems_of_step
 
-    folder, recipe = _find(run, RUNS)
+    found = find_run(run, RUNS)
+    folder, recipe = found.folder, found.recipe
     if dry_run and action != "prune":
         raise UserError(f"--dry-run: checkpoints {action} deletes nothing; expected prune")
     if step is not None and action not in ("push", "pull"):
@@ -75,24 +76,6 @@ def checkpoints(
         _verify(folder, problems)
     else:
         _prune(folder, recipe, steps, damaged, dry_run)
-
-
-def _find(run: str, runs_dir: Path) -> tuple[RunFolder, Recipe]:
-    from launch.cli.checkpoint_argument import real_path
-    from launch.train.run_folder import RunFolder
-    from nanotron_recipes.errors import UserError, nearest_name, user_error
-    from nanotron_recipes.loading import load_recipe
-    from parallel.checkpoint_files import MANIFEST_FILE
-
-    path = real_path(Path(run) if (Path(run) / "recipe.yaml").is_file() else runs_dir / run)
-    if not (path / "recipe.yaml").is_file():
-        names = [entry.name for entry in runs_dir.iterdir()] if runs_dir.is_dir() else []
-        raise user_error(f"no such run in {runs_dir}/", source=run, nearest=nearest_name(run, names))
-    if (path / MANIFEST_FILE).is_file():
-        raise UserError(f"{run}: a checkpoint; expected its run: a name in {runs_dir}/, a folder, or a link to one")
-    path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-    recipe = load_recipe(str(path / "recipe.yaml")).recipe
-    return RunFolder.of(path.parent, path.name, recipe), recipe
 
 
 def _list(folder: RunFolder, recipe: Recipe, steps: list[int], damaged: set[int]) -> None:

@@ -34,7 +34,7 @@ def run_paths(runs_dir: Path) -> list[Path]:
 
 def find_run(argument: str, runs_dir: Path) -> FoundRun:
     """The run of that name, folder, or link. Raises UserError with the nearest name where there is none."""
-    path = Path(argument) if _is_run(Path(argument)) else runs_dir / argument
+    path = Path(os.path.realpath(argument if _is_run(Path(argument)) else runs_dir / argument))
     if (path / MANIFEST_FILE).is_file():
         raise UserError(
             f"{argument}: a checkpoint; expected its run: a name in {runs_dir}/, a folder, or a link to one"
@@ -42,7 +42,7 @@ def find_run(argument: str, runs_dir: Path) -> FoundRun:
     if not _is_run(path):
         names = [entry.name for entry in run_paths(runs_dir)]
         raise user_error(f"no such run in {runs_dir}/", source=argument, nearest=nearest_name(argument, names))
-    return read_run(short_path(Path(os.path.realpath(path))))
+    return read_run(short_path(path))
 
 
 def read_run(path: Path) -> FoundRun:
