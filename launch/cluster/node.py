@@ -92,14 +92,15 @@ def _parse(words: Sequence[str]) -> Namespace:
 
 def _train(run: Path, loaded: LoadedRecipe, arguments: Namespace) -> tuple[int, NodeEnd]:
     recipe, name = loaded.recipe, arguments.node_name
+    ranks, on_cpu = ranks_on_each_node(recipe, arguments.num_nodes), recipe.slurm.gpus_per_node == 0
+    if not on_cpu:
+        _check_gpus(ranks)
     _stage(loaded, arguments)
-    ranks = ranks_on_each_node(recipe, arguments.num_nodes)
     launch_id = job_launch_id(arguments.job_id, arguments.restart)
     words = [str(job_recipe(arguments.folder)), "--run", run.name, "--job-launch", launch_id, "--node-name", name]
     words += [] if arguments.stop_after is None else ["--stop-after", str(arguments.stop_after)]
     meeting = Meeting(arguments.node_rank, arguments.num_nodes, arguments.main_address, arguments.main_port, name)
     grid = torchrun_arguments("launch.train", ["--", *words], ranks, run / "logs" / name, launch_id, meeting)
-    on_cpu = recipe.slurm.gpus_per_node == 0
     threads = threads_per_rank(recipe, ranks, on_cpu=on_cpu)
     environment = rank_environment(os.environ, ranks, threads, recipe.general.deterministic, on_cpu=on_cpu)
     environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else every connection to a host without DNS is a warning
@@ -110,6 +111,21 @@ def _train(run: Path, loaded: LoadedRecipe, arguments: Namespace) -> tuple[int, 
         with Forwarder() as forwarder:
             code = forwarder.wait([ranks_process])
         return code, _describe_end(name, code, _Report.read(report))
+
+
+def _check_gpus(num_ranks: int) -> None:
+    """Raise RuntimeError where this node lacks a GPU for one of its ranks: it has lost one, or its driver, and the job
+    may go on without it. Raise UserError where torch was built for none, as it is on every node."""
+    import torch
+
+    if torch.version.cuda is None and torch.version.hip is None:
+        raise UserError(
+            f"slurm.gpus_per_node: torch {torch.__version__} was built for CPUs; expected a torch for GPUs in the "
+            "environment of the job, or 0 for ranks that are to be on the CPUs"
+        )
+    found = torch.cuda.device_count()
+    if found < num_ranks:
+        raise RuntimeError(f"{found} GPUs can be used here; expected {num_ranks}, one for each rank")
 
 
 def _stage(loaded: LoadedRecipe, arguments: Namespace) -> None:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+import torch
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.distributed.run import config_from_args, parse_args
 
 from launch.cluster import agent, node
-from launch.cluster.attempts import Attempt, Begin, bad_nodes, decide, read_attempts, write_begin
+from launch.cluster.attempts import Attempt, Begin, NodeEnd, bad_nodes, decide, read_attempts, write_begin
 from launch.cluster.local import Meeting, torchrun_arguments
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.loading import dump_yaml, load_recipe
@@ -64,21 +65,65 @@ def test_a_node_that_never_came_is_reported_as_what_it_is(tmp_path: Path) -> Non
 def test_a_disk_that_fails_on_one_node_is_tried_elsewhere_and_a_mistake_is_not(
     error: Exception, code: int, outcome: str, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    submission = tmp_path / "run" / "jobs" / "1"
-    submission.mkdir(parents=True)
-    (submission / "tiny.yaml").write_text(dump_yaml(load_recipe("tiny").recipe))
-    write_begin(tmp_path / "run", Begin("7", 0, ["a"], "2026-01-01T00:00:00+00:00", 0))
-
     def fail(*_: object) -> NoReturn:
         raise error
 
     monkeypatch.setattr(node, "_stage", fail)
-    words = [str(submission), "--node-rank", "0", "--num-nodes", "1", "--node-name", "a", "--main-address", "a"]
-    assert node.main([*words, "--main-port", "29500", "--job-id", "7", "--restart", "0"]) == code
-    (attempt,) = read_attempts(tmp_path / "run")
-    (end,) = attempt.nodes
+    assert run_node(tmp_path, []) == code
+    (end,) = ends_in(tmp_path)
     assert end.outcome == outcome and (end.failed_at is None) == (outcome == "mistake")
-    assert decide([attempt], step=0, is_done=False, failure=None, asked="", slurm=Slurm()).verdict == verdict
+    assert verdict_in(tmp_path) == verdict
+
+
+@pytest.mark.parametrize(
+    ("built_for", "gpus", "outcome", "verdict", "message"),
+    [
+        ("13.0", 3, "crashed", "requeue", "3 GPUs can be used here; expected 4, one for each rank"),
+        ("13.0", 0, "crashed", "requeue", "0 GPUs can be used here; expected 4, one for each rank"),
+        (None, 0, "mistake", "give up", "slurm.gpus_per_node: torch"),
+        ("13.0", 4, "mistake", "give up", "as far as staging"),
+    ],
+    ids=["a GPU lost", "the driver lost", "torch for CPUs", "all there"],
+)
+def test_a_node_that_has_lost_a_gpu_is_one_to_go_on_without(
+    built_for: str | None,
+    gpus: int,
+    outcome: str,
+    verdict: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stop(*_: object) -> NoReturn:
+        raise UserError("as far as staging")
+
+    monkeypatch.setattr(node, "_stage", stop)
+    monkeypatch.setattr(torch.version, "cuda", built_for)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    run_node(tmp_path, ["slurm.gpus_per_node=4"])
+    (end,) = ends_in(tmp_path)
+    assert (end.outcome, verdict_in(tmp_path)) == (outcome, verdict) and end.message.startswith(message)
+
+
+def run_node(folder: Path, overrides: list[str]) -> int:
+    """The node `a` of a job of its own, in the run `run` of `folder`; returns its exit code."""
+    submission = folder / "run" / "jobs" / "1"
+    submission.mkdir(parents=True)
+    (submission / "tiny.yaml").write_text(dump_yaml(load_recipe("tiny", overrides).recipe))
+    write_begin(folder / "run", Begin("7", 0, ["a"], "2026-01-01T00:00:00+00:00", 0))
+    words = [str(submission), "--node-rank", "0", "--num-nodes", "1", "--node-name", "a", "--main-address", "a"]
+    return node.main([*words, "--main-port", "29500", "--job-id", "7", "--restart", "0"])
+
+
+def ends_in(folder: Path) -> list[NodeEnd]:
+    (attempt,) = read_attempts(folder / "run")
+    return attempt.nodes
+
+
+def verdict_in(folder: Path) -> str:
+    attempts = read_attempts(folder / "run")
+    return decide(attempts, step=0, is_done=False, failure=None, asked="", slurm=Slurm()).verdict
 
 
 @pytest.mark.parametrize(
