@@ -55,29 +55,32 @@ def launch_local(
     if nodes and nproc % len(nodes):
         raise UserError(f"{nproc} ranks: expected a multiple of the {len(nodes)} nodes {', '.join(nodes)}")
     logs.mkdir(parents=True, exist_ok=True)
+    environment = rank_environment(os.environ, nproc, threads_per_rank, deterministic, on_cpu=on_cpu)
     if nodes:
+        # The first torchrun has the store where all meet; the others say at length that it ended before them.
+        environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         port, share = _free_port(), nproc // len(nodes)
         grids = [
-            torchrun_arguments(
-                module,
-                [*arguments, "--node-name", name],
-                share,
-                logs / name,
-                launch_id,
-                Meeting(number, len(nodes), "127.0.0.1", port, "127.0.0.1"),
+            (
+                torchrun_arguments(
+                    module,
+                    [*arguments, "--node-name", name],
+                    share,
+                    logs / name,
+                    launch_id,
+                    Meeting(number, len(nodes), "127.0.0.1", port, "127.0.0.1"),
+                ),
+                environment if on_cpu else with_gpus_of_node(environment, share, number),
             )
             for number, name in enumerate(nodes)
         ]
     else:
-        grids = [torchrun_arguments(module, arguments, nproc, logs, launch_id)]
-    environment = rank_environment(os.environ, nproc, threads_per_rank, deterministic, on_cpu=on_cpu)
-    if nodes:  # the first torchrun has the store where all meet; the others say at length that it ended before them
-        environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        grids = [(torchrun_arguments(module, arguments, nproc, logs, launch_id), environment)]
     with Forwarder() as forwarder:
         # A session of its own: Ctrl-C reaches the ranks once, through the forwarder, and never torchrun itself.
         agent = [sys.executable, "-P", "-m", "launch.cluster.agent", f"{LAUNCHER}{os.getpid()}"]
         return forwarder.wait(
-            [subprocess.Popen([*agent, *grid], env=environment, start_new_session=True) for grid in grids]
+            [subprocess.Popen([*agent, *grid], env=variables, start_new_session=True) for grid, variables in grids]
         )
 
 
@@ -127,6 +130,14 @@ def torchrun_arguments(
         module,
         *arguments,
     ]
+
+
+def with_gpus_of_node(environment: Mapping[str, str], share: int, number: int) -> dict[str, str]:
+    """`environment`, in which the node with this number sees its own `share` of the GPUs that can be seen: node 0 the
+    first ones."""
+    visible = environment.get(GPUS_VARIABLE)
+    gpus = [str(gpu) for gpu in range(share * (number + 1))] if visible is None else visible.split(",")
+    return {**environment, GPUS_VARIABLE: ",".join(gpus[share * number : share * (number + 1)])}
 
 
 def _free_port() -> int:

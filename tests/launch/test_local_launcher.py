@@ -92,6 +92,35 @@ def launcher(tmp_path: Path) -> Iterator[Launcher]:
         launch.kill()
 
 
+PLAY = """
+import sys
+from pathlib import Path
+from launch.cluster.local import launch_local
+nodes, on_cpu = ("a", "b"), sys.argv[1] == "on the CPUs"
+sys.exit(launch_local([], 4, Path("logs"), threads_per_rank=1, module="ranks", nodes=nodes, on_cpu=on_cpu))
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "visible", "expected"),
+    [
+        ("on GPUs", None, ["0,1", "0,1", "2,3", "2,3"]),
+        ("on GPUs", "7,5,GPU-c,1,0", ["7,5", "7,5", "GPU-c,1", "GPU-c,1"]),
+        ("on the CPUs", "7,5,3,1", ["", "", "", ""]),
+    ],
+)
+def test_nodes_that_a_machine_plays_share_its_gpus(
+    where: str, visible: str | None, expected: list[str], tmp_path: Path
+) -> None:
+    ranks = "import os, pathlib\npathlib.Path(os.environ['RANK']).write_text(os.environ['CUDA_VISIBLE_DEVICES'])\n"
+    (tmp_path / "ranks.py").write_text(ranks)
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    environment |= {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    environment["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    subprocess.run([sys.executable, "-c", PLAY, where], env=environment, cwd=tmp_path, check=True, timeout=120)
+    assert [(tmp_path / str(rank)).read_text() for rank in range(4)] == expected
+
+
 LISTEN = """
 import pathlib, signal, time
 asked = []
