@@ -58,18 +58,26 @@ def import_hf(hf_dir: Path, out: Path) -> ImportReport:
         with whole_folder(out) as folder:
             # In there, so that whatever is left of a killed import lies in the folder that the next one removes.
             written = folder / "checkpoint"
-            save_tensors(written, our_tensors(reader, recipe), {"step": 0}, {"recipe.yaml": dump_yaml(recipe)})
+            save_tensors(written, our_tensors(reader, recipe, hf_dir), {"step": 0}, {"recipe.yaml": dump_yaml(recipe)})
             for path in written.iterdir():
                 path.rename(folder / path.name)
             written.rmdir()
     return ImportReport(out, config["architectures"][0], num_parameters(recipe), recipe.model.dtype)
 
 
-def our_tensors(reader: SafetensorsReader, recipe: Recipe) -> Iterator[tuple[str, torch.Tensor]]:
-    """Our global tensors by name, the vocabulary padded with zero rows, one at a time."""
+def our_tensors(reader: SafetensorsReader, recipe: Recipe, hf_dir: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Our global tensors by name, the vocabulary padded with zero rows, one at a time. Raises UserError for a tensor
+    with values that are not finite: every loss of such a model is NaN."""
+
+    def read(name: str) -> torch.Tensor:
+        tensor = reader.read(name)
+        if not tensor.isfinite().all():
+            raise UserError(f"{hf_dir}: {name}: NaN or infinite values, expected finite ones")
+        return tensor
+
     padded = parameter_shapes(recipe, padded=True)
     for entry in parameter_map(recipe):
-        yield entry.name, fuse_from_hf(entry, reader.read, padded[entry.name][0])
+        yield entry.name, fuse_from_hf(entry, read, padded[entry.name][0])
 
 
 def read_config(hf_dir: Path) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def read(hf_dir: Path) -> tuple[Recipe, dict[str, torch.Tensor]]:
     with open_safetensors(hf_dir) as reader:
         recipe = recipe_of(config, hf_dir, stored_dtype(reader, config, hf_dir))
         check_tensors(reader, recipe, hf_dir)
-        return recipe, dict(our_tensors(reader, recipe))
+        return recipe, dict(our_tensors(reader, recipe, hf_dir))
 
 
 @pytest.mark.parametrize(("kind", "keys", "dtype"), MODELS.values(), ids=MODELS)
@@ -299,3 +299,15 @@ def test_half_precision_and_mixed_files_are_refused(smollm3_dir: Path, tmp_path:
         )
         with pytest.raises(UserError, match=("F16", "BF16, F32")[number]):
             read(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_with_which_no_loss_is_finite_are_refused(value: float, smollm3_dir: Path, tmp_path: Path) -> None:
+    folder = with_config(smollm3_dir, tmp_path / "hf")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][3] = value
+    (folder / "model.safetensors").unlink()
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"model\.norm\.weight: NaN or infinite values, expected finite ones"):
+        import_hf(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
