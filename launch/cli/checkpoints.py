@@ -55,6 +55,8 @@ def checkpoints(
 
     found = find_run(run, RUNS)
     folder, recipe = found.folder, found.recipe
+    if not folder.exists():
+        raise UserError(f"{folder.path}: was submitted and has not begun; expected a run that has")
     if dry_run and action != "prune":
         raise UserError(f"--dry-run: checkpoints {action} deletes nothing; expected prune")
     if step is not None and action not in ("push", "pull"):

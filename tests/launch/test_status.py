@@ -216,6 +216,9 @@ def test_a_run_that_never_began_goes_on_with_the_recipe_of_its_submission(tmp_pa
     (place / "job.json").write_text(json.dumps({"slurm_job": "41", "nodes": 2, "stop_after": None}))
     status = gather(read_run(tmp_path / "a"))
     assert status.state == "queued" and next_command(status) == "squeue --job 41"
+    for action in ("list", "pull"):
+        with pytest.raises(UserError, match=r"a: was submitted and has not begun"):
+            checkpoints(action, str(tmp_path / "a"))
     write_begin(tmp_path / "a", Begin("41", 0, ["n1", "n2"], "2026-01-01T00:00:00+00:00", 0))
     write_end(tmp_path / "a", "41", 0, End("give up", "no text", 0, "2026", True, 0, []))
     status = gather(read_run(tmp_path / "a"))
