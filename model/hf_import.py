@@ -45,7 +45,7 @@ def import_hf(hf_dir: Path, out: Path) -> ImportReport:
 
     `out` gets the tensors and a recipe.yaml whose model section describes them, and appears whole or not at all. Raises
     UserError, naming file and key, for whatever our model does not compute: another class, biases, scaled RoPE, sliding
-    windows, layers without RoPE that are not every n-th, …
+    windows, layers without RoPE that are not every n-th, …; and for tensors with values that are not finite.
     """
     check_replaceable(out)
     config = read_config(hf_dir)

@@ -39,8 +39,9 @@ def launch_local(
 ) -> int:
     """Run `python -m <module> <arguments>` in `nproc` ranks and wait; returns the exit code.
 
-    With `nodes` this machine plays several: each has its share of the ranks under a torchrun of its own, and the ranks
-    are told their node's name with `--node-name`. Raises UserError where the ranks cannot be shared out.
+    With `nodes` this machine plays several: each has its share of the ranks and of the GPUs, under a torchrun of its
+    own, and the ranks are told their node's name with `--node-name`. Raises UserError where the ranks cannot be shared
+    out.
 
     Rank 0 has this terminal; what the others say goes to `logs`/<launch id>_…/attempt_0/<rank>/. `threads_per_rank` is
     what a rank computes with where the user has not set OMP_NUM_THREADS; None leaves it to torchrun: one thread each
@@ -70,7 +71,7 @@ def launch_local(
                     launch_id,
                     Meeting(number, len(nodes), "127.0.0.1", port, "127.0.0.1"),
                 ),
-                environment if on_cpu else with_gpus_of_node(environment, share, number),
+                environment if on_cpu else _with_gpus_of_node(environment, share, number),
             )
             for number, name in enumerate(nodes)
         ]
@@ -132,7 +133,7 @@ def torchrun_arguments(
     ]
 
 
-def with_gpus_of_node(environment: Mapping[str, str], share: int, number: int) -> dict[str, str]:
+def _with_gpus_of_node(environment: Mapping[str, str], share: int, number: int) -> dict[str, str]:
     """`environment`, in which the node with this number sees its own `share` of the GPUs that can be seen: node 0 the
     first ones."""
     visible = environment.get(GPUS_VARIABLE)

@@ -94,7 +94,7 @@ def _train(run: Path, loaded: LoadedRecipe, arguments: Namespace) -> tuple[int, 
     recipe, name = loaded.recipe, arguments.node_name
     ranks, on_cpu = ranks_on_each_node(recipe, arguments.num_nodes), recipe.slurm.gpus_per_node == 0
     if not on_cpu:
-        _check_gpus(ranks)
+        _check_gpus(recipe.slurm.gpus_per_node, ranks)
     _stage(loaded, arguments)
     launch_id = job_launch_id(arguments.job_id, arguments.restart)
     words = [str(job_recipe(arguments.folder)), "--run", run.name, "--job-launch", launch_id, "--node-name", name]
@@ -113,15 +113,15 @@ def _train(run: Path, loaded: LoadedRecipe, arguments: Namespace) -> tuple[int, 
         return code, _describe_end(name, code, _Report.read(report))
 
 
-def _check_gpus(num_ranks: int) -> None:
+def _check_gpus(gpus_per_node: int, num_ranks: int) -> None:
     """Raise RuntimeError where this node lacks a GPU for one of its ranks: it has lost one, or its driver, and the job
     may go on without it. Raise UserError where torch was built for none, as it is on every node."""
     import torch
 
     if torch.version.cuda is None and torch.version.hip is None:
         raise UserError(
-            f"slurm.gpus_per_node: torch {torch.__version__} was built for CPUs; expected a torch for GPUs in the "
-            "environment of the job, or 0 for ranks that are to be on the CPUs"
+            f"slurm.gpus_per_node: {gpus_per_node}: torch {torch.__version__} was built for CPUs; expected a torch for "
+            "GPUs in the environment of the job, or 0 for ranks that are to be on the CPUs"
         )
     found = torch.cuda.device_count()
     if found < num_ranks:

@@ -80,7 +80,7 @@ def test_a_disk_that_fails_on_one_node_is_tried_elsewhere_and_a_mistake_is_not(
     [
         ("13.0", 3, "crashed", "requeue", "3 GPUs can be used here; expected 4, one for each rank"),
         ("13.0", 0, "crashed", "requeue", "0 GPUs can be used here; expected 4, one for each rank"),
-        (None, 0, "mistake", "give up", "slurm.gpus_per_node: torch"),
+        (None, 0, "mistake", "give up", "slurm.gpus_per_node: 4: torch"),
         ("13.0", 4, "mistake", "give up", "as far as staging"),
     ],
     ids=["a GPU lost", "the driver lost", "torch for CPUs", "all there"],
