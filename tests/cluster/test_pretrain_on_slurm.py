@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from checkpoint_store import checkpoint_store, uploading
+from processes import running
 from s3_server import set_credentials
 from slurm_cluster import SlurmCluster
 from slurm_conf import SETTINGS
@@ -244,7 +245,7 @@ def test_a_preempted_run_saves_and_goes_on_when_its_nodes_are_free_again(
 def test_a_rank_that_is_killed_costs_a_requeue_and_no_bit(submit: Submit, shared: Path, undisturbed: Curve) -> None:
     submitted = submit("killed")
     submitted.wait_for_step(30)
-    ranks = [process for process in submitted.cluster.processes("node2") if "launch.train" in process.cmdline()[1:5]]
+    ranks = running(submitted.cluster.processes("node2"), "launch.train")
     assert len(ranks) == 1
     ranks[0].send_signal(signal.SIGKILL)
     submitted.cluster.release(submitted.job)

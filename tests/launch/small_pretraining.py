@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import yaml
+from processes import kill_all, running
 
 from launch.train.metrics import StepRecord, read_metrics
 
@@ -139,7 +140,7 @@ class Process:
 
     def ranks(self) -> list[psutil.Process]:
         """The ranks that run, by their module."""
-        return [child for child in self._children() if "launch.train" in child.cmdline()[1:4]]
+        return running(self._children(), "launch.train")
 
     def wait_for_step(self, metrics_file: Path, step: int) -> None:
         """Return as soon as the record of a step from `step` on is written; the run must not end before."""
@@ -161,8 +162,7 @@ class Process:
 
     def kill(self) -> None:
         """End the process and all that it started, as a kill -9 of each would."""
-        for process in [*self._children(), psutil.Process(self._process.pid)]:
-            process.kill()
+        kill_all([*self._children(), psutil.Process(self._process.pid)])
         self._process.communicate()
 
     def close(self) -> None:

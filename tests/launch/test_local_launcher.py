@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from processes import kill_all
 from small_pretraining import StartProcess, pretrain_command
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
@@ -70,8 +71,8 @@ class Launch:
     def kill(self) -> None:
         """End what a failed test has left: the launcher, torchrun and the ranks."""
         if self.process.poll() is None:
-            for process in [*psutil.Process(self.process.pid).children(recursive=True), self.process]:
-                process.kill()
+            launcher = psutil.Process(self.process.pid)
+            kill_all([*launcher.children(recursive=True), launcher])
             self.process.communicate()
 
 
@@ -295,7 +296,8 @@ def test_ranks_that_have_not_met_yet_end_with_their_launcher(
     launcher = start_process(pretrain_command(small_file, "--run", "mine"), tmp_path)
     end = time.monotonic() + 60
     while len(launcher.ranks()) < 2:
-        assert launcher.is_running() and time.monotonic() < end
+        assert launcher.is_running(), launcher.end()
+        assert time.monotonic() < end
         time.sleep(0.02)
     time.sleep(seconds)
     ranks = launcher.ranks()

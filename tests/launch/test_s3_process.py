@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 from checkpoint_store import BUCKET, CheckpointStore
+from processes import running
 from small_pretraining import REPOSITORY
 from uploaded_run import make_checkpoint
 
@@ -49,11 +50,7 @@ def run(
 
 def uploaders() -> list[psutil.Process]:
     """Of this test."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        if "launch.storage.uploader" in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
-            found.append(process)
-    return found
+    return running(psutil.Process().children(recursive=True), "launch.storage.uploader")
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
@@ -119,7 +116,7 @@ def test_none_outlives_who_started_it(store: CheckpointStore, run: tuple[RunFold
         (uploader,) = uploaders()
         wait_for(lambda: store.faults.seen)
         starter.kill()
-    wait_for(lambda: not uploader.is_running() or uploader.status() == psutil.STATUS_ZOMBIE, 30)
+    wait_for(lambda: not running([uploader], "launch.storage.uploader"), 30)
 
 
 def test_what_the_launch_gives_up_may_be_deleted_at_once_and_the_uploader_is_told_also_one_that_is_started_later(
