@@ -27,6 +27,7 @@ CONTEND = """
 import sys, time
 from pathlib import Path
 from launch.train.run_lock import RunIsTrained, RunLock
+print("ready", flush=True)
 sys.stdin.readline()
 try:
     RunLock.acquire(Path(sys.argv[1]), sys.argv[2])
@@ -50,9 +51,10 @@ from launch.train import holder
 node = sys.argv[3]
 socket.gethostname = lambda: node.partition("/")[0]
 holder._boot_id = lambda: node
-holder.HEARTBEAT_SECONDS, holder.GONE_AFTER_SECONDS = 0.05, 1.0
+holder.HEARTBEAT_SECONDS, holder.GONE_AFTER_SECONDS = 0.05, 2.0
 """
 """A process sees itself on the machine `<host name>/<boot>`, in a hurry."""
+SILENT_TOO_LONG = 2.5
 
 
 def start(program: str, folder: Path, launch_id: str, *arguments: str) -> subprocess.Popen[str]:
@@ -96,6 +98,7 @@ def test_of_many_simultaneous_takers_of_a_dead_holders_run_one_gets_it(tmp_path:
     write_holder(tmp_path, start_time="1")
     takers = [start(CONTEND, tmp_path, f"launch-{number}") for number in range(6)]
     try:
+        assert [read_line(taker) for taker in takers] == ["ready"] * 6
         for taker in takers:
             assert taker.stdin is not None
             taker.stdin.write("go\n")
@@ -177,15 +180,15 @@ def test_of_two_nodes_one_trains_until_its_heartbeat_stops(tmp_path: Path) -> No
     first = start(ON_NODE + HOLD, tmp_path, "first", "node-a/boot-a")
     try:
         assert read_line(first) == "held"
-        time.sleep(1.5)  # longer than a holder may be silent
         second = contend(tmp_path, "second", "node-b/boot-b")
         same_name = contend(tmp_path, "third", "node-a/boot-c")
+        fourth = contend(tmp_path, "fourth", "node-b/boot-b")
+        time.sleep(SILENT_TOO_LONG)
         assert answers(second, same_name) == ["refused", "refused"]
         first.send_signal(signal.SIGKILL)
         first.wait()
-        killed = time.monotonic()
-        assert answers(contend(tmp_path, "fourth", "node-b/boot-b")) == ["refused"], "it may be alive, for all we know"
-        time.sleep(max(0.0, killed + 1.5 - time.monotonic()))
+        assert answers(fourth) == ["refused"], "it may be alive, for all we know"
+        time.sleep(SILENT_TOO_LONG)
         assert answers(contend(tmp_path, "fifth", "node-b/boot-b")) == ["held"]
     finally:
         first.kill()
@@ -197,7 +200,7 @@ def test_a_holder_that_was_only_asleep_ends_when_its_run_was_taken_over(tmp_path
     try:
         assert read_line(sleeper) == "held"
         sleeper.send_signal(signal.SIGSTOP)
-        time.sleep(1.5)
+        time.sleep(SILENT_TOO_LONG)
         follower = start(ON_NODE + HOLD, tmp_path, "second", "node-b/boot-b")
         try:
             assert read_line(follower) == "held"
@@ -216,8 +219,10 @@ def test_a_holder_that_was_only_asleep_ends_when_its_run_was_taken_over(tmp_path
 
 
 def contend(folder: Path, launch_id: str, node: str) -> subprocess.Popen[str]:
-    """A process on a node that tries to take the run when it is asked for its answer."""
-    return start(ON_NODE + CONTEND, folder, launch_id, node)
+    """A process on a node that waits until it is asked for its answer, and then tries to take the run."""
+    taker = start(ON_NODE + CONTEND, folder, launch_id, node)
+    assert read_line(taker) == "ready"
+    return taker
 
 
 def answers(*takers: subprocess.Popen[str]) -> list[str]:
