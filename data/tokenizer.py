@@ -123,6 +123,17 @@ def _tokens_of(content: bytes, file: Path) -> dict[str, int]:
         ) from None
 
 
+def other_tokens(first: Path, second: Path) -> tuple[int, int]:
+    """How many token ids stand for other tokens in one tokenizer's folder than in another's, and how many both have.
+
+    Raises UserError where one of them cannot be read.
+    """
+    files = (folder / "tokenizer.json" for folder in (first, second))
+    one, other = ({number: token for token, number in _tokens_of(_content(file), file).items()} for file in files)
+    both = one.keys() & other.keys()
+    return sum(one[number] != other[number] for number in both), len(both)
+
+
 def tokens_around(file: Path) -> list[str]:
     """What the tokenizer in a file puts around a text by itself; shards are made without it."""
     from tokenizers import Tokenizer

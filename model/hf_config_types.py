@@ -55,7 +55,6 @@ _TOKEN = (_is_token_id, "a token id")
 _ROPE = (_is_rope, "an object with a number for rope_theta")
 
 _TYPES: dict[str, tuple[_Test, str]] = {
-    "architectures": _TEXTS,
     **dict.fromkeys(REQUIRED, _SIZE),
     **dict.fromkeys(("num_key_value_heads", "head_dim", "max_position_embeddings", "no_rope_layer_interval"), _SIZE),
     **dict.fromkeys(("rms_norm_eps", "rope_theta", "initializer_range"), _POSITIVE),

@@ -38,6 +38,8 @@ class ImportReport:
     hf_class: str
     num_parameters: int
     dtype: str
+    notes: tuple[str, ...]
+    """What the folder says and the checkpoint does not keep, one line each."""
 
 
 def import_hf(hf_dir: Path, out: Path) -> ImportReport:
@@ -62,7 +64,16 @@ def import_hf(hf_dir: Path, out: Path) -> ImportReport:
             for path in written.iterdir():
                 path.rename(folder / path.name)
             written.rmdir()
-    return ImportReport(out, config["architectures"][0], num_parameters(recipe), recipe.model.dtype)
+    return ImportReport(
+        out, config["architectures"][0], num_parameters(recipe), recipe.model.dtype, _notes(config, recipe)
+    )
+
+
+def _notes(config: dict[str, Any], recipe: Recipe) -> tuple[str, ...]:
+    ends, kept = config.get("eos_token_id"), recipe.model.architecture.eos_token_id
+    if not isinstance(ends, list) or set(ends) == {kept}:
+        return ()
+    return (f"eos_token_id: {ends}: {kept} is kept, the first; an export's generation ends at no other token",)
 
 
 def our_tensors(reader: SafetensorsReader, recipe: Recipe, hf_dir: Path) -> Iterator[tuple[str, torch.Tensor]]:
@@ -91,14 +102,22 @@ def read_config(hf_dir: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not JSON ({error})") from error
     if not isinstance(config, dict):
         raise user_error("expected a JSON object, the configuration of a model", source=str(path), value=config)
+    architecture = _architecture(config, str(path))
     check_types(config, str(path))
-    architecture = (config.get("architectures") or [None])[0]
-    if architecture not in _CLASS_DEFAULTS:
-        raise UserError(f"{path}: architectures: {architecture}, expected one of {', '.join(_CLASS_DEFAULTS)}")
     config = _CLASS_DEFAULTS[architecture] | {key: value for key, value in config.items() if value is not None}
     config |= _rope_parameters(config, path)
     _refuse_what_we_do_not_compute(config, path)
     return config
+
+
+def _architecture(config: dict[str, Any], source: str) -> str:
+    """The class of the model: it is told before its other keys, which other classes call otherwise."""
+    named = config.get("architectures")
+    first = named[0] if isinstance(named, list) and named else None
+    if not isinstance(first, str) or first not in _CLASS_DEFAULTS:
+        expected = f"expected a list with one of {', '.join(_CLASS_DEFAULTS)}"
+        raise user_error(expected, source=source, key="architectures", value=named)
+    return first
 
 
 def _rope_parameters(config: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -192,7 +211,7 @@ def recipe_of(config: dict[str, Any], hf_dir: Path, dtype: str) -> Recipe:
         "max_position_embeddings": config["max_position_embeddings"],
         "rms_norm_eps": config.get("rms_norm_eps", 1e-6),
         "rope_theta": float(config["rope_theta"]),
-        "no_rope_layer": _no_rope_layer(config) if name == SMOLLM3 else None,
+        "no_rope_layer": _no_rope_layer(config, str(hf_dir / "config.json")) if name == SMOLLM3 else None,
         "tie_word_embeddings": config["tie_word_embeddings"],
         "use_qk_norm": name == QWEN3,
         "bos_token_id": config.get("bos_token_id"),
@@ -219,9 +238,9 @@ def recipe_of(config: dict[str, Any], hf_dir: Path, dtype: str) -> Recipe:
     return recipe_from_mapping(mapping, source=str(hf_dir / "config.json")).recipe
 
 
-def _no_rope_layer(config: dict[str, Any]) -> int | None:
+def _no_rope_layer(config: dict[str, Any], source: str) -> int | None:
     layers, listed = config["num_hidden_layers"], config.get("no_rope_layers")
     if listed is None:
         interval = config.get("no_rope_layer_interval", 4)
         listed = [int((layer + 1) % interval != 0) for layer in range(layers)]
-    return no_rope_layer_of(listed)
+    return no_rope_layer_of(listed, source)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from model.arithmetic import EMBEDDING, FINAL_NORM, LM_HEAD, layer_prefix, parameter_shapes
-from nanotron_recipes.errors import UserError
+from nanotron_recipes.errors import UserError, user_error
 from nanotron_recipes.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -176,10 +176,10 @@ def _class_keys(name: str, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def no_rope_layer_of(no_rope_layers: list[int]) -> int | None:
+def no_rope_layer_of(no_rope_layers: list[int], source: str) -> int | None:
     """Our `no_rope_layer` (every n-th layer has no RoPE; None: all have) for transformers' list, where 1 means RoPE.
 
-    Raises UserError where the layers without RoPE are not every n-th.
+    Raises UserError, which names `source`, where the layers without RoPE are not every n-th.
     """
     if all(no_rope_layers):
         return None
@@ -187,8 +187,8 @@ def no_rope_layer_of(no_rope_layers: list[int]) -> int | None:
     if [int((layer + 1) % interval != 0) for layer in range(len(no_rope_layers))] != [
         int(bool(x)) for x in no_rope_layers
     ]:
-        raise UserError(
-            f"config.json: no_rope_layers: {no_rope_layers}, expected a 0 (no RoPE) at every n-th layer only"
+        raise user_error(
+            "expected a 0 (no RoPE) at every n-th layer only", source=source, key="no_rope_layers", value=no_rope_layers
         )
     return interval
 

@@ -19,7 +19,8 @@ def import_folder(
 ) -> None:
     """Bring a Hugging Face folder back: a checkpoint of ours in the same dtype, with a recipe of the model.
 
-    Refused, by name, is what our model does not compute: biases, scaled RoPE, sliding windows, other classes.
+    Refused, by name, is what our model does not compute: biases, scaled RoPE, sliding windows, heads that are
+    not hidden_size / num_attention_heads wide, float16 weights, other classes.
 
     Example: `nanotron-recipes import my-model imported`
     """
@@ -35,8 +36,10 @@ def import_folder(
         print(f"error: {out}: {failure}", file=sys.stderr)
         raise typer.Exit(1) from None
     print(f"{report.hf_class} of {report.num_parameters:,} parameters, {report.dtype}: {out}")
+    for note in report.notes:
+        print(f"note: {note}")
     settings = [f"checkpoints.resume_checkpoint_path={out}", "checkpoints.load_lr_scheduler=false"]
     settings.append("checkpoints.load_optimizer=false")
     sets = [word for setting in settings for word in ("--set", setting)]
     print(f"next: {command('nanotron-recipes', 'pretrain', 'RECIPE', *sets)}")
-    print(f"      RECIPE: your data and schedule, with the model section of {out / 'recipe.yaml'}")
+    print(f"      RECIPE: your data and schedule, with the model and tokenizer sections of {out / 'recipe.yaml'}")

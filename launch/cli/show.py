@@ -12,7 +12,7 @@ from launch.cli.options import OverrideOption, RecipeArgument
 from model.arithmetic import num_parameters
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.loading import dump_yaml, load_recipe
-from nanotron_recipes.numbers import short_number
+from nanotron_recipes.numbers import counted, short_number
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.schedule import Phase, learning_rate_phases, stage_boundaries
 from nanotron_recipes.sequences import stage_sequence_length, tokens_through
@@ -68,7 +68,9 @@ def derived_facts(recipe: Recipe, nodes: int) -> Iterator[str]:
         f"batch: {batch} sequences of {sequence:,} = {step_tokens:,} tokens a step, "
         f"{short_number(tokens_through(recipe, steps))} in {steps:,} steps"
     )
-    yield f"ranks on {'one node' if nodes == 1 else f'{nodes} nodes'}: {_ranks(recipe, nodes)}"
+    gpus = recipe.slurm.gpus_per_node
+    of_what = f"of {counted(gpus, 'GPU')}" if gpus else "without GPUs"
+    yield f"ranks on {'one node' if nodes == 1 else f'{nodes} nodes'} {of_what}: {_ranks(recipe, nodes)}"
     for phase in learning_rate_phases(recipe):
         if phase.first < steps:
             yield f"learning rate: {_describe(phase, steps)}"

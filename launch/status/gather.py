@@ -21,6 +21,7 @@ from launch.status.speed import (
     Drop,
     SlowRanks,
     find_drop,
+    recent_mfu,
     recent_speed,
     seconds_left,
     slow_ranks,
@@ -90,6 +91,7 @@ class RunStatus:
     slow_seconds: float | None
     """How long the drop has lasted, in the time that its steps took."""
     mfu: float | None
+    """Median of the last steps."""
     eta_seconds: float | None
     quiet_seconds: float | None
     """Since the last record of a run that trains, where that is unusually long."""
@@ -139,7 +141,7 @@ def gather(found: FoundRun) -> RunStatus:
         is_whole_record=records.is_whole,
         drop=drop,
         slow_seconds=None if drop is None else sum(s.step_seconds for s in steps if s.step >= drop.since_step),
-        mfu=last.mfu if last else None,
+        mfu=recent_mfu(steps),
         eta_seconds=seconds_left(recipe, last.step, recent) if last and recent and state == "training" else None,
         quiet_seconds=_quiet(folder.metrics_file, holder, step_seconds) if state == "training" else None,
         slow_ranks=slow_ranks(reports) if state == "training" else [],

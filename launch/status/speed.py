@@ -49,6 +49,13 @@ def recent_speed(steps: Sequence[StepRecord]) -> float | None:
     return statistics.median(step.tokens_per_second for step in steps[-RECENT_STEPS:]) if steps else None
 
 
+def recent_mfu(steps: Sequence[StepRecord]) -> float | None:
+    """Median model FLOPs utilization of the last steps; None without any, or where the newest has none."""
+    if not steps or steps[-1].mfu is None:
+        return None
+    return statistics.median(step.mfu for step in steps[-RECENT_STEPS:] if step.mfu is not None)
+
+
 def usual_speed(steps: Sequence[StepRecord], *, is_whole: bool) -> float | None:
     """The run's own median of tokens per second over comparable steps, ascending; None for fewer than 2 × RECENT_STEPS.
 

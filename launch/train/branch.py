@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.plan import DataPlan
+from data.tokenizer import other_tokens
 from launch.train.resume import parent_checkpoint
+from launch.train.run_tokenizer import run_tokenizer
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.frozen import Change, changes_of_the_past
 from nanotron_recipes.loading import load_recipe
@@ -36,7 +38,8 @@ def check_branch(recipe: Recipe, plan: DataPlan) -> Branch:
     """Find out whether a new run may start as its recipe says: from nothing, or from a checkpoint of another run.
 
     Raises:
-        UserError: there is no such checkpoint, or schedule and data that go on describe other steps up to it.
+        UserError: there is no such checkpoint, schedule and data that go on describe other steps up to it, or the text
+            that is read is of other tokens than its model knows.
     """
     found = parent_checkpoint(recipe)
     if found is None:
@@ -45,7 +48,7 @@ def check_branch(recipe: Recipe, plan: DataPlan) -> Branch:
     parent = f"{path} (step {manifest.step}, data {manifest.data[:12] or 'none'})"
     old = load_recipe(str(seen / "recipe.yaml")).recipe if (seen / "recipe.yaml").is_file() else None
     if not recipe.checkpoints.load_lr_scheduler:
-        return Branch(parent, _read_again(old, plan) if old is not None else ())
+        return Branch(parent, (*_other_tokens(seen, old, recipe), *_read_again(old, plan)) if old is not None else ())
     if old is None:
         raise UserError(f"checkpoints.resume_checkpoint_path: {path}: no recipe.yaml in it to go on with")
     changes = changes_of_the_past(old, recipe, manifest.step)
@@ -79,6 +82,25 @@ def _way_out(refused: list[Change], old: Recipe) -> str:
         length = contiguous_length(old)
         return f"with {_CONTIGUOUS}: {length} it goes on, and longer sequences are of several pieces of text"
     return "checkpoints.load_lr_scheduler: false begins at step 1"
+
+
+def _other_tokens(seen: Path, old: Recipe, recipe: Recipe) -> tuple[str, ...]:
+    """Says how many tokens mean something else than they did to the parent, as far as both tokenizers are at hand; a
+    few may have got a use. Raises UserError where most do: every row of the embedding would be learnt anew."""
+    of_run = seen.parent.parent / "tokenizer"
+    theirs = of_run if (of_run / "tokenizer.json").is_file() else run_tokenizer(None, old)
+    ours = run_tokenizer(None, recipe)
+    if theirs is None or ours is None:
+        return ()
+    others, both = other_tokens(theirs, ours)
+    path = recipe.checkpoints.resume_checkpoint_path
+    said = f"{others:,} of {both:,} token ids stand for other tokens in {ours} than in {theirs}"
+    if others > both / 2:
+        raise UserError(
+            f"checkpoints.resume_checkpoint_path: {path}: {said}, which its model was trained with; tokenize the text "
+            f"with tokenizer.tokenizer_name_or_path: {theirs}"
+        )
+    return (f"checkpoints.resume_checkpoint_path: {path}: {said}",) if others else ()
 
 
 def _read_again(old: Recipe, plan: DataPlan) -> tuple[str, ...]:

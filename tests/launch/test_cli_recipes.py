@@ -59,7 +59,7 @@ def test_show_prints_a_recipe_that_reads_back_and_the_facts_beside_it(tmp_path: 
     for fact in (
         "parameters: 361,280",
         "note: general.run: no effect",
-        "ranks on one node: 2",
+        "ranks on one node without GPUs: 2",
         "'decay stage': steps 793",
     ):
         assert fact in result.stderr
@@ -68,10 +68,13 @@ def test_show_prints_a_recipe_that_reads_back_and_the_facts_beside_it(tmp_path: 
 def test_show_says_which_ranks_a_job_on_some_nodes_has(called: Called) -> None:
     shown = called("show", "smollm3-3b", "--nodes", "48", "--gpus-per-node", "8")
     assert (
-        shown[0] == 0 and "ranks on 48 nodes: 384 = dp 192 × pp 1 × tp 2; micro-batches of each replica: " in shown[2]
+        shown[0] == 0
+        and "ranks on 48 nodes of 8 GPUs: 384 = dp 192 × pp 1 × tp 2; micro-batches of each replica: " in shown[2]
     )
     assert shown[1] == called("show", "smollm3-3b")[1], "the recipe is the same"
-    assert "ranks on one node: 4 = dp 2 × pp 1 × tp 2" in called("show", "smollm3-3b", "--gpus-per-node", "4")[2]
+    assert (
+        "ranks on one node of 4 GPUs: 4 = dp 2 × pp 1 × tp 2" in called("show", "smollm3-3b", "--gpus-per-node", "4")[2]
+    )
     code, _, err = called("show", "smollm3-3b", "--nodes", "5")
     assert code == 2 and err.startswith("error: --nodes 5: tokens.global_batch_size: ")
 

@@ -73,6 +73,16 @@ def test_a_run_that_trains_is_told_with_its_speed_and_what_is_left(tmp_path: Pat
     assert status_of(folder).state == "stopped"
 
 
+def test_mfu_is_that_of_the_speed_beside_it(tmp_path: Path) -> None:
+    """Both are medians of the last steps: one step that had the machine to itself says little."""
+    steps = [record(step) for step in range(1, 40)]
+    folder = make_run(tmp_path, "a", [start(1, dp=1), *steps, record(40, 3000.0) | {"mfu": 0.3}])
+    status = status_of(folder)
+    assert (status.tokens_per_second, status.mfu) == (1000.0, 0.1)
+    unknown = make_run(tmp_path, "b", [start(1, dp=1), *(step | {"mfu": None} for step in steps)])
+    assert status_of(unknown).mfu is None
+
+
 def test_a_sustained_drop_is_flagged_with_its_first_step(tmp_path: Path) -> None:
     usual, slow = [record(step) for step in range(1, 81)], [record(step, 700.0) for step in range(81, 111)]
     folder = make_run(tmp_path, "a", [start(1, dp=1), *usual, *slow])

@@ -126,9 +126,9 @@ def with_config(source: Path, folder: Path, **keys: Any) -> Path:
     [
         (
             {"architectures": ["GPT2LMHeadModel"]},
-            "expected one of SmolLM3ForCausalLM, LlamaForCausalLM, Qwen3ForCausal",
+            "expected a list with one of SmolLM3ForCausalLM, LlamaForCausalLM, Qwen3ForCausal",
         ),
-        ({"architectures": None}, "architectures: None"),
+        ({"architectures": None}, "architectures: null: expected a list with one of"),
         ({"attention_bias": True}, "attention_bias: True"),
         ({"mlp_bias": True}, "mlp_bias: True"),
         ({"use_sliding_window": True, "sliding_window": 8}, "use_sliding_window"),
@@ -215,7 +215,7 @@ def test_whatever_a_key_holds_it_is_read_or_refused_by_name(key: str, smollm3_di
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"architectures": "SmolLM3ForCausalLM"}, "architectures: 'SmolLM3ForCausalLM': expected a list of names"),
+        ({"architectures": "SmolLM3ForCausalLM"}, "architectures: 'SmolLM3ForCausalLM': expected a list with one of"),
         ({"num_attention_heads": 0}, "num_attention_heads: 0: expected a whole number of at least 1"),
         ({"vocab_size": True}, "vocab_size: true: expected a whole number"),
         ({"no_rope_layer_interval": 0, "no_rope_layers": None}, "no_rope_layer_interval: 0: expected"),
@@ -246,7 +246,12 @@ def test_a_value_of_another_type_is_refused(
         (b"\xff\xfe", "not JSON"),
         (b"[" * 100_000, "not JSON"),
         (b"9" * 5000, "not JSON"),
-        (b"{}", "vocab_size: null: expected a whole number"),
+        (b"{}", "architectures: null: expected a list with one of SmolLM3ForCausalLM"),
+        (
+            b'{"architectures": ["GPT2LMHeadModel"], "n_embd": 8}',
+            r"architectures: \['GPT2LMHeadModel'\]: expected a list with one of",
+        ),
+        (b'{"architectures": ["LlamaForCausalLM"]}', "vocab_size: null: expected a whole number"),
     ],
 )
 def test_a_file_that_is_no_configuration_is_refused(text: bytes, message: str, tmp_path: Path) -> None:
@@ -286,6 +291,16 @@ def test_missing_and_broken_files_are_named(smollm3_dir: Path, tmp_path: Path) -
     (folder / "model.safetensors").write_bytes((smollm3_dir / "model.safetensors").read_bytes()[:-10])
     with pytest.raises(UserError, match="not a whole safetensors file"):
         read(folder)
+
+
+@pytest.mark.parametrize(
+    ("ends", "notes"), [(2, ()), ([2], ()), ([5, 2], ("eos_token_id: [5, 2]: 5 is kept, the first",))]
+)
+def test_tokens_that_end_a_text_beside_the_first_are_told(
+    ends: Any, notes: tuple[str, ...], smollm3_dir: Path, tmp_path: Path
+) -> None:
+    report = import_hf(with_config(smollm3_dir, tmp_path / "hf", eos_token_id=ends), tmp_path / "out")
+    assert len(report.notes) == len(notes) and all(map(str.startswith, report.notes, notes))
 
 
 def test_half_precision_and_mixed_files_are_refused(smollm3_dir: Path, tmp_path: Path) -> None:

@@ -86,13 +86,13 @@ def test_no_rope_layers_is_written_inverted() -> None:
 @given(layers=st.integers(1, 40), every=st.integers(1, 45))
 def test_every_nth_layer_without_rope_is_recognised(layers: int, every: int) -> None:
     rope = [int((layer + 1) % every != 0) for layer in range(layers)]
-    assert no_rope_layer_of(rope) == (every if every <= layers else None)
+    assert no_rope_layer_of(rope, "config.json") == (every if every <= layers else None)
 
 
 @pytest.mark.parametrize("layers", [[1, 0, 0, 1], [0, 1, 0, 1], [1, 1, 0, 1, 0]])
 def test_other_patterns_of_layers_without_rope_are_refused(layers: list[int]) -> None:
-    with pytest.raises(UserError, match="no_rope_layers"):
-        no_rope_layer_of(layers)
+    with pytest.raises(UserError, match=r"^my/config\.json: no_rope_layers: \["):
+        no_rope_layer_of(layers, "my/config.json")
 
 
 def test_special_tokens_outside_a_small_vocabulary_are_not_exported() -> None:
