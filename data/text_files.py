@@ -23,7 +23,7 @@ GLOBS = {
     "parquet": ("**/*.parquet",),
     "text": ("**/*.txt", "**/*.md"),
 }
-"""What each reader of files understands."""
+"""What each reader of files understands; files and folders whose name begins with a dot are left out."""
 _LONGEST_REASON = 200
 
 
@@ -67,9 +67,9 @@ def files_of(source: CorpusSource) -> TextFiles:
     if is_url(source.path):
         shown = source.path if source.revision is None else f"{source.path} ({source.revision})"
         with _named_errors(f"{where}: path: {shown}"):
-            text = _remote_files(_with_revision(source.path, source.revision), globs)
+            text = _remote_files(_with_revision(source.path, source.revision), globs, source.glob is not None)
     else:
-        text = _local_files(Path(source.path), globs, where)
+        text = _local_files(Path(source.path), globs, source.glob is not None, where)
     if not text.files:
         raise TextIsGone(f"{where}: path: {source.path}: no file matches {' or '.join(globs)}")
     return text
@@ -105,7 +105,7 @@ def _check_glob(glob: str, where: str) -> None:
         raise user_error(expected, key=f"{where}: glob", value=glob) from None
 
 
-def _local_files(path: Path, globs: tuple[str, ...], where: str) -> TextFiles:
+def _local_files(path: Path, globs: tuple[str, ...], with_hidden: bool, where: str) -> TextFiles:
     kind: type[UserError] = TextIsGone
     try:
         if path.is_file():
@@ -115,7 +115,8 @@ def _local_files(path: Path, globs: tuple[str, ...], where: str) -> TextFiles:
         if not path.is_dir():
             raise TextIsGone(f"{where}: path: {path}: no such file or folder")
         kind = UserError  # from here on something is there, and what cannot be seen of it may have changed
-        matches = sorted({file for glob in globs for file in path.glob(glob)})
+        every = {file for glob in globs for file in path.glob(glob)}
+        matches = sorted(file for file in every if with_hidden or not _is_hidden(file.relative_to(path).as_posix()))
         found = sorted(file.relative_to(path).as_posix() for file in matches if file.is_file())
         broken = next((file for file in matches if not file.exists()), None)
         if broken is not None:
@@ -130,6 +131,11 @@ def _local_files(path: Path, globs: tuple[str, ...], where: str) -> TextFiles:
         return TextFiles(str(path), [_local_file(path, name) for name in found])
     except OSError as error:
         raise kind(f"{where}: path: {show_value(str(path))}: cannot be looked through: {error.strerror}") from None
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a name, or that of a folder in it, is one that editors, notebooks and file systems give to their own."""
+    return any(part.startswith(".") for part in name.split("/"))
 
 
 def _kind(path: Path) -> str:
@@ -157,7 +163,7 @@ def _with_revision(path: str, revision: str | None) -> str:
     return "/".join([f"{HUB_PREFIX}{owner}/{name}@{quote(revision, safe='')}", *folders])
 
 
-def _remote_files(url: str, globs: tuple[str, ...]) -> TextFiles:
+def _remote_files(url: str, globs: tuple[str, ...], with_hidden: bool) -> TextFiles:
     folder = open_folder(url)
     if folder.isfile(""):
         parent, _, name = url.rpartition("/")
@@ -165,7 +171,11 @@ def _remote_files(url: str, globs: tuple[str, ...]) -> TextFiles:
     found: dict[str, Any] = {}
     for glob in globs:
         found |= folder.glob(glob, detail=True)
-    files = [_remote_file(name, facts) for name, facts in sorted(found.items()) if facts["type"] == "file"]
+    files = [
+        _remote_file(name, facts)
+        for name, facts in sorted(found.items())
+        if facts["type"] == "file" and (with_hidden or not _is_hidden(name))
+    ]
     return TextFiles(url, files)
 
 

@@ -184,7 +184,8 @@ class CorpusSource(Section):
     it. A commit is the one that never changes."""
 
     glob: str | None = None
-    """Which files of the folder, such as data/CC-MAIN-2024-10/*.parquet; null: all that the reader understands."""
+    """Which files of the folder, such as data/CC-MAIN-2024-10/*.parquet; null: all that the reader
+    understands, but for names that begin with a dot."""
 
     text_key: str = "text"
     """Field or column that holds the text, for jsonl and parquet."""

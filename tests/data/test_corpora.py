@@ -177,6 +177,19 @@ def test_a_glob_that_is_none_is_refused_with_its_value(tmp_path: Path, glob: str
         list(documents(source, corpus, "train"))
 
 
+def test_what_editors_and_notebooks_keep_is_read_where_it_is_asked_for_alone(tmp_path: Path) -> None:
+    folder = tmp_path / ".mine"
+    for name in ("a.txt", ".ipynb_checkpoints/a.txt", "more/._b.txt", "more/b.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    (folder / ".#a.txt").symlink_to("me@host.1234")  # an editor's lock
+    assert texts(*corpus_of(reader="text", path=str(folder))) == ["a.txt", "more/b.txt"]
+    assert texts(*corpus_of(reader="text", path=str(folder / "more" / "._b.txt"))) == ["more/._b.txt"]
+    assert texts(*corpus_of(reader="text", path=str(folder), glob=".ipynb_checkpoints/*")) == [
+        ".ipynb_checkpoints/a.txt"
+    ]
+
+
 def test_a_name_that_is_no_utf8_is_refused_and_any_other_is_read(tmp_path: Path) -> None:
     (tmp_path / "文 ä\n1.txt").write_text("some text")
     source, corpus = corpus_of(reader="text", path=str(tmp_path))

@@ -41,6 +41,7 @@ def texts(client: Any, tmp_path: Path) -> Path:
     """A folder, and the same in the bucket."""
     folder = tmp_path / "texts"
     write_jsonl(folder / "lines" / "big.jsonl", 300)
+    write_jsonl(folder / "lines" / ".old.jsonl", 300)
     rows = [f"document {row} " * 8 for row in range(60)]
     (folder / "rows").mkdir()
     pq.write_table(pa.table({"text": rows}), folder / "rows" / "a.parquet", row_group_size=7)
