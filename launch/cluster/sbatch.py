@@ -1,12 +1,16 @@
 """A run as a job script for sbatch."""
 
+import re
 import shlex
+import shutil
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
 
 from nanotron_recipes.cluster_profiles import Variable
+from nanotron_recipes.errors import user_error
 from nanotron_recipes.schema.services import Lighteval
 from nanotron_recipes.schema.slurm import Slurm
 
@@ -92,7 +96,11 @@ def render_evaluation(job: EvaluationJob) -> str:
 
 
 def render_job(job: Job) -> str:
-    """The script: a header of long `#SBATCH` options, and what the first node runs."""
+    """The script: a header of long `#SBATCH` options, and what the first node runs.
+
+    Raises UserError for a prologue that bash cannot read.
+    """
+    check_prologue(job.resources.prologue)
     fewest = job.resources.min_nodes
     is_range = fewest is not None and fewest < job.nodes
     return render(
@@ -110,6 +118,18 @@ def render_job(job: Job) -> str:
         stop_after="" if job.stop_after is None else f" --stop-after {job.stop_after}",
         after=job.after,
     )
+
+
+def check_prologue(text: str) -> None:
+    """Raise UserError where bash cannot read the lines of slurm.prologue to their end; without bash here, never."""
+    bash = shutil.which("bash")
+    if bash is None or not text:
+        return
+    command = [bash, "--norc", "-n"]
+    done = subprocess.run(command, input=text, capture_output=True, text=True, errors="replace", env={"LC_ALL": "C"})
+    said = [re.sub(r"^.*?: line ", "line ", line) for line in done.stderr.splitlines()]
+    if done.returncode or any("here-document" in line for line in said):
+        raise user_error(f"expected lines that bash can read ({said[0]})", key="slurm.prologue", value=text)
 
 
 def render(template: str, **values: object) -> str:

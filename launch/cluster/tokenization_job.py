@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from launch.cluster.sbatch import render
+from launch.cluster.sbatch import check_prologue, render
 from launch.cluster.slurm import require_sbatch, submit_script
 from launch.cluster.snapshot import job_recipe, take_snapshot
 from nanotron_recipes.cluster_profiles import job_resources
@@ -43,6 +43,7 @@ def _corpus_folder(recipe: Recipe, name: str) -> Path:
 
 def _render(loaded: LoadedRecipe, folder: Path, recipe: Path, nodes: int, workers: int | None) -> str:
     resources, _ = job_resources(loaded.recipe)
+    check_prologue(resources.prologue)
     return render(
         "tokenize.sh.jinja",
         name=loaded.name,

@@ -10,6 +10,7 @@ import pytest
 
 from launch.cluster.sbatch import EvaluationJob, Job, render_evaluation, render_job
 from nanotron_recipes.cluster_profiles import load_profile
+from nanotron_recipes.errors import UserError
 from nanotron_recipes.schema.services import Lighteval
 from nanotron_recipes.schema.slurm import Slurm
 
@@ -140,6 +141,47 @@ def test_a_prologue_is_run_as_it_is_written_on_each_node(tmp_path: Path) -> None
     assert "prologue of host1" in seen
 
 
+@pytest.mark.parametrize("options", ["set -eu", "set -e; cd /", "set +o pipefail; set -- a b c"])
+def test_a_prologue_changes_nothing_about_how_the_script_goes_on(options: str, tmp_path: Path) -> None:
+    """Otherwise `set -e`, which is common, ends the batch shell with srun, and nothing puts the job back."""
+    of = job(2, Slurm(gpus_per_node=0, prologue=f"export FOUND='it is'\n{options}"))
+    seen = run_script(tmp_path, of, srun='"${@:8}"; echo "$FOUND there"; exit 1')
+    node = next(line for line in seen if "launch.cluster.node" in line)
+    assert "launch.cluster.node runs/smollm3-3b-2/jobs/1" in node and "--main-address host0 --main-port" in node
+    assert "it is there" in seen and "launch.cluster.job end" in seen[-1] and "--srun-code 1" in seen[-1]
+
+
+def test_what_a_prologue_sources_finds_no_arguments_on_a_node(tmp_path: Path) -> None:
+    """`source activate` takes them for the name of an environment."""
+    of = job(2, Slurm(gpus_per_node=0, prologue='[ -z "$SLURMD_NODENAME" ] || echo "found $# arguments"'))
+    assert "found 0 arguments" in run_script(tmp_path, of, srun='SLURMD_NODENAME=host1 "${@:8}"')
+
+
+@pytest.mark.parametrize("end", ["exit 0", "set -e; false", "[ -e /nowhere ] || exit 0"])
+@pytest.mark.parametrize("where", ["batch", "node"])
+def test_a_prologue_that_ends_its_shell_is_a_failure(end: str, where: str, tmp_path: Path) -> None:
+    """With exit code 0 a job that waits for this one would begin."""
+    only = f'[ -n "$SLURMD_NODENAME" ] && {{ {end}; }}; :' if where == "node" else end
+    of = job(2, Slurm(gpus_per_node=0, prologue=only))
+    seen = run_script(tmp_path, of, srun='SLURMD_NODENAME=host1 "${@:8}"', code=0 if where == "node" else 1)
+    assert not any("launch.cluster.node" in line for line in seen)
+    assert where == "batch" or "--srun-code 1" in seen[-1]
+
+
+@pytest.mark.parametrize(
+    "text", ["if true; then", "echo 'unbalanced", "}", "cat <<EOF", "export A=1\nEND_OF_NODE_SCRIPT\ncat <<X"]
+)
+def test_a_prologue_that_is_no_shell_text_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"^slurm\.prologue: .*: expected lines that bash can read \(line \d+: .+\)$"):
+        render_job(job(2, Slurm(prologue=text)))
+
+
+def test_no_line_of_a_prologue_ends_a_part_of_the_script(tmp_path: Path) -> None:
+    of = job(2, Slurm(gpus_per_node=0, prologue='END_OF_NODE_SCRIPT() { echo "it\'s $1"; }\nEND_OF_NODE_SCRIPT called'))
+    seen = run_script(tmp_path, of, srun='"${@:8}"')
+    assert seen.count("it's called") == 2 and "launch.cluster.job end" in seen[-1]
+
+
 def test_arguments_of_srun_reach_it_as_they_were_written(tmp_path: Path) -> None:
     odd = "--comment='$(date)';`date`"
     seen = run_script(tmp_path, job(2, Slurm(gpus_per_node=0, srun_args=[odd])), srun='printf "%s\\n" "$@"')
@@ -179,9 +221,9 @@ def test_what_begin_says_decides_whether_anything_is_started(tmp_path: Path) -> 
     assert not any("launch.cluster.job end" in line for line in seen)
 
 
-def run_script(folder: Path, of: Job, *, srun: str, begin_code: int = 0, end: str = "") -> list[str]:
+def run_script(folder: Path, of: Job, *, srun: str, begin_code: int = 0, end: str = "", code: int = 0) -> list[str]:
     """What a script prints whose commands are fakes: python says what it is called with; what `srun` and, at the end of
-    a job, python do is given."""
+    a job, python do is given; `code` is what the script ends with."""
     programs = folder / "bin"
     programs.mkdir()
     told = f'echo "$*"; case "$*" in *" begin "*) exit {begin_code};; *" end "*) {end or ":"};; esac'
@@ -195,6 +237,7 @@ def run_script(folder: Path, of: Job, *, srun: str, begin_code: int = 0, end: st
     done = subprocess.run(
         ["bash", str(script)], env=environment, cwd=folder, capture_output=True, text=True, timeout=60, check=False
     )
+    assert done.returncode == code, done.stderr
     return done.stdout.splitlines()
 
 

@@ -33,7 +33,14 @@ pass_on() {
 trap 'pass_on USR1' USR1
 trap 'pass_on TERM' TERM
 
-module load "cuda 12"
+prologue='module load "cuda 12"'
+# It may set whatever it likes, but not how this script goes on, nor end it as if all were well.
+trap 'echo "error: slurm.prologue ended its shell with exit code $?" >&2; exit 1' EXIT
+started_in=$PWD
+eval "$prologue"
+set +eu -o pipefail
+cd "$started_in" || exit 1
+trap - EXIT
 job=runs/smollm3-3b-8/jobs/1
 python=/shared/clone/.venv/bin/python
 restart="${SLURM_RESTART_COUNT:-0}"
@@ -48,7 +55,17 @@ case $? in 0) ;; 3) exit 0 ;; *) exit 1 ;; esac
 # What each node runs. The quotes keep this shell from expanding anything in it.
 node_script=$(cat <<'END_OF_NODE_SCRIPT'
 trap '' USR1  # torchrun would die of it; the ranks listen for themselves
-module load "cuda 12"
+arguments=("$@")
+prologue=$4
+set --  # what it sources finds no arguments
+# It may set whatever it likes, but not how this script goes on, nor end it as if all were well.
+trap 'echo "error: slurm.prologue ended its shell with exit code $?" >&2; exit 1' EXIT
+started_in=$PWD
+eval "$prologue"
+set +eu -o pipefail
+cd "$started_in" || exit 1
+trap - EXIT
+set -- "${arguments[@]}"
 exec "$0" -P -m launch.cluster.node "$1" --node-rank "$SLURM_NODEID" --node-name "$SLURMD_NODENAME" \
     --num-nodes "$SLURM_NNODES" --job-id "$SLURM_JOB_ID" --restart "${SLURM_RESTART_COUNT:-0}" \
     --main-address "$2" --main-port "$3" --stop-after 100
@@ -61,7 +78,7 @@ srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 \
     --kill-on-bad-exit=1 --wait=60 --label --cpus-per-task="${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}" \
     --container-mounts=/a:/b,/c:/d \
     '--comment='"'"'a'"'"'' \
-    bash -c "$node_script" "$python" "$job" "$main_address" "$main_port" &
+    bash -c "$node_script" "$python" "$job" "$main_address" "$main_port" "$prologue" &
 srun_pid=$!
 [ -z "$asked" ] || pass_on "$asked"
 while :; do

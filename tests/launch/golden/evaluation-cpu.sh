@@ -11,6 +11,13 @@
 #SBATCH --no-requeue
 #SBATCH --output=runs/smollm3-3b-1/logs/evaluations/4000-%j.log
 set -o pipefail
-module load "cuda 12"
+prologue='module load "cuda 12"'
+# It may set whatever it likes, but not how this script goes on, nor end it as if all were well.
+trap 'echo "error: slurm.prologue ended its shell with exit code $?" >&2; exit 1' EXIT
+started_in=$PWD
+eval "$prologue"
+set +eu -o pipefail
+cd "$started_in" || exit 1
+trap - EXIT
 export PYTHONPATH=/shared/clone/runs/smollm3-3b-1/jobs/1/code"${PYTHONPATH:+:$PYTHONPATH}"
 exec /shared/clone/.venv/bin/python -P -m launch.evaluate.job runs/smollm3-3b-1 4000 --device cpu --benchmarks
