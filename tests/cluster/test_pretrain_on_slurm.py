@@ -44,7 +44,7 @@ def shared(running_cluster: SlurmCluster) -> Path:
     write_text(folder)
     recipe = small_recipe(folder)
     recipe["general"]["cpu_ranks_per_node"] = 1
-    recipe["slurm"] = {"gpus_per_node": 0}
+    recipe["slurm"] = {"gpus_per_node": 0, "prologue": "set -eu; cd /"}  # as they are found, and to no effect
     recipe["tokens"] |= {"train_steps": TRAIN_STEPS, "val_check_interval": 100}
     recipe["optimizer"]["learning_rate_scheduler"] |= {"lr_decay_starting_step": 150}
     recipe["checkpoints"] |= {"checkpoint_interval": INTERVAL, "keep_last": 3}
