@@ -13,6 +13,8 @@ JOB_ID = re.compile(r"[0-9]+(_[0-9]+)?")
 _SECONDS = 60
 _SBATCH_SECONDS = 120
 _DEFAULT_SLURMD_TIMEOUT = 300
+_UNKNOWN_JOB = "Invalid job id specified"
+"""Part of squeue's complaint about a job that ended a while ago."""
 
 
 def require_sbatch() -> None:
@@ -52,8 +54,11 @@ def submit_script(script: Path) -> str:
 
 
 def job_state(job: str) -> str | None:
-    """What Slurm says of a job that is queued or runs, such as PENDING; None for one that it does not know any more."""
-    lines = _output("squeue", "--noheader", f"--job={job}", "--format=%T").split()
+    """What Slurm says of a job that is queued or runs, such as PENDING; None for one that it does not know any more.
+
+    Raises UserError with what squeue says, where it does not answer.
+    """
+    lines = _queue(f"--job={job}", "--format=%T")
     return lines[0] if lines else None
 
 
@@ -87,6 +92,21 @@ def update_job(job: str, **values: str) -> None:
     """Change a queued job, for instance `StartTime` or `ExcNodeList`. Raises CalledProcessError, TimeoutExpired."""
     settings = [f"{name}={value}" for name, value in values.items()]
     subprocess.run(["scontrol", "update", f"JobId={job}", *settings], check=True, timeout=_SECONDS)
+
+
+def _queue(*options: str) -> list[str]:
+    """The words that squeue prints. Raises UserError."""
+    try:
+        done = subprocess.run(
+            ["squeue", "--noheader", *options], capture_output=True, text=True, timeout=_SECONDS, check=False
+        )
+    except OSError as error:
+        raise UserError(f"squeue: cannot be started: {error.strerror}") from None
+    except subprocess.TimeoutExpired:
+        raise UserError(f"squeue: no answer within {_SECONDS} s") from None
+    if done.returncode and _UNKNOWN_JOB not in done.stderr:
+        raise UserError(f"squeue: {done.stderr.strip() or done.stdout.strip() or f'exit code {done.returncode}'}")
+    return done.stdout.split()
 
 
 def _output(*command: str) -> str:

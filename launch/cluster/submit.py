@@ -64,8 +64,8 @@ def job_for(request: Submission) -> str:
 def submit(request: Submission) -> Iterator[str]:
     """Submit the run as a job; yields what a person should know, the job's id and how to follow it last.
 
-    Raises UserError where the recipe cannot be trained on so many nodes, where a job of the run is queued or running,
-    and where Slurm does not take the job.
+    Raises UserError where the recipe cannot be trained on so many nodes, where a job of the run is queued or running
+    or Slurm does not say, and where it does not take the job.
     """
     require_sbatch()
     loaded, resources, environment = _planned(request)
@@ -157,10 +157,16 @@ def _may_go_on(folder: RunFolder, recipe: Recipe) -> bool:
 
 
 def _busy_job(folder: RunFolder) -> str | None:
-    """A job of the run that is queued or runs."""
+    """A job of the run that is queued or runs. Raises UserError where Slurm does not say."""
     found = [SubmittedJob.read(file.parent) for file in folder.jobs.glob(f"*/{SUBMISSION_FILE}")]
     jobs = [job.slurm_job for job in found if job is not None and job.slurm_job]
-    return next((job for job in jobs if job_state(job) is not None), None)
+    try:
+        return next((job for job in jobs if job_state(job) is not None), None)
+    except UserError as error:
+        raise UserError(
+            f"{folder.path}: Slurm could not be asked whether a job of this run is queued or runs ({error}); try again "
+            "once squeue answers, or choose another --run"
+        ) from None
 
 
 def _job(request: Submission, folder: RunFolder, place: Path, resources: Slurm, environment: list[Variable]) -> Job:

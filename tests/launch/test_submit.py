@@ -16,8 +16,9 @@ from launch.evaluate.evaluators import SlurmEvaluator
 from launch.status.gather import gather
 from launch.status.runs import read_run
 from launch.train.run_folder import RunFolder
+from launch.train.run_header import RunHeader
 from nanotron_recipes.errors import UserError
-from nanotron_recipes.loading import load_recipe
+from nanotron_recipes.loading import dump_yaml, load_recipe
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -29,7 +30,8 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for folder in (programs, jobs, tmp_path / "work"):
         folder.mkdir()
     write_program(programs / "sbatch", f'n=$(($(ls {jobs} | wc -l) + 41)); cp "$2" {jobs}/$n; echo "$n;cluster"')
-    write_program(programs / "squeue", f'for a in "$@"; do j=${{a#--job=}}; [ -f {jobs}/"$j" ] && echo RUNNING; done')
+    unknown = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
+    write_program(programs / "squeue", f'j=${{2#--job=}}; if [ -f {jobs}/"$j" ]; then echo RUNNING; else {unknown}; fi')
     monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
     monkeypatch.chdir(tmp_path / "work")
     yield jobs
@@ -86,6 +88,42 @@ def test_a_run_with_a_job_is_not_given_a_second_one_and_a_new_submission_is_a_ne
     (queue / "41").unlink()
     list(submit(request(run="tiny-1")))
     assert Path("runs/tiny-1/jobs/2").is_dir()
+
+
+@pytest.mark.parametrize("name", ["tiny-1", None])
+@pytest.mark.parametrize(
+    ("squeue", "reason"),
+    [
+        (
+            "echo 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2; exit 1",
+            "squeue: slurm_load_jobs error: Unable to contact slurm controller (connect failure)",
+        ),
+        ("exit 3", "squeue: exit code 3"),
+        (None, "squeue: cannot be started: No such file or directory"),
+    ],
+)
+def test_a_run_that_had_a_job_is_not_given_one_while_slurm_does_not_answer(
+    queue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, squeue: str | None, reason: str, name: str | None
+) -> None:
+    list(submit(request()))
+    folder = RunFolder.of(Path("runs"), "tiny-1", load_recipe("tiny").recipe)
+    folder.write_recipe(dump_yaml(load_recipe("tiny").recipe), RunHeader("tiny", "", "", parent="", run="r"))
+    if squeue is None:
+        (tmp_path / "bin/squeue").unlink()
+        monkeypatch.setenv("PATH", f"{tmp_path}/bin")
+        write_program(tmp_path / "bin/sbatch", "echo 99")
+    else:
+        write_program(tmp_path / "bin/squeue", squeue)
+    with pytest.raises(UserError) as refusal:
+        list(submit(request(run=name)))
+    assert str(refusal.value) == (
+        f"runs/tiny-1: Slurm could not be asked whether a job of this run is queued or runs ({reason}); try again once "
+        "squeue answers, or choose another --run"
+    )
+    assert [entry.name for entry in Path("runs").iterdir() if not entry.is_symlink()] == ["tiny-1"]
+    assert [entry.name for entry in folder.jobs.iterdir()] == ["1"] and len(list(queue.iterdir())) == 1
+    list(submit(request(run="another")))
+    assert gather(read_run(folder.path)).state == "queued", "who only looks does not need Slurm"
 
 
 def test_a_run_that_gave_up_is_queued_once_it_is_submitted_again(queue: Path) -> None:
