@@ -42,9 +42,7 @@ def on_all_nodes() -> list[str]:
 def submit_script(script: Path) -> str:
     """Submit a script; the job's id. Raises UserError with what sbatch says."""
     try:
-        done = subprocess.run(
-            ["sbatch", "--parsable", str(script)], capture_output=True, text=True, timeout=_SBATCH_SECONDS, check=False
-        )
+        done = _call("sbatch", "--parsable", str(script), timeout=_SBATCH_SECONDS)
     except subprocess.TimeoutExpired:
         raise UserError(f"sbatch {script}: Slurm did not answer within {_SBATCH_SECONDS} s") from None
     job = done.stdout.strip().partition(";")[0]
@@ -97,9 +95,7 @@ def update_job(job: str, **values: str) -> None:
 def _queue(*options: str) -> list[str]:
     """The words that squeue prints. Raises UserError."""
     try:
-        done = subprocess.run(
-            ["squeue", "--noheader", *options], capture_output=True, text=True, timeout=_SECONDS, check=False
-        )
+        done = _call("squeue", "--noheader", *options)
     except OSError as error:
         raise UserError(f"squeue: cannot be started: {error.strerror}") from None
     except subprocess.TimeoutExpired:
@@ -111,6 +107,14 @@ def _queue(*options: str) -> list[str]:
 
 def _output(*command: str) -> str:
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False).stdout
+        return _call(*command).stdout
     except (OSError, subprocess.TimeoutExpired):
         return ""
+
+
+def _call(*command: str, timeout: float = _SECONDS) -> "subprocess.CompletedProcess[str]":
+    """Call one of Slurm's commands. What it prints may hold other people's text, such as a comment or a banner, in any
+    encoding: a byte that is no UTF-8 is shown as such. Raises OSError, TimeoutExpired."""
+    return subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", timeout=timeout, check=False
+    )

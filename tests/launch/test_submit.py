@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from launch.cluster.attempts import Begin, End, now, write_begin, write_end
-from launch.cluster.slurm import on_all_nodes
+from launch.cluster.slurm import is_cancelled, on_all_nodes
 from launch.cluster.submit import Submission, job_for, submit
 from launch.cluster.tokenization_job import submit_tokenization
 from launch.evaluate.evaluators import SlurmEvaluator
@@ -191,6 +191,24 @@ def test_what_sbatch_says_is_passed_on(queue: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="invalid partition specified: x"):
         list(submit(request()))
     assert list(Path("runs").iterdir()) == [], "nothing is left of a job that there is not"
+
+
+def test_what_slurm_says_may_be_in_any_encoding(queue: Path, tmp_path: Path) -> None:
+    write_program(tmp_path / "bin/sbatch", r"printf 'invalid account caf\xe9\n' >&2; exit 1")
+    with pytest.raises(UserError, match="invalid account caf\ufffd$"):
+        list(submit(request()))
+    assert list(Path("runs").iterdir()) == []
+    write_program(tmp_path / "bin/sbatch", r"printf 'caf\xe9 is open\n' >&2; echo 41")
+    list(submit(request()))
+    write_program(tmp_path / "bin/squeue", r"printf 'caf\xe9 is shut\n' >&2; exit 1")
+    with pytest.raises(UserError, match=r"\(squeue: caf\ufffd is shut\)"):
+        list(submit(request(run="tiny-1")))
+
+
+def test_what_scontrol_says_may_be_in_any_encoding(queue: Path, tmp_path: Path) -> None:
+    said = r"JobState=CANCELLED Reason=None PreemptTime=None Restarts=0 Comment=caf\xe9\n"
+    write_program(tmp_path / "bin/scontrol", f"printf '{said}'")
+    assert is_cancelled("41", 0)
 
 
 def test_a_dry_run_needs_no_slurm_no_data_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
