@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from launch.cluster.sbatch import Job, render_job
-from launch.cluster.slurm import JOB_ID, job_state, require_sbatch, submit_script
+from launch.cluster.slurm import JOB_ID, NotTaken, job_state, jobs_called, require_sbatch, submit_script
 from launch.cluster.snapshot import take_snapshot
 from launch.train.prepare import RUNS, check_trainable, fits_unfinished_run
 from launch.train.run_folder import RunFolder, checked_name, choose_run, point_latest
@@ -37,7 +37,7 @@ class Submission:
 
 @dataclass(frozen=True)
 class SubmittedJob:
-    """What a submission's folder says about its job; `slurm_job` is empty until Slurm has taken it."""
+    """What a submission's folder says about its job; `slurm_job` is empty until Slurm has said that it has it."""
 
     slurm_job: str
     nodes: int
@@ -51,6 +51,10 @@ class SubmittedJob:
             return cls(str(content["slurm_job"]), int(content["nodes"]), content["stop_after"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
+
+    def write(self, folder: Path) -> None:
+        """Write it beside the job's script."""
+        write_atomic(folder / SUBMISSION_FILE, json.dumps(asdict(self)) + "\n")
 
 
 def job_for(request: Submission) -> str:
@@ -75,14 +79,16 @@ def submit(request: Submission) -> Iterator[str]:
     place = take_snapshot(folder.path, loaded.name, dump_yaml(loaded.recipe))
     script = place / "job.sh"
     write_atomic(script, render_job(_job(request, folder, place, resources, environment)))
+    job = SubmittedJob("", request.nodes, request.stop_after)
+    job.write(place)
     try:
-        job = SubmittedJob(submit_script(script), request.nodes, request.stop_after)
-    except UserError:
+        job = replace(job, slurm_job=submit_script(script, folder.name))
+    except NotTaken:
         shutil.rmtree(place)  # made above, for a job that there is not
         for made in (folder.jobs, folder.logs, folder.path) if is_new else ():
             made.rmdir()
         raise
-    write_atomic(place / SUBMISSION_FILE, json.dumps(asdict(job)) + "\n")
+    job.write(place)
     point_latest(RUNS, folder)
     folder.forget_failure()
     log = folder.logs / f"slurm-{job.slurm_job}.log"
@@ -159,9 +165,11 @@ def _may_go_on(folder: RunFolder, recipe: Recipe) -> bool:
 def _busy_job(folder: RunFolder) -> str | None:
     """A job of the run that is queued or runs. Raises UserError where Slurm does not say."""
     found = [SubmittedJob.read(file.parent) for file in folder.jobs.glob(f"*/{SUBMISSION_FILE}")]
-    jobs = [job.slurm_job for job in found if job is not None and job.slurm_job]
+    jobs = [job.slurm_job for job in found if job is not None]
     try:
-        return next((job for job in jobs if job_state(job) is not None), None)
+        if "" in jobs:  # of which sbatch did not say whether Slurm has it
+            jobs += jobs_called(folder.name)
+        return next((job for job in jobs if job and job_state(job) is not None), None)
     except UserError as error:
         raise UserError(
             f"{folder.path}: Slurm could not be asked whether a job of this run is queued or runs ({error}); try again "

@@ -1,6 +1,8 @@
 """Submitting: what is written, what is called, what is refused. sbatch and squeue are small programs of the tests."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.cluster import slurm
 from launch.cluster.attempts import Begin, End, now, write_begin, write_end
 from launch.cluster.slurm import is_cancelled, on_all_nodes
 from launch.cluster.submit import Submission, job_for, submit
@@ -30,8 +33,11 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for folder in (programs, jobs, tmp_path / "work"):
         folder.mkdir()
     write_program(programs / "sbatch", f'n=$(($(ls {jobs} | wc -l) + 41)); cp "$2" {jobs}/$n; echo "$n;cluster"')
+    called = f'[ "$2 $3" = "--me --name=tiny-1" ] && {{ cd {jobs}; grep -l -x "#SBATCH --job-name=tiny-1" *; exit 0; }}'
     unknown = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
-    write_program(programs / "squeue", f'j=${{2#--job=}}; if [ -f {jobs}/"$j" ]; then echo RUNNING; else {unknown}; fi')
+    write_program(
+        programs / "squeue", f'{called}\nj=${{2#--job=}}; if [ -f {jobs}/"$j" ]; then echo RUNNING; else {unknown}; fi'
+    )
     monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
     monkeypatch.chdir(tmp_path / "work")
     yield jobs
@@ -193,6 +199,66 @@ def test_what_sbatch_says_is_passed_on(queue: Path, tmp_path: Path) -> None:
     assert list(Path("runs").iterdir()) == [], "nothing is left of a job that there is not"
 
 
+@pytest.mark.parametrize(
+    "printed",
+    [
+        "Welcome to cluster X\n4242",
+        "4242;cluster\nSee you at http://wiki/job-42 .",
+        "Submitted batch job 4242",
+        "Submitted batch job 4242 on cluster one",
+        "\n  4242  \n",
+    ],
+)
+def test_a_job_is_known_by_its_id_whatever_the_cluster_prints_around_it(
+    queue: Path, tmp_path: Path, printed: str
+) -> None:
+    write_program(tmp_path / "bin/sbatch", f"echo {shlex.quote(printed)}")
+    assert list(submit(request()))[0].startswith("submitted: job 4242, run runs/tiny-1 ")
+    assert json.loads(Path("runs/tiny-1/jobs/1/job.json").read_text())["slurm_job"] == "4242"
+    assert list(submit_tokenization(load_recipe("tiny"), 1, workers=None))[0] == "submitted: job 4242, 1 node"
+
+
+@pytest.mark.parametrize(
+    ("sbatch", "reason"),
+    [
+        ("echo Thank you; echo Come again", "it printed 'Thank you Come again', which names no job"),
+        ("echo Thank you >&2", "it printed 'Thank you', which names no job"),
+        ("true", "it named no job"),
+        ("exec sleep 60", "no answer within 0.5 s"),
+        ("kill -9 $$", "ended by signal 9"),
+        (
+            "echo 'sbatch: error: Batch job submission failed: Socket timed out on send/recv operation' >&2; exit 1",
+            "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation",
+        ),
+    ],
+)
+def test_a_job_that_slurm_may_have_keeps_its_code_and_the_run_is_given_no_second_one(
+    queue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sbatch: str, reason: str
+) -> None:
+    monkeypatch.setattr(slurm, "_SBATCH_SECONDS", 0.5)
+    write_program(tmp_path / "bin/sbatch", f'cp "$2" {queue}/77; {sbatch}')
+    with pytest.raises(UserError) as doubt:
+        list(submit(request()))
+    assert str(doubt.value) == (
+        f"sbatch runs/tiny-1/jobs/1/job.sh: {reason}; the job may be in the queue, so its folder is kept: look with "
+        "squeue --me --name=tiny-1, and scancel what should not run"
+    )
+    place = Path("runs/tiny-1/jobs/1")
+    assert (place / "code/launch/cluster/node.py").is_file() and (place / "tiny.yaml").is_file()
+    assert (queue / "77").read_text() == (place / "job.sh").read_text()
+    with pytest.raises(UserError, match="job 77 of this run is queued or runs"):
+        list(submit(request(run="tiny-1")))
+    assert gather(read_run(Path("runs/tiny-1"))).state == "stopped"
+    (queue / "77").unlink()
+    with pytest.raises(UserError, match="the job may be in the queue"):
+        list(submit(request(run="tiny-1")))
+    assert (place.parent / "2/job.sh").is_file()
+    (queue / "77").unlink()
+    with pytest.raises(UserError, match=re.escape(f"corpora/tiny/jobs/1/job.sh: {reason}; the job may be")):
+        list(submit_tokenization(load_recipe("tiny"), 1, workers=None))
+    assert Path("corpora/tiny/jobs/1/code").is_dir()
+
+
 def test_what_slurm_says_may_be_in_any_encoding(queue: Path, tmp_path: Path) -> None:
     write_program(tmp_path / "bin/sbatch", r"printf 'invalid account caf\xe9\n' >&2; exit 1")
     with pytest.raises(UserError, match="invalid account caf\ufffd$"):
@@ -242,6 +308,12 @@ def test_tokenizing_is_submitted_with_a_copy_of_the_code(queue: Path) -> None:
     assert "corpora/tiny/jobs/1/tiny.yaml --launcher srun --workers 3" in script
     assert "job 41, 4 nodes" in lines[0]
     assert Path("corpora/tiny/jobs/1/code/data/tokenization_worker.py").is_file()
+
+
+def test_the_job_of_an_evaluation_is_told_by_its_id(tmp_path: Path) -> None:
+    evaluator = SlurmEvaluator(Path("runs/tiny-1"), tmp_path, load_recipe("tiny").recipe)
+    assert evaluator.told("Submitted batch job 4242") == evaluator.told("4242;one") == "submitted as job 4242"
+    assert evaluator.told("Thank you") == "submitted: Thank you"
 
 
 def test_srun_outside_of_a_job_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
