@@ -11,7 +11,7 @@ from launch.cluster.sbatch import Job, render_job
 from launch.cluster.slurm import JOB_ID, NotTaken, job_state, jobs_called, require_sbatch, submit_script
 from launch.cluster.snapshot import take_snapshot
 from launch.train.prepare import RUNS, check_trainable, fits_unfinished_run
-from launch.train.run_folder import RunFolder, checked_name, choose_run, point_latest
+from launch.train.run_folder import RunFolder, checked_name, choose_run, first_name, point_latest
 from nanotron_recipes.cluster_profiles import Variable, job_resources
 from nanotron_recipes.errors import UserError, user_error
 from nanotron_recipes.files import write_atomic
@@ -58,9 +58,10 @@ class SubmittedJob:
 
 
 def job_for(request: Submission) -> str:
-    """The script, from the recipe alone: no data is looked at and nothing is written. Raises UserError."""
+    """The script of the recipe's first run, or of the one asked for, from the recipe alone: no data is looked at and
+    nothing is written. Raises UserError."""
     loaded, resources, environment = _planned(request)
-    name = request.run or f"{loaded.name}-1"
+    name = request.run or first_name(loaded.name)
     folder = RunFolder.of(RUNS, name, loaded.recipe)
     return render_job(_job(request, folder, folder.jobs / "1", resources, environment))
 

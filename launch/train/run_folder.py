@@ -257,6 +257,11 @@ def choose_run(
     return RunChoice(RunFolder.of(runs_dir, _next_name(runs_dir, recipe_name, recipe), recipe), "new")
 
 
+def first_name(recipe_name: str) -> str:
+    """What `choose_run` calls the first run of a recipe."""
+    return f"{_numbered(recipe_name)[0]}-1"
+
+
 def take_run(
     runs_dir: Path, recipe_name: str, recipe: Recipe, run_name: str | None, is_compatible: Compatible, launch_id: str
 ) -> tuple[RunChoice, RunLock]:

@@ -286,6 +286,16 @@ def test_a_dry_run_needs_no_slurm_no_data_and_writes_nothing(tmp_path: Path, mon
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("stem", ["a b", ".hidden", "é", "plain"])
+def test_a_dry_run_shows_the_script_that_is_submitted(queue: Path, stem: str) -> None:
+    Path("p2").mkdir()
+    Path(f"p2/{stem}.yaml").write_text(dump_yaml(load_recipe("tiny").recipe))
+    asked = Submission(load_recipe(f"p2/{stem}.yaml"), 2)
+    shown = job_for(asked)
+    list(submit(asked))
+    assert (queue / "41").read_text() == shown
+
+
 def test_the_command_prints_the_script_alone_to_stdout(tmp_path: Path) -> None:
     words = ["pretrain", "smollm3-3b", "--nodes", "8", "--dry-run"]
     done = subprocess.run(
