@@ -18,7 +18,7 @@ _LONGEST_PRINTED = 200
 _SUBMITTED = re.compile(r"(?:.*\bjob )?([0-9]+)(?:;\S+| on cluster \S+)?", flags=re.IGNORECASE)
 """`4242`, `4242;cluster` and `Submitted batch job 4242`."""
 _TIMED_OUT = "timed out"
-"""Part of sbatch's complaint about a controller that was asked and did not answer in time: it may have taken the job."""
+"""Part of sbatch's complaint about a controller that was asked and did not answer in time, and may have the job."""
 _UNKNOWN_JOB = "Invalid job id specified"
 """Part of squeue's complaint about a job that ended a while ago."""
 

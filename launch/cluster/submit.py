@@ -109,12 +109,14 @@ def _planned(request: Submission) -> tuple[LoadedRecipe, Slurm, list[Variable]]:
     if request.gpus_per_node is not None:
         resources = resources.model_copy(update={"gpus_per_node": request.gpus_per_node})
     recipe = loaded.recipe.model_copy(update={"slurm": resources})
-    fewest = min(resources.min_nodes or request.nodes, request.nodes)
+    fewest = resources.min_nodes or request.nodes
+    if fewest > request.nodes:
+        raise user_error(f"expected at most --nodes {request.nodes}", key="slurm.min_nodes", value=fewest)
     if fewest < request.nodes and recipe.parallelism.dp != "auto":
         raise user_error(
             f"expected null where parallelism.dp is a number ({recipe.parallelism.dp})",
             key="slurm.min_nodes",
-            value=resources.min_nodes,
+            value=fewest,
         )
     for nodes in range(fewest, request.nodes + 1):
         ranks_on_each_node(recipe, nodes)

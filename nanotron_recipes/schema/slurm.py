@@ -23,7 +23,7 @@ class Slurm(Section):
 
     min_nodes: PositiveInt | None = None
     """With `parallelism.dp: auto`: the job also starts with fewer nodes than asked for, down to this number, for
-    instance after a failure: with as many as are free. Null: only with all of them."""
+    instance after a failure: with as many as are free. At most --nodes. Null: only with all of them."""
 
     cpus_per_task: PositiveInt | None = None
     """Cores of the node's one task, which starts all its ranks. Null: all of the node."""

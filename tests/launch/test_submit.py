@@ -20,8 +20,9 @@ from launch.status.gather import gather
 from launch.status.runs import read_run
 from launch.train.run_folder import RunFolder
 from launch.train.run_header import RunHeader
+from nanotron_recipes.cluster_profiles import job_resources, shipped_profiles
 from nanotron_recipes.errors import UserError
-from nanotron_recipes.loading import dump_yaml, load_recipe
+from nanotron_recipes.loading import dump_yaml, load_recipe, shipped_recipes
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -176,6 +177,7 @@ def test_a_profile_that_is_moved_or_broken_later_does_not_change_the_jobs_that_e
         ({"overrides": ["parallelism.dp=12"]}, "at most 4"),
         ({"overrides": ["slurm.min_nodes=1"], "nodes": 5}, "--nodes 4"),
         ({"overrides": ["slurm.min_nodes=1", "parallelism.dp=2"]}, "slurm.min_nodes: 1: expected null"),
+        ({"overrides": ["slurm.min_nodes=3"]}, "slurm.min_nodes: 3: expected at most --nodes 2"),
         ({"overrides": ["slurm.time=soon"]}, "slurm.time: 'soon'"),
         ({"overrides": ["slurm.profile=asw-p5"]}, "did you mean aws-p5"),
         ({"overrides": ["slurm.partition=a b"]}, "slurm.partition"),
@@ -190,6 +192,19 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
         list(submit(request(*changes.pop("overrides", []), **changes)))  # type: ignore[misc, arg-type]
     assert expected in str(refusal.value)
     assert not Path("runs").exists()
+
+
+def test_as_many_nodes_as_are_needed_may_be_asked_for_and_no_fewer() -> None:
+    assert "#SBATCH --nodes=2\n" in job_for(request("slurm.min_nodes=2"))
+    with pytest.raises(UserError, match=r"^slurm\.min_nodes: 3: expected at most --nodes 2$"):
+        job_for(request("slurm.min_nodes=3"))
+
+
+def test_what_is_shipped_asks_for_no_number_of_nodes() -> None:
+    for name in shipped_recipes():
+        for profile in (None, *shipped_profiles()):
+            recipe = load_recipe(name, [f"slurm.profile={profile or 'null'}"]).recipe
+            assert job_resources(recipe)[0].min_nodes is None
 
 
 def test_what_sbatch_says_is_passed_on(queue: Path, tmp_path: Path) -> None:
@@ -213,9 +228,11 @@ def test_a_job_is_known_by_its_id_whatever_the_cluster_prints_around_it(
     queue: Path, tmp_path: Path, printed: str
 ) -> None:
     write_program(tmp_path / "bin/sbatch", f"echo {shlex.quote(printed)}")
-    assert list(submit(request()))[0].startswith("submitted: job 4242, run runs/tiny-1 ")
+    first, *_ = submit(request())
+    assert first.startswith("submitted: job 4242, run runs/tiny-1 ")
     assert json.loads(Path("runs/tiny-1/jobs/1/job.json").read_text())["slurm_job"] == "4242"
-    assert list(submit_tokenization(load_recipe("tiny"), 1, workers=None))[0] == "submitted: job 4242, 1 node"
+    first, *_ = submit_tokenization(load_recipe("tiny"), 1, workers=None)
+    assert first == "submitted: job 4242, 1 node"
 
 
 @pytest.mark.parametrize(
@@ -261,7 +278,7 @@ def test_a_job_that_slurm_may_have_keeps_its_code_and_the_run_is_given_no_second
 
 def test_what_slurm_says_may_be_in_any_encoding(queue: Path, tmp_path: Path) -> None:
     write_program(tmp_path / "bin/sbatch", r"printf 'invalid account caf\xe9\n' >&2; exit 1")
-    with pytest.raises(UserError, match="invalid account caf\ufffd$"):
+    with pytest.raises(UserError, match="invalid account caf\ufffd"):
         list(submit(request()))
     assert list(Path("runs").iterdir()) == []
     write_program(tmp_path / "bin/sbatch", r"printf 'caf\xe9 is open\n' >&2; echo 41")
