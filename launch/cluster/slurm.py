@@ -137,8 +137,10 @@ def update_job(job: str, **values: str) -> None:
 
 def _queue(*options: str) -> list[str]:
     """The words that squeue prints. Raises UserError."""
+    # Of people who have their own view of the queue (SQUEUE_STATES …) too, all that the options ask for.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}
     try:
-        done = _call("squeue", "--noheader", *options)
+        done = _call("squeue", "--noheader", *options, environment=environment)
     except OSError as error:
         raise UserError(f"squeue: cannot be started: {error.strerror}") from None
     except subprocess.TimeoutExpired:
@@ -155,9 +157,11 @@ def _output(*command: str) -> str:
         return ""
 
 
-def _call(*command: str, timeout: float = _SECONDS) -> "subprocess.CompletedProcess[str]":
+def _call(
+    *command: str, timeout: float = _SECONDS, environment: dict[str, str] | None = None
+) -> "subprocess.CompletedProcess[str]":
     """Call one of Slurm's commands. What it prints may hold other people's text, such as a comment or a banner, in any
     encoding: a byte that is no UTF-8 is shown as such. Raises OSError, TimeoutExpired."""
     return subprocess.run(
-        command, capture_output=True, encoding="utf-8", errors="replace", timeout=timeout, check=False
+        command, capture_output=True, encoding="utf-8", errors="replace", timeout=timeout, check=False, env=environment
     )

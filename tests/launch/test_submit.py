@@ -133,6 +133,16 @@ def test_a_run_that_had_a_job_is_not_given_one_while_slurm_does_not_answer(
     assert gather(read_run(folder.path)).state == "queued", "who only looks does not need Slurm"
 
 
+def test_a_job_is_found_by_whoever_has_a_view_of_the_queue_of_their_own(
+    queue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list(submit(request()))
+    write_program(tmp_path / "bin/squeue", '[ -n "$SQUEUE_STATES" ] || echo PENDING')
+    monkeypatch.setenv("SQUEUE_STATES", "RUNNING")
+    with pytest.raises(UserError, match="job 41 of this run is queued or runs"):
+        list(submit(request(run="tiny-1")))
+
+
 def test_a_run_that_gave_up_is_queued_once_it_is_submitted_again(queue: Path) -> None:
     list(submit(request()))
     run = Path("runs/tiny-1")
