@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, StringConstraints, ValidationError
+from pydantic import Field, ValidationError
 
 from nanotron_recipes.complaints import complaint
 from nanotron_recipes.errors import UserError, nearest_name, user_error
 from nanotron_recipes.recipe import Recipe
-from nanotron_recipes.schema.section import Section
+from nanotron_recipes.schema.section import VARIABLE, VARIABLE_IN_WORDS, Section, text_like
 from nanotron_recipes.schema.slurm import Slurm
 from nanotron_recipes.yaml_text import parse_yaml
 
@@ -18,13 +18,13 @@ from nanotron_recipes.yaml_text import parse_yaml
 class Variable(Section):
     """An environment variable of the ranks."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+    name: Annotated[str, text_like(VARIABLE, VARIABLE_IN_WORDS)]
     """Its name."""
 
-    value: Annotated[str, StringConstraints(pattern=r"^[^\n\x00]*$")]
+    value: Annotated[str, text_like(r"[^\n\x00]*", "text of one line")]
     """Its value; one that is set already when the job starts wins."""
 
-    reason: Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\n]*$")]
+    reason: Annotated[str, text_like(r"[^\n]+", "text of one line, and not empty")]
     """Why."""
 
 

@@ -25,7 +25,6 @@ _EXPECTED: dict[str, Callable[[dict[str, Any]], str]] = {
     "dict_type": lambda _: "a section of keys",
     "model_type": lambda _: "a section of keys",
     "finite_number": lambda _: "a finite number",
-    "string_pattern_mismatch": lambda context: f"text like {context['pattern']}",
     "too_short": lambda _: "at least one entry",
     "greater_than": lambda context: f"more than {context['gt']}",
     "greater_than_equal": lambda context: f"at least {context['ge']}",

@@ -11,7 +11,7 @@ import typer
 from launch.cli.next_line import command
 from launch.cli.options import OverrideOption, RecipeArgument
 from launch.cli.prepare_data import ensure_staged, ensure_tokens, refuse_other_text
-from nanotron_recipes.errors import UserError
+from nanotron_recipes.errors import UserError, shorten, show_value
 from nanotron_recipes.machine import check_local_ranks
 from nanotron_recipes.numbers import counted
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _LONGEST_NAME = 100
 """Characters of a recipe's name; a run's is that and a number."""
+_LONGEST_SHOWN = 80
 
 
 def pretrain(
@@ -128,10 +129,13 @@ def _played_nodes(nodes: int | None, names: str | None) -> list[str]:
     found = names.split(",")
     for name in found:
         if not _NODE_NAME.fullmatch(name):
-            raise UserError(f"--node-names {names}: {name!r}: expected letters, digits, '.', '_' and '-'")
+            raise UserError(
+                f"--node-names {shorten(names, _LONGEST_SHOWN)}: {show_value(name)}: expected 1 to 64 letters a to z, "
+                "digits, '.', '_' and '-', beginning with a letter or digit"
+            )
     if len(set(found)) < len(found) or (nodes is not None and nodes != len(found)):
         expected = "different names" if nodes is None else f"{nodes} different names, as many as --nodes"
-        raise UserError(f"--node-names {names}: expected {expected}")
+        raise UserError(f"--node-names {shorten(names, _LONGEST_SHOWN)}: expected {expected}")
     return found
 
 

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from launch.cluster.sbatch import Job, render_job
-from launch.cluster.slurm import JOB_ID, job_state, require_sbatch, submit_script
+from launch.cluster.slurm import JOB_ID, NotTaken, job_state, jobs_called, require_sbatch, submit_script
 from launch.cluster.snapshot import take_snapshot
 from launch.train.prepare import RUNS, check_trainable, fits_unfinished_run
-from launch.train.run_folder import RunFolder, checked_name, choose_run, point_latest
+from launch.train.run_folder import RunFolder, checked_name, choose_run, first_name, point_latest
 from nanotron_recipes.cluster_profiles import Variable, job_resources
 from nanotron_recipes.errors import UserError, user_error
 from nanotron_recipes.files import write_atomic
@@ -37,7 +37,7 @@ class Submission:
 
 @dataclass(frozen=True)
 class SubmittedJob:
-    """What a submission's folder says about its job; `slurm_job` is empty until Slurm has taken it."""
+    """What a submission's folder says about its job; `slurm_job` is empty until Slurm has said that it has it."""
 
     slurm_job: str
     nodes: int
@@ -52,11 +52,16 @@ class SubmittedJob:
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
+    def write(self, folder: Path) -> None:
+        """Write it beside the job's script."""
+        write_atomic(folder / SUBMISSION_FILE, json.dumps(asdict(self)) + "\n")
+
 
 def job_for(request: Submission) -> str:
-    """The script, from the recipe alone: no data is looked at and nothing is written. Raises UserError."""
+    """The script of the recipe's first run, or of the one asked for, from the recipe alone: no data is looked at and
+    nothing is written. Raises UserError."""
     loaded, resources, environment = _planned(request)
-    name = request.run or f"{loaded.name}-1"
+    name = request.run or first_name(loaded.name)
     folder = RunFolder.of(RUNS, name, loaded.recipe)
     return render_job(_job(request, folder, folder.jobs / "1", resources, environment))
 
@@ -64,8 +69,8 @@ def job_for(request: Submission) -> str:
 def submit(request: Submission) -> Iterator[str]:
     """Submit the run as a job; yields what a person should know, the job's id and how to follow it last.
 
-    Raises UserError where the recipe cannot be trained on so many nodes, where a job of the run is queued or running,
-    and where Slurm does not take the job.
+    Raises UserError where the recipe cannot be trained on so many nodes, where a job of the run is queued or running
+    or Slurm does not say, and where it does not take the job.
     """
     require_sbatch()
     loaded, resources, environment = _planned(request)
@@ -75,14 +80,16 @@ def submit(request: Submission) -> Iterator[str]:
     place = take_snapshot(folder.path, loaded.name, dump_yaml(loaded.recipe))
     script = place / "job.sh"
     write_atomic(script, render_job(_job(request, folder, place, resources, environment)))
+    job = SubmittedJob("", request.nodes, request.stop_after)
+    job.write(place)
     try:
-        job = SubmittedJob(submit_script(script), request.nodes, request.stop_after)
-    except UserError:
+        job = replace(job, slurm_job=submit_script(script, folder.name))
+    except NotTaken:
         shutil.rmtree(place)  # made above, for a job that there is not
         for made in (folder.jobs, folder.logs, folder.path) if is_new else ():
             made.rmdir()
         raise
-    write_atomic(place / SUBMISSION_FILE, json.dumps(asdict(job)) + "\n")
+    job.write(place)
     point_latest(RUNS, folder)
     folder.forget_failure()
     log = folder.logs / f"slurm-{job.slurm_job}.log"
@@ -102,12 +109,14 @@ def _planned(request: Submission) -> tuple[LoadedRecipe, Slurm, list[Variable]]:
     if request.gpus_per_node is not None:
         resources = resources.model_copy(update={"gpus_per_node": request.gpus_per_node})
     recipe = loaded.recipe.model_copy(update={"slurm": resources})
-    fewest = min(resources.min_nodes or request.nodes, request.nodes)
+    fewest = resources.min_nodes or request.nodes
+    if fewest > request.nodes:
+        raise user_error(f"expected at most --nodes {request.nodes}", key="slurm.min_nodes", value=fewest)
     if fewest < request.nodes and recipe.parallelism.dp != "auto":
         raise user_error(
             f"expected null where parallelism.dp is a number ({recipe.parallelism.dp})",
             key="slurm.min_nodes",
-            value=resources.min_nodes,
+            value=fewest,
         )
     for nodes in range(fewest, request.nodes + 1):
         ranks_on_each_node(recipe, nodes)
@@ -157,10 +166,18 @@ def _may_go_on(folder: RunFolder, recipe: Recipe) -> bool:
 
 
 def _busy_job(folder: RunFolder) -> str | None:
-    """A job of the run that is queued or runs."""
+    """A job of the run that is queued or runs. Raises UserError where Slurm does not say."""
     found = [SubmittedJob.read(file.parent) for file in folder.jobs.glob(f"*/{SUBMISSION_FILE}")]
-    jobs = [job.slurm_job for job in found if job is not None and job.slurm_job]
-    return next((job for job in jobs if job_state(job) is not None), None)
+    jobs = [job.slurm_job for job in found if job is not None]
+    try:
+        if "" in jobs:  # of which sbatch did not say whether Slurm has it
+            jobs += jobs_called(folder.name)
+        return next((job for job in jobs if job and job_state(job) is not None), None)
+    except UserError as error:
+        raise UserError(
+            f"{folder.path}: Slurm could not be asked whether a job of this run is queued or runs ({error}); try again "
+            "once squeue answers, or choose another --run"
+        ) from None
 
 
 def _job(request: Submission, folder: RunFolder, place: Path, resources: Slurm, environment: list[Variable]) -> Job:

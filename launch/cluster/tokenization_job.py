@@ -28,7 +28,7 @@ def submit_tokenization(loaded: LoadedRecipe, nodes: int, workers: int | None) -
     folder = take_snapshot(_corpus_folder(loaded.recipe, loaded.name), loaded.name, dump_yaml(loaded.recipe))
     script = folder / "job.sh"
     write_atomic(script, _render(loaded, folder, job_recipe(folder), nodes, workers))
-    job = submit_script(script)
+    job = submit_script(script, f"tokenize-{loaded.name}")
     yield f"submitted: job {job}, {nodes} node{'s' * (nodes > 1)}"
     yield f"log:       tail -F {folder}/slurm-{job}.log"
     yield f"next:      squeue --job {job}"

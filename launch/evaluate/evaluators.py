@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.cluster.sbatch import EvaluationJob, render_evaluation
+from launch.cluster.slurm import submitted_job
 from nanotron_recipes.files import write_atomic
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.schema.services import Lighteval
@@ -67,4 +68,5 @@ class SlurmEvaluator:
 
     def told(self, last_line: str) -> str:
         """See `launch.train.evaluations.Evaluator`."""
-        return f"submitted as job {last_line.partition(';')[0]}"
+        job = submitted_job(last_line)
+        return f"submitted: {last_line}" if job is None else f"submitted as job {job}"

@@ -12,7 +12,7 @@ from typing import Literal
 
 from launch.train.run_header import RunHeader
 from launch.train.run_lock import MUTEX_FILE, RunIsTrained, RunLock, holder_of
-from nanotron_recipes.errors import UserError
+from nanotron_recipes.errors import UserError, show_value
 from nanotron_recipes.files import write_atomic
 from nanotron_recipes.recipe import Recipe
 from parallel.checkpoint_files import is_checkpoint, is_count
@@ -234,7 +234,10 @@ def checked_name(name: str) -> str:
     if name in (LATEST, LATEST_EXPORT):
         raise UserError(f"--run {name}: this name is kept for the link to the newest run")
     if not _NAME.fullmatch(name):
-        raise UserError(f"--run {name!r}: expected letters, digits, '.', '_' and '-', beginning with a letter or digit")
+        raise UserError(
+            f"--run {show_value(name)}: expected 1 to 128 letters a to z, digits, '.', '_' and '-', beginning with a "
+            "letter or digit"
+        )
     return name
 
 
@@ -255,6 +258,11 @@ def choose_run(
         if _is_free(folder.path) and is_compatible(folder):
             return RunChoice(folder, "resumed")
     return RunChoice(RunFolder.of(runs_dir, _next_name(runs_dir, recipe_name, recipe), recipe), "new")
+
+
+def first_name(recipe_name: str) -> str:
+    """What `choose_run` calls the first run of a recipe."""
+    return f"{_numbered(recipe_name)[0]}-1"
 
 
 def take_run(

@@ -5,17 +5,26 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, StringConstraints
+from pydantic import BeforeValidator, Field
 
-from nanotron_recipes.schema.section import NoEffect, NonNegativeInt, PositiveInt, Section, null_means
+from nanotron_recipes.schema.section import (
+    VARIABLE,
+    VARIABLE_IN_WORDS,
+    NoEffect,
+    NonNegativeInt,
+    PositiveInt,
+    Section,
+    null_means,
+    text_like,
+)
 from nanotron_recipes.schema.slurm import TimeLimit, Word
-
-_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
 VariableName = Annotated[
     str,
-    BeforeValidator(lambda value: "(hidden)" if isinstance(value, str) and not re.match(_NAME, value) else value),
-    StringConstraints(pattern=_NAME),
+    text_like(VARIABLE, VARIABLE_IN_WORDS),
+    BeforeValidator(
+        lambda value: "(hidden)" if isinstance(value, str) and not re.fullmatch(VARIABLE, value) else value
+    ),
 ]
 """Of an environment variable. What is none may be the secret itself: no message shows it."""
 

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import BeforeValidator, Field
 
-from nanotron_recipes.schema.section import NonNegativeInt, PositiveInt, Section
+from nanotron_recipes.schema.section import NonNegativeInt, PositiveInt, Section, text_like
 
-Word = Annotated[str, StringConstraints(pattern=r"^[^\s]+$", max_length=500)]
+Word = Annotated[str, text_like(r"\S{1,500}", "text without spaces, of 1 to 500 characters")]
 """What sbatch takes in one piece."""
 
-TimeLimit = Annotated[str, StringConstraints(pattern=r"^(\d+-\d{1,2}(:\d{1,2}){0,2}|\d+(:\d{1,2}){0,2})$")]
+TimeLimit = Annotated[
+    str,
+    text_like(
+        r"[0-9]+-[0-9]{1,2}(:[0-9]{1,2}){0,2}|[0-9]+(:[0-9]{1,2}){0,2}",
+        "a time as sbatch writes it, like 1-12:00:00 (a day and a half), 12:00:00 or 90 (minutes)",
+    ),
+    BeforeValidator(lambda value: str(value) if type(value) in (int, float) else value),
+]
 """sbatch's own forms: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]]."""
 
 
@@ -23,7 +30,7 @@ class Slurm(Section):
 
     min_nodes: PositiveInt | None = None
     """With `parallelism.dp: auto`: the job also starts with fewer nodes than asked for, down to this number, for
-    instance after a failure: with as many as are free. Null: only with all of them."""
+    instance after a failure: with as many as are free. At most --nodes. Null: only with all of them."""
 
     cpus_per_task: PositiveInt | None = None
     """Cores of the node's one task, which starts all its ranks. Null: all of the node."""
@@ -35,7 +42,7 @@ class Slurm(Section):
     """Quality of service."""
 
     time: TimeLimit | None = None
-    """Time limit, as sbatch writes it (D-HH:MM:SS). Null: the partition's."""
+    """Time limit, as sbatch writes it (D-HH:MM:SS, or minutes). Null: the partition's."""
 
     reservation: Word | None = None
     """Reservation to run in."""

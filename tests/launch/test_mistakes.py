@@ -181,6 +181,8 @@ def test_a_file_that_is_no_recipe_is_one_line(text: str, expected: list[str], re
         (["tiny", "--set", "tokens.train_steps"], ["--set", "tokens.train_steps", "="]),
         (["tiny", "--set", "tokens.train_steps=many"], ["--set", "tokens.train_steps", "many"]),
         (["tiny", "--run", "../elsewhere"], ["--run", "../elsewhere"]),
+        (["tiny", "--run", "n" * 300], [f"--run '{'n' * 58}…: expected 1 to 128 letters a to z, digits, "]),
+        (["tiny", "--run", ".."], ["--run '..': expected", "beginning with a letter or digit"]),
         (["tiny", "--run", "latest"], ["--run", "latest"]),
         (["smollm3-3b", "--nodes", "8"], ["sbatch is missing", "login node", "NODES="]),
         (

@@ -75,12 +75,17 @@ def test_disks_of_two_nodes_are_refused_where_the_recipe_says_that_all_nodes_see
     assert code == 2 and f"{key}: true: node b does not see in" in err
 
 
+NODE_NAME = "expected 1 to 64 letters a to z, digits, '.', '_' and '-', beginning with a letter or digit"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--nodes", "3", "--node-names", "a,b"], "--node-names a,b: expected 3 different names, as many as --nodes"),
         (["--node-names", "a,a"], "--node-names a,a: expected different names"),
-        (["--node-names", "a,b/c"], "--node-names a,b/c: 'b/c': expected letters, digits, '.', '_' and '-'"),
+        (["--node-names", "a,b/c"], f"--node-names a,b/c: 'b/c': {NODE_NAME}"),
+        (["--node-names", "a,.."], f"--node-names a,..: '..': {NODE_NAME}"),
+        (["--node-names", "n" * 65], f"--node-names {'n' * 65}: '{'n' * 58}…: {NODE_NAME}"),
         (["--nodes", "2", "--set", "parallelism.dp=3"], "3 ranks: expected a multiple of the 2 nodes node1, node2"),
     ],
 )

@@ -107,7 +107,7 @@ def test_a_url_in_a_recipe_is_refused_and_not_repeated(tmp_path: Path, place: st
     recipe = dump_yaml(load_recipe("tiny").recipe).replace("webhook_variable: null", f"webhook_variable: {url}")
     file.write_text(recipe)
     arguments = ("tiny", [f"logging.webhook_variable={url}"]) if place == "override" else (str(file), [])
-    with pytest.raises(UserError, match=r"logging.webhook_variable: '\(hidden\)': expected text like") as refused:
+    with pytest.raises(UserError, match=r"logging.webhook_variable: '\(hidden\)': expected the name of") as refused:
         load_recipe(*arguments)
     assert SECRET not in str(refused.value)
 

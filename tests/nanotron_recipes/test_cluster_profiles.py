@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from launch.cluster.submit import Submission, submit
-from nanotron_recipes.cluster_profiles import job_resources
+from nanotron_recipes.cluster_profiles import job_resources, load_profile
+from nanotron_recipes.errors import UserError
 from nanotron_recipes.loading import dump_yaml, load_recipe, recipe_from_mapping
 from nanotron_recipes.recipe import Recipe
 
@@ -56,3 +57,35 @@ def test_the_recipe_of_a_job_has_what_the_profile_said(
     Path(profile).write_text("{}")
     resources, _ = job_resources(load_recipe("runs/tiny-1/jobs/1/tiny.yaml").recipe)
     assert (resources.partition, resources.account, resources.gpus_per_node) == ("gpus", "team", 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (
+            {"environment": [{"name": "2X", "value": "1", "reason": "why"}]},
+            "'2X': expected the name of an environment variable (letters a to z, digits and _)",
+        ),
+        (
+            {"environment": [{"name": "X", "value": "1", "reason": ""}]},
+            "'': expected text of one line, and not empty",
+        ),
+        (
+            {"environment": [{"name": "X", "value": "1\n2", "reason": "why"}]},
+            "'1\\n2': expected text of one line",
+        ),
+        ({"slurm": {"time": "soon"}}, "'soon': expected a time as sbatch writes it"),
+    ],
+)
+def test_what_is_wrong_in_a_profile_is_said_in_words(tmp_path: Path, content: dict[str, Any], expected: str) -> None:
+    file = tmp_path / "cluster.yaml"
+    file.write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError) as refusal:
+        load_profile(str(file))
+    assert str(refusal.value).startswith(f"{file}: ") and expected in str(refusal.value)
+
+
+def test_minutes_in_a_profile_are_a_time_limit(tmp_path: Path) -> None:
+    (tmp_path / "cluster.yaml").write_text("slurm: {time: 90}\n")
+    recipe = load_recipe("tiny", [f"slurm.profile={tmp_path}/cluster.yaml"]).recipe
+    assert job_resources(recipe)[0].time == "90"

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from nanotron_recipes.errors import UserError, nearest_name, show_value, user_error
 from nanotron_recipes.loading import load_recipe, recipe_from_mapping
 
+A_TIME = "expected a time as sbatch writes it, like 1-12:00:00 (a day and a half), 12:00:00 or 90 (minutes)"
 QK_NORM = "model.model_config.use_qk_norm=true"
 
 
@@ -56,6 +57,12 @@ def test_a_minimal_file_is_a_recipe(tmp_path: Path) -> None:
         ("general.train_steps=3", "--set: general.train_steps: 3: unknown key; did you mean tokens.train_steps?"),
         ("model.dtype=bflot16", "expected 'float32' or 'bfloat16'; did you mean bfloat16?"),
         ("model.dtype=float16", "--set: model.dtype: 'float16': expected 'float32' or 'bfloat16'"),
+        ("slurm.time=banana", f"--set: slurm.time: 'banana': {A_TIME}"),
+        ("slurm.time=1.5", f"--set: slurm.time: '1.5': {A_TIME}"),
+        ("slurm.time=-5", f"--set: slurm.time: '-5': {A_TIME}"),
+        ("lighteval.slurm.time=1:2:3:4", f"--set: lighteval.slurm.time: '1:2:3:4': {A_TIME}"),
+        ("slurm.qos=a b", "--set: slurm.qos: 'a b': expected text without spaces, of 1 to 500 characters"),
+        ("logging.webhook_variable=1a", "expected the name of an environment variable (letters a to z, digits and _)"),
         ("parallelism.dp=many", "--set: parallelism.dp: 'many': expected an integer or 'auto'"),
         ("parallelism.dp=0", "--set: parallelism.dp: 0: expected at least 1"),
         ("tokens.train_steps=2.5", "--set: tokens.train_steps: 2.5: expected an integer"),

@@ -1,15 +1,20 @@
 """The schema explains itself and stays in step with the model."""
 
+import json
 import subprocess
 import sys
 
 import pytest
 
 from model.arithmetic import parameter_shapes
+from nanotron_recipes.cluster_profiles import Profile
 from nanotron_recipes.fields import all_keys, keys_without_effect
-from nanotron_recipes.loading import load_recipe
+from nanotron_recipes.loading import dump_yaml, load_recipe, recipe_from_mapping
 from nanotron_recipes.numbers import short_number
 from nanotron_recipes.parameters import is_decayed, parameter_names
+from nanotron_recipes.recipe import Recipe
+from nanotron_recipes.schema.section import Section
+from nanotron_recipes.yaml_text import parse_yaml
 
 KEYS = dict(all_keys())
 
@@ -19,6 +24,19 @@ def test_every_key_has_a_docstring_and_a_reason_where_it_has_no_effect(path: str
     key = KEYS[path]
     assert key.field.description and len(key.field.description) > 10
     assert key.no_effect is None or len(key.no_effect) > 10
+
+
+@pytest.mark.parametrize("schema", [Recipe, Profile])
+def test_a_form_of_text_is_said_in_words(schema: type[Section]) -> None:
+    """pydantic's own pattern would be shown as it is."""
+    assert '"pattern"' not in json.dumps(schema.model_json_schema())
+
+
+@pytest.mark.parametrize(("written", "time"), [("90", "90"), ("0", "0"), ("12:00:00", "12:00:00"), ("1-12", "1-12")])
+def test_a_time_limit_is_read_as_sbatch_would(written: str, time: str) -> None:
+    recipe = load_recipe("tiny", [f"slurm.time={written}"]).recipe
+    assert recipe.slurm.time == time
+    assert recipe_from_mapping(parse_yaml(dump_yaml(recipe), "a dump")).recipe == recipe
 
 
 def test_the_keys_are_all_there() -> None:
