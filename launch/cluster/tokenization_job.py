@@ -8,7 +8,7 @@ from launch.cluster.sbatch import check_prologue, render
 from launch.cluster.slurm import require_sbatch, submit_script
 from launch.cluster.snapshot import job_recipe, take_snapshot
 from nanotron_recipes.cluster_profiles import job_resources
-from nanotron_recipes.errors import UserError
+from nanotron_recipes.errors import UserError, one_line
 from nanotron_recipes.files import write_atomic
 from nanotron_recipes.loading import LoadedRecipe, dump_yaml
 from nanotron_recipes.recipe import Recipe
@@ -46,7 +46,7 @@ def _render(loaded: LoadedRecipe, folder: Path, recipe: Path, nodes: int, worker
     check_prologue(resources.prologue)
     return render(
         "tokenize.sh.jinja",
-        name=loaded.name,
+        name=one_line(loaded.name),
         recipe=recipe,
         folder=folder,
         nodes=nodes,

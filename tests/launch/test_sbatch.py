@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from launch.cluster.sbatch import EvaluationJob, Job, render_evaluation, render_job
+from launch.cluster.tokenization_job import script_for
 from nanotron_recipes.cluster_profiles import load_profile
 from nanotron_recipes.errors import UserError
+from nanotron_recipes.loading import load_recipe
 from nanotron_recipes.schema.services import Lighteval
 from nanotron_recipes.schema.slurm import Slurm
 
@@ -180,6 +182,22 @@ def test_no_line_of_a_prologue_ends_a_part_of_the_script(tmp_path: Path) -> None
     of = job(2, Slurm(gpus_per_node=0, prologue='END_OF_NODE_SCRIPT() { echo "it\'s $1"; }\nEND_OF_NODE_SCRIPT called'))
     seen = run_script(tmp_path, of, srun='"${@:8}"')
     assert seen.count("it's called") == 2 and "launch.cluster.job end" in seen[-1]
+
+
+@pytest.mark.parametrize("corpus", ["corpora/mine", "{here}/my corpus"])
+@pytest.mark.parametrize("name", ["mine", "it's mine", "mine\n#SBATCH --nodes=9"])
+def test_a_tokenization_runs_the_code_that_was_submitted_wherever_the_corpus_is(
+    corpus: str, name: str, small_file: Path, tmp_path: Path
+) -> None:
+    file, folder = tmp_path / f"{name}.yaml", Path(corpus.format(here=tmp_path))
+    shutil.copy(small_file, file)
+    text = script_for(load_recipe(str(file), [f"corpus.path={folder}", "slurm.prologue=cd /"]), 2, None)
+    header = text.partition("set -o pipefail")[0].splitlines()
+    assert [line for line in header if line.startswith("#SBATCH --nodes")] == ["#SBATCH --nodes=2"]
+    script = tmp_path / "job.sh"
+    script.write_text(text.replace("exec ", 'echo "$PYTHONPATH"; exit; exec '), encoding="utf-8")
+    done = subprocess.run(["bash", str(script)], env={}, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{tmp_path / folder / 'jobs/1/code'}\n"
 
 
 def test_arguments_of_srun_reach_it_as_they_were_written(tmp_path: Path) -> None:
