@@ -150,6 +150,35 @@ def test_pairs_whose_prompts_fill_the_length_are_counted_and_not_all_may_be(
         assert f"chat: {key}: has only prompts that alone have max_length 100 tokens or more" in error
 
 
+@pytest.mark.parametrize("loss", ["apo_zero", "sigmoid", "apo_down"])
+def test_pairs_of_equal_answers_are_counted_and_of_most_losses_nothing_is_learnt_from_them(
+    loss: str, chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    equal, text = {**TURNS, "rejected": TURNS["chosen"]}, {"prompt": QUESTION, "chosen": "Five.", "rejected": "Five."}
+    path = str(write_rows(tmp_path / "equal.jsonl", [equal, TURNS, {**WHOLE, "prompt": None}, text]))
+    trainer = trainer_for(chat, tmp_path, loss_type=[loss], data={"path": path, "held_out_path": path})
+    said, out = "chosen and rejected are equal in 2 of 4 pairs:", capsys.readouterr().out
+    learnt = "no preference" if loss == "apo_down" else "nothing"
+    assert f"prefer: note: data: {said} {learnt} is learnt from them\n" in out
+    assert f"prefer: note: data.held_out_path: {said} their margin is always 0\n" in out
+    assert len(trainer.train_dataset) == len(trainer.eval_dataset) == 4, "they are kept"
+    gradients = []
+    for numbers in ((0, 3), (1, 2)):
+        batch = trainer.data_collator([trainer.train_dataset[number] for number in numbers])
+        trainer.model.zero_grad()
+        trainer.compute_loss(trainer.model, batch).backward()
+        gradients.append(max(weights.grad.abs().max().item() for weights in trainer.model.parameters()))
+    assert gradients[1] > 1e-3
+    assert (gradients[0] < 1e-6) == (loss != "apo_down")
+
+
+def test_pairs_that_all_differ_are_not_spoken_of(
+    chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer_for(chat, tmp_path)
+    assert "equal" not in capsys.readouterr().out
+
+
 def test_an_answer_that_equals_the_other_does_not_become_the_prompt(chat: Path, tmp_path: Path) -> None:
     equal = {"chosen": [USER, *reply(ANSWER)], "rejected": [USER, *reply(ANSWER)]}
     (prompt, chosen, rejected), _ = read_by_the_trainer(chat, tmp_path, [equal, WHOLE])

@@ -39,6 +39,8 @@ MARGINS = "margins.json"
 _COLUMNS = ("prompt", "chosen", "rejected", "chat_template_kwargs", "tools")
 _ANSWERS = ("chosen_ids", "rejected_ids")
 """Where the trainer has the tokens that follow the prompt's."""
+_OF_DIFFERENCES = ("sigmoid", "hinge", "ipo", "exo_pair", "robust", "apo_zero", "discopop", "sigmoid_norm")
+"""Losses without a gradient where chosen and rejected are equal; others move such an answer all the same."""
 
 
 @dataclass(kw_only=True)
@@ -109,8 +111,9 @@ def make_trainer(settings: PreferSettings, arguments: Any, data: Any, held_out: 
 
 
 def _trainer_class(model: str, ends: Collection[int]) -> Any:
-    """TRL's trainer, which says how many pairs it leaves out, those whose prompts fill `max_length`; and refuses data
-    of which none is left, before it computes anything from them. Its answers end with one of the tokens `ends`."""
+    """TRL's trainer, which says how many pairs it leaves out, those whose prompts fill `max_length`, and in how many
+    there is nothing to prefer; and refuses data of which none is left, before it computes anything from them. Its
+    answers end with one of the tokens `ends`."""
     from trl import DPOTrainer
     from trl.trainer.utils import global_then_local_main_first
 
@@ -121,10 +124,15 @@ def _trainer_class(model: str, ends: Collection[int]) -> Any:
             reason = f"prompts that alone have max_length {args.max_length} tokens or more"
             if len(prepared) == 0:
                 raise mistake(model, key, NO_VALUE, f"has only {reason}")
-            if left_out and args.process_index == 0:
-                print(
-                    f"{STAGE}: note: {key}: {left_out:,} of {len(dataset):,} pairs are left out: {reason}", flush=True
-                )
+            if args.process_index == 0:
+                note = f"{STAGE}: note: {key}:"
+                if left_out:
+                    print(f"{note} {left_out:,} of {len(dataset):,} pairs are left out: {reason}", flush=True)
+                equal = sum(row["chosen"] == row["rejected"] for row in prepared.select_columns(["chosen", "rejected"]))
+                if equal:
+                    meaning = _meaning_of_equal(args.loss_type, held_out=dataset_name == "eval")
+                    said = f"chosen and rejected are equal in {equal:,} of {len(prepared):,} pairs: {meaning}"
+                    print(f"{note} {said}", flush=True)
             with global_then_local_main_first():  # the others read what it has written
                 return prepared.map(
                     to_end_of_turn,
@@ -133,6 +141,14 @@ def _trainer_class(model: str, ends: Collection[int]) -> Any:
                 )
 
     return NotingTrainer
+
+
+def _meaning_of_equal(losses: Sequence[str], *, held_out: bool) -> str:
+    if held_out:
+        return "their margin is always 0"
+    if set(losses) <= set(_OF_DIFFERENCES):
+        return "nothing is learnt from them"
+    return "no preference is learnt from them"
 
 
 def margins(trainer: Any) -> dict[str, Any]:
