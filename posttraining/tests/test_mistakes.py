@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,25 @@ def test_a_tracker_that_is_not_there(
     keys = {**rows_for(command, tmp_path), "model": str(chat), key: value}
     assert error_of(command, keys, capsys).startswith(f"error: --set: {said}")
     assert list(tmp_path.glob(".*")) == []
+
+
+@pytest.mark.parametrize("command", ["sft", "prefer", "compare"])
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("use_liger_kernel", True, "use_liger_kernel: true: needs the package liger-kernel, which is not installed"),
+        ("optim", "paged_adamw_8bit", "optim: 'paged_adamw_8bit': needs its package, which is not installed"),
+        ("optim", "galore_adamw", "optim: 'galore_adamw': needs its package, which is not installed"),
+    ],
+)
+def test_a_package_that_is_not_there(
+    command: str, key: str, value: Any, said: str, chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if any(find_spec(package) for package in ("liger_kernel", "bitsandbytes", "galore_torch")):
+        pytest.skip("there are packages here that are not asked for")
+    keys = {**rows_for(command, tmp_path), "model": str(chat), key: value}
+    assert error_of(command, keys, capsys) == f"error: --set: {said}\n"
+    assert list(tmp_path.glob(".*")) == [] and not (tmp_path / "out").exists()
 
 
 def test_a_lineage_that_is_not_one(chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

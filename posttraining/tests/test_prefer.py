@@ -72,12 +72,14 @@ def trainer_for(model: Path, tmp_path: Path, **more: Any) -> Any:
 
 
 def log_probability(model: Any, tokenizer: Any, row: dict[str, Any], side: str) -> float:
-    """log p(answer | prompt), summed over the tokens of the answer, end of turn and all, from the logits."""
+    """log p(answer | prompt), summed over the tokens of the answer to the end of its turn, from the logits."""
     prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=True)["input_ids"]
     both = tokenizer.apply_chat_template([*row["prompt"], *row[side]], return_dict=True)["input_ids"]
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([both])).logits[0].double().log_softmax(-1)
-    return sum(logits[place - 1, both[place]].item() for place in range(len(prompt), len(both)))
+    end = both.index(tokenizer.convert_tokens_to_ids("<|im_end|>"), len(prompt))
+    assert tokenizer.decode(both[end + 1 :]) == "\n", "what nothing has taught"
+    return sum(logits[place - 1, both[place]].item() for place in range(len(prompt), end + 1))
 
 
 @pytest.mark.parametrize("loss", FORMULAS)
@@ -140,6 +142,28 @@ def test_training_raises_the_margin_of_held_out_pairs_and_says_by_how_much(taugh
     turns = [{"role": "user", "content": QUESTION}]
     (answer,) = generate(after, tokenizer, [turns], max_new_tokens=60, temperature=0, seed=0)
     assert (answer.text, answer.stopped) == (ANSWER, True)
+
+
+def test_margins_of_short_answers_are_those_of_their_tokens_to_the_end_of_the_turn(
+    taught: Path, tmp_path: Path
+) -> None:
+    rows = [{**row, "chosen": [{"role": "assistant", "content": "5"}]} for row in pairs(4)]
+    for number, row in enumerate(rows):
+        row["rejected"] = [{"role": "assistant", "content": "67"[: number % 3]}]
+    file = str(write_rows(tmp_path / "short.jsonl", rows))
+    trainer = trainer_for(taught, tmp_path, data={"path": file, "held_out_path": file})
+    model, tokenizer = load_model(taught), load_tokenizer(taught)
+    found = trainer.eval_dataset
+    for side in ("chosen", "rejected"):
+        expected = [log_probability(model, tokenizer, row, side) for row in rows]
+        assert list(found[f"ref_{side}_logps"]) == pytest.approx(expected, abs=1e-4)
+    by_hand = [
+        log_probability(model, tokenizer, row, "chosen") - log_probability(model, tokenizer, row, "rejected")
+        for row in rows
+    ]
+    measured = prefer.margins(trainer)
+    for name in ("before", "after"):
+        assert measured[name]["mean"] == pytest.approx(sum(by_hand) / 4, abs=1e-4)
 
 
 def test_a_reason_lets_a_model_without_sft_pass_and_is_recorded(tmp_path: Path) -> None:

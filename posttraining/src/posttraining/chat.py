@@ -57,6 +57,13 @@ def name_special_tokens(model: Any, tokenizer: Any) -> None:
     model.config.pad_token_id = tokenizer.pad_token_id
 
 
+def end_tokens(config: Any, tokenizer: Any) -> set[int]:
+    """The tokens that end an answer: the tokenizer's eos and those of the model's generation config, but no pad."""
+    named = config.eos_token_id
+    others = [named] if isinstance(named, int) else named or []
+    return {tokenizer.eos_token_id, *(token for token in others if token != tokenizer.pad_token_id)}
+
+
 def marks_what_is_learnt(tokenizer: Any) -> bool:
     """Whether a tokenizer has a chat template with {% generation %} marks, which a loss on answers alone needs."""
     template = tokenizer.chat_template

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from posttraining.chat import apply_template
+from posttraining.chat import apply_template, end_tokens
 from posttraining.errors import mistake
 from posttraining.model_folder import (
     check_model_folder,
@@ -56,7 +56,7 @@ def generate(
     import torch
     from transformers import GenerationConfig
 
-    stops = _stops(model.generation_config, tokenizer)
+    stops = end_tokens(model.generation_config, tokenizer)
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=temperature > 0,
@@ -142,7 +142,7 @@ class Generator:
     ) -> list[Answer]:
         from vllm import SamplingParams, TokensPrompt
 
-        stops = _stops(self._config, self.tokenizer)
+        stops = end_tokens(self._config, self.tokenizer)
         encoded = [_ids(self.tokenizer, prompt, template) for prompt in prompts]
         self._check_known(encoded)
         # A seed is of one request: with the same for all, a prompt that is asked twice has the same answer twice.
@@ -180,13 +180,6 @@ def _encode(tokenizer: Any, prompts: Sequence[Prompt], template: dict[str, Any] 
     """The prompts as tensors `input_ids` and `attention_mask`, int64 [batch, longest], padded on the left."""
     rows = [_ids(tokenizer, prompt, template) for prompt in prompts]
     return tokenizer.pad({"input_ids": rows}, padding_side="left", return_tensors="pt")
-
-
-def _stops(config: Any, tokenizer: Any) -> set[int]:
-    """The tokens that end an answer: the tokenizer's eos and those of the model's generation config, but no pad."""
-    named = config.eos_token_id
-    others = [named] if isinstance(named, int) else named or []
-    return {tokenizer.eos_token_id, *(token for token in others if token != tokenizer.pad_token_id)}
 
 
 def _answer(tokenizer: Any, tokens: list[int], stops: set[int]) -> Answer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -115,11 +116,14 @@ def check_evaluation(arguments: Any, settings: Any) -> None:
 
 
 def check_packages(arguments: Any) -> None:
-    """Raise Mistake where a trainer's `arguments` need a package that is not there: a tracker's, or vllm."""
+    """Raise Mistake where a trainer's `arguments` need a package that is not there, or too old: a tracker's, an
+    optimizer's, vllm or liger-kernel."""
+    from transformers import Trainer
     from transformers.integrations.integration_utils import (
         INTEGRATION_TO_CALLBACK,
         get_available_reporting_integrations,
     )
+    from transformers.utils import is_liger_kernel_available
 
     available = get_available_reporting_integrations()
     for name in arguments.report_to:
@@ -130,3 +134,12 @@ def check_packages(arguments: Any) -> None:
             raise mistake(None, "report_to", name, "needs its package, which is not installed")
     if getattr(arguments, "use_vllm", False) and find_spec("vllm") is None:
         raise mistake(None, "use_vllm", True, "needs the package vllm, which is not installed")
+    if arguments.use_liger_kernel and not is_liger_kernel_available():
+        old = find_spec("liger_kernel") is not None
+        expected = f"needs the package liger-kernel, which is {'too old' if old else 'not installed'}"
+        raise mistake(None, "use_liger_kernel", True, expected)
+    try:
+        with suppress(ValueError):  # some want the model, which is asked for after the package
+            Trainer.get_optimizer_cls_and_kwargs(arguments)
+    except ImportError as error:
+        raise mistake(None, "optim", str(arguments.optim.value), "needs its package, which is not installed") from error

@@ -1,8 +1,8 @@
-"""The rows of pairs as conversations, whatever of them is text."""
+"""The rows of pairs as conversations, whatever of them is text, and where the tokens of their answers end."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 _COLUMNS = ("prompt", "chosen", "rejected")
@@ -38,3 +38,16 @@ def pairs_as_conversations(data: Any) -> Any:
         return data
     types = {name: List(Json()) for name in _COLUMNS}
     return data.map(pair_turns, features=Features({**data.features, **types}))
+
+
+def to_end_of_turn(
+    row: Mapping[str, list[int]], tokenizer: Any, ends: Collection[int], columns: tuple[str, ...]
+) -> dict[str, list[int]]:
+    """The tokens in `columns` to the last of the tokens `ends`: a template may go on with a line break, which no model
+    is taught to write. They stay as they are where none of `ends` is in them, and where more than space follows it."""
+    cut = {}
+    for column in columns:
+        tokens = row[column]
+        length = next((place for place in range(len(tokens), 0, -1) if tokens[place - 1] in ends), len(tokens))
+        cut[column] = tokens if tokenizer.decode(tokens[length:]).strip() else tokens[:length]
+    return cut

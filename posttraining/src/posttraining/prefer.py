@@ -10,6 +10,8 @@ arXiv 2305.18290)
     apo_down   σ(βc) + (1 - σ(β(c - r)))       both less likely, the rejected one more so
     sigmoid    -log σ(β(c - r))                DPO: only the difference counts
 
+An answer's probability is that of its tokens to the one that ends its last turn, as in `sft`.
+
 What the held-out pairs' margin, log p(chosen) - log p(rejected), gained is written to margins.json, where
 `precompute_ref_log_probs` has the reference's computed ahead.
 """
@@ -17,24 +19,28 @@ What the held-out pairs' margin, log p(chosen) - log p(rejected), gained is writ
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from posttraining.chat import require_template, template_mistakes
+from posttraining.chat import end_tokens, require_template, template_mistakes
 from posttraining.datasets import DataSettings, load_data, load_held_out
 from posttraining.errors import NO_VALUE, mistake
 from posttraining.guard import require_sft
 from posttraining.model_folder import check_length, check_model_folder, load_model, load_tokenizer
 from posttraining.next_line import free_folder, stage_command
-from posttraining.pair_turns import pairs_as_conversations
+from posttraining.pair_turns import pairs_as_conversations, to_end_of_turn
 from posttraining.settings import StageSettings, build, read_mapping
 
 STAGE = "prefer"
 MARGINS = "margins.json"
 
 _COLUMNS = ("prompt", "chosen", "rejected", "chat_template_kwargs", "tools")
+_ANSWERS = ("chosen_ids", "rejected_ids")
+"""Where the trainer has the tokens that follow the prompt's."""
+_OF_DIFFERENCES = ("sigmoid", "hinge", "ipo", "exo_pair", "robust", "apo_zero", "discopop", "sigmoid_norm")
+"""Losses without a gradient where chosen and rejected are equal; others move such an answer all the same."""
 
 
 @dataclass(kw_only=True)
@@ -94,7 +100,7 @@ def make_trainer(settings: PreferSettings, arguments: Any, data: Any, held_out: 
     require_template(tokenizer, Path(settings.model))
     arguments.model_init_kwargs = None  # they have been used
     with template_mistakes(f"{settings.model}: data"):
-        trainer = _trainer_class(settings.model)(
+        trainer = _trainer_class(settings.model, end_tokens(model.generation_config, tokenizer))(
             model=model,
             args=arguments,
             train_dataset=_pairs_only(data),
@@ -104,10 +110,12 @@ def make_trainer(settings: PreferSettings, arguments: Any, data: Any, held_out: 
     return trainer, tokenizer
 
 
-def _trainer_class(model: str) -> Any:
-    """TRL's trainer, which says how many pairs it leaves out, those whose prompts fill `max_length`; and refuses data
-    of which none is left, before it computes anything from them."""
+def _trainer_class(model: str, ends: Collection[int]) -> Any:
+    """TRL's trainer, which says how many pairs it leaves out, those whose prompts fill `max_length`, and in how many
+    there is nothing to prefer; and refuses data of which none is left, before it computes anything from them. Its
+    answers end with one of the tokens `ends`."""
     from trl import DPOTrainer
+    from trl.trainer.utils import global_then_local_main_first
 
     class NotingTrainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
         def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
@@ -116,13 +124,31 @@ def _trainer_class(model: str) -> Any:
             reason = f"prompts that alone have max_length {args.max_length} tokens or more"
             if len(prepared) == 0:
                 raise mistake(model, key, NO_VALUE, f"has only {reason}")
-            if left_out and args.process_index == 0:
-                print(
-                    f"{STAGE}: note: {key}: {left_out:,} of {len(dataset):,} pairs are left out: {reason}", flush=True
+            if args.process_index == 0:
+                note = f"{STAGE}: note: {key}:"
+                if left_out:
+                    print(f"{note} {left_out:,} of {len(dataset):,} pairs are left out: {reason}", flush=True)
+                equal = sum(row["chosen"] == row["rejected"] for row in prepared.select_columns(["chosen", "rejected"]))
+                if equal:
+                    meaning = _meaning_of_equal(args.loss_type, held_out=dataset_name == "eval")
+                    said = f"chosen and rejected are equal in {equal:,} of {len(prepared):,} pairs: {meaning}"
+                    print(f"{note} {said}", flush=True)
+            with global_then_local_main_first():  # the others read what it has written
+                return prepared.map(
+                    to_end_of_turn,
+                    fn_kwargs={"tokenizer": processing_class, "ends": sorted(ends), "columns": _ANSWERS},
+                    num_proc=args.dataset_num_proc,
                 )
-            return prepared
 
     return NotingTrainer
+
+
+def _meaning_of_equal(losses: Sequence[str], *, held_out: bool) -> str:
+    if held_out:
+        return "their margin is always 0"
+    if set(losses) <= set(_OF_DIFFERENCES):
+        return "nothing is learnt from them"
+    return "no preference is learnt from them"
 
 
 def margins(trainer: Any) -> dict[str, Any]:

@@ -27,8 +27,9 @@ def write_report(output: Path, stages: Mapping[str, tuple[str, Path]], seconds: 
     """
     evaluations = [read_results(folder) for command, folder in stages.values() if command == "evaluate"]
     tables = "\n\n".join(all_tables(results) for results in evaluations)
+    losses = held_out_table({name: folder for name, (command, folder) in stages.items() if command == "sft"})
     margins = margins_table({name: folder for name, (_, folder) in stages.items()})
-    tables = f"{tables}\n\n{margins}" if margins else tables
+    tables = "\n\n".join(table for table in (tables, losses, margins) if table)
     plots = [
         name
         for name, (command, folder) in stages.items()
@@ -96,6 +97,18 @@ def harness_table(results: Results) -> str:
         # A bar would end the cell: aime25|0.
         lines.append(f"| {task.replace('|', ':')} | {metric} | {' | '.join(shown)} |")
     return "\n".join(lines)
+
+
+def held_out_table(folders: Mapping[str, Path]) -> str:
+    """Markdown: the loss on held-out rows of stages that measured it; before only with `eval_on_start`. Else empty."""
+    lines = []
+    for name, folder in folders.items():
+        found = [(record["step"], record["eval_loss"]) for record in read_metrics(folder) if "eval_loss" in record]
+        if found:
+            before = f"{found[0][1]:.3f}" if found[0][0] == 0 else "–"
+            lines.append(f"| {name} | {before} | {found[-1][1]:.3f} |")
+    head = ["| loss on held-out rows, nats per token | before | after |", "|---|---:|---:|"]
+    return "\n".join([*head, *lines]) if lines else ""
 
 
 def margins_table(folders: Mapping[str, Path]) -> str:

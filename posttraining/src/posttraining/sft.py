@@ -4,6 +4,8 @@
 
 What is learnt is the assistant's turns: headers, user turns, tool results and the system message are masked
 (`assistant_only_loss`). With `packing: true` several conversations share a row; their positions keep attention apart.
+The loss on the rows of `data.held_out_path` is measured after the last step, with `eval_on_start: true`
+also before the first, and whenever `eval_strategy` says.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ class SftSettings(StageSettings):
     """Keys of sft.yaml beside those of TRL's SFTConfig."""
 
     data: DataSettings
-    """Conversations: rows with `messages`; also `tools` and `chat_template_kwargs` where they have any."""
+    """Conversations: rows with `messages`; also `tools` and `chat_template_kwargs` where they have any. Those of
+    `data.held_out_path` are evaluated on."""
     stage: str = STAGE
     """The stage's name in the lineage: sft, or mid for mid-training, after which prefer and grpo are still refused."""
     early_at: float | None = None
@@ -67,7 +70,9 @@ def run(config: str, overrides: Sequence[str] = ()) -> str | None:
     # Fewer steps than logging_steps log no loss but the mean of all of them.
     losses = (training.last_value(trainer, name) for name in ("loss", "train_loss"))
     loss = next((f"{value:.3f}" for value in losses if value is not None), "n/a")
-    print(f"{settings.stage}: {trainer.state.global_step} steps, loss {loss}, in {settings.output_dir}")
+    held_out = training.last_value(trainer, "eval_loss")
+    shown = f"loss {loss}" if held_out is None else f"loss {loss}, held-out loss {held_out:.3f}"
+    print(f"{settings.stage}: {trainer.state.global_step} steps, {shown}, in {settings.output_dir}")
     return _next(settings, config)
 
 
@@ -95,6 +100,8 @@ def build(settings: SftSettings, arguments: Any, data: Any, held_out: Any | None
     """TRL's trainer for `data`, and the tokenizer with the chat template. `arguments`: an SFTConfig."""
     from trl import SFTTrainer
 
+    from posttraining.training import EvaluateLast
+
     model = load_model(settings.model, **{"dtype": "auto", **(arguments.model_init_kwargs or {})})
     tokenizer = load_tokenizer(settings.model)
     prepare_tokenizer(tokenizer, model)
@@ -103,7 +110,10 @@ def build(settings: SftSettings, arguments: Any, data: Any, held_out: Any | None
         trainer = SFTTrainer(
             model=model, args=arguments, train_dataset=data, eval_dataset=held_out, processing_class=tokenizer
         )
-    if len(trainer.train_dataset) == 0:
-        expected = f"no row has anything to learn in its first max_length {arguments.max_length} tokens"
-        raise mistake(settings.model, "data", NO_VALUE, expected)
+    for rows, key in ((trainer.train_dataset, "data"), (trainer.eval_dataset, "data.held_out_path")):
+        if rows is not None and len(rows) == 0:
+            expected = f"no row has anything to learn in its first max_length {arguments.max_length} tokens"
+            raise mistake(settings.model, key, NO_VALUE, expected)
+    if held_out is not None and arguments.eval_strategy == "no":
+        trainer.add_callback(EvaluateLast())
     return trainer, tokenizer

@@ -9,7 +9,11 @@ from typing import Any
 
 _LOSS = {"loss": "Loss"}
 _PANELS = {
-    "sft": {"loss": "Loss (nats per token)", "mean_token_accuracy": "Tokens foretold (share of the learnt ones)"},
+    "sft": {
+        "loss": "Loss (nats per token)",
+        "mean_token_accuracy": "Tokens foretold (share of the learnt ones)",
+        "eval_loss": "Loss on held-out rows (nats per token)",
+    },
     "prefer": {
         "loss": "Loss (per pair)",
         "rewards/accuracies": "Chosen answer's reward is higher (share of pairs)",

@@ -271,6 +271,14 @@ class _Lines(TrainerCallback):
         print("  ".join([step, *shown, f"{left:.0f} s left"]), flush=True)
 
 
+class EvaluateLast(TrainerCallback):
+    """Evaluates after the last step."""
+
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = True
+
+
 _STEP = "step.json"
 
 
