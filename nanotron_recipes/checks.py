@@ -33,6 +33,12 @@ from nanotron_recipes.urls import is_url
 
 MAX_LAYERS = 10_000
 """Decoder layers that a recipe may ask for."""
+LONGEST_SECONDS = 365 * 24 * 3600
+"""What a timer is set to; the system's own take no more than some centuries."""
+SLOWEST_MEGABYTES = 0.001
+"""A second, for uploads: a part of 32 MB then takes nine hours."""
+MAX_SKIPPED_AT_ONCE = 1_000_000
+"""Batches that a run leaves out by itself: the range that it writes into its recipe is one that may stand there."""
 _SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"),
     *("make_vocab_size_divisible_by", "sequence_length", "global_batch_size", "micro_batch_size"),
@@ -61,6 +67,7 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _recomputation(recipe)
     yield from _stages(recipe)
     yield from _skipped_ranges(recipe)
+    yield from _guards(recipe)
     yield from _upload(recipe)
     yield from _staging(recipe)
     yield from _weight_decay(recipe)
@@ -180,7 +187,10 @@ def _upload(recipe: Recipe) -> Iterator[Problem]:
     upload = recipe.s3_upload
     if upload is None:
         return
-    url, server = upload.upload_s3_path, upload.endpoint_url
+    url, server, speed = upload.upload_s3_path, upload.endpoint_url, upload.max_megabytes_per_second
+    if speed is not None and speed < SLOWEST_MEGABYTES:
+        expected = f"expected at least {SLOWEST_MEGABYTES}; null: as fast as it goes"
+        yield Problem("s3_upload.max_megabytes_per_second", speed, expected)
     if url is not None and s3_place(url) is None and "${" not in url:
         yield Problem("s3_upload.upload_s3_path", url, "expected s3://bucket/prefix")
     yield from _server("s3_upload.endpoint_url", server)
@@ -224,9 +234,20 @@ def _staging(recipe: Recipe) -> Iterator[Problem]:
 
 def _skipped_ranges(recipe: Recipe) -> Iterator[Problem]:
     for index, skipped in enumerate(recipe.data_skipped_ranges):
+        if skipped.end > MAX_SIZE:
+            yield Problem(f"data_skipped_ranges.{index}.end", skipped.end, f"expected at most {MAX_SIZE:,}")
         if skipped.end <= skipped.first:
             expected = f"expected more than first {skipped.first}: the batch after the last skipped one"
             yield Problem(f"data_skipped_ranges.{index}.end", skipped.end, expected)
+
+
+def _guards(recipe: Recipe) -> Iterator[Problem]:
+    timeout, skipped = recipe.guards.step_timeout_seconds, recipe.guards.rewind_skip_after
+    if timeout is not None and timeout > LONGEST_SECONDS:
+        expected = f"expected at most {LONGEST_SECONDS:,}, a year; null: no limit"
+        yield Problem("guards.step_timeout_seconds", timeout, expected)
+    if skipped > MAX_SKIPPED_AT_ONCE:
+        yield Problem("guards.rewind_skip_after", skipped, f"expected at most {MAX_SKIPPED_AT_ONCE:,}")
 
 
 def _mixture(recipe: Recipe, key: str, index: int) -> Iterator[Problem]:
