@@ -307,8 +307,8 @@ def test_a_url_is_no_folder_of_that_name(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_home_folder_is_meant_by_its_sign(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/me")
-    assert local_path("~/x") == Path("/home/me/x") and local_path("./~/x") == Path("~/x")
+def test_a_home_folder_is_meant_by_its_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert local_path("~/x") == tmp_path / "x" and local_path("./~/x") == Path("~/x")
     with pytest.raises(typer.BadParameter, match="home folder is not known"):
         local_path("~nobody-of-that-name/x")
