@@ -151,6 +151,19 @@ def test_the_folder_of_a_step_is_no_run(tmp_path: Path, monkeypatch: pytest.Monk
             call()
 
 
+def test_a_folder_without_a_recipe_and_no_name_are_told_from_a_run_that_is_not_there(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "a", [])
+    folder.recipe_file.unlink()
+    for argument, said in (
+        ("a", rf"^a: no recipe\.yaml in {folder.path}; expected a run's folder"),
+        (str(folder.path), r"no recipe\.yaml in "),
+        ("b", r"^b: no such run in "),
+        ("", r"^'': expected a run: its name in "),
+    ):
+        with pytest.raises(UserError, match=said):
+            find_run(argument, tmp_path)
+
+
 def test_what_is_to_be_called_next_is_printed_whole(tmp_path: Path) -> None:
     command = [sys.executable, "-P", "-c", "from launch.cli.main import main; main()", "status"]
     name = "a-name-that-is-longer-than-what-eighty-columns-leave-for-it-" * 2 + "x"
