@@ -30,6 +30,7 @@ from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.sequences import block_length, stage_sequence_length
 from nanotron_recipes.topology import MAX_SIZE, divisors, next_multiple, padded_vocab_size
 from nanotron_recipes.urls import is_url
+from nanotron_recipes.variables import broken_variables
 
 MAX_LAYERS = 10_000
 """Decoder layers that a recipe may ask for."""
@@ -60,6 +61,7 @@ class Problem:
 
 def problems(recipe: Recipe) -> Iterator[Problem]:
     """Yield everything in a recipe that cannot be, most basic first; how the batch is cut is `resolve_topology`'s."""
+    yield from _variables(recipe)
     yield from _sizes(recipe)
     yield from _shape(recipe)
     yield from _tensor_parallel(recipe)
@@ -75,6 +77,12 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _corpus(recipe)
     yield from _paths(recipe)
     yield from _misspelt_sources(recipe)
+
+
+def _variables(recipe: Recipe) -> Iterator[Problem]:
+    for key, text in broken_variables(recipe):
+        expected = "expected ${NAME} and no default in it: section `variables`, else the environment, gives the value"
+        yield Problem(key, text, expected)
 
 
 def _sizes(recipe: Recipe) -> Iterator[Problem]:
