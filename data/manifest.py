@@ -12,6 +12,8 @@ from nanotron_recipes.errors import UserError
 from nanotron_recipes.files import write_atomic
 
 MANIFEST_NAME = "manifest.json"
+STAGED_NAME = "_staged.jsonl"
+"""Beside it where the shards are copies (`data.staged`)."""
 
 _MOST = 1 << 48
 """No number in a manifest is larger: a shard of so many tokens does not exist, and sums of these are still int64."""
@@ -154,7 +156,8 @@ class Manifest(BaseModel):
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of the source in `folder`; UserError where it is missing, unreadable or of another version."""
+    """The manifest of the source in `folder`; UserError where it is missing, unreadable or of another version: with
+    what makes it again, as far as the files beside it tell."""
     path = folder / MANIFEST_NAME
     try:
         text = path.read_bytes()
@@ -162,7 +165,18 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(f"{path}: no such file; {folder} holds no tokenized source") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    return parse_manifest(text, str(path))
+    try:
+        return parse_manifest(text, str(path))
+    except UserError as error:
+        raise UserError(f"{error}; {_way_out(folder)}") from None
+
+
+def _way_out(folder: Path) -> str:
+    if (folder / STAGED_NAME).is_file():
+        return "run `nanotron-recipes data stage RECIPE` on this machine, which writes it again"
+    if any(folder.rglob("*.ds.metadata")):  # which `tokenize` leaves beside every shard
+        return f"move the folder {folder} away and run `nanotron-recipes tokenize RECIPE`, which makes its shards again"
+    return "bring it again from where it was made"
 
 
 def parse_manifest(text: bytes, path: str) -> Manifest:

@@ -13,10 +13,10 @@ from pathlib import Path
 from threading import Lock
 from types import TracebackType
 
+from data.manifest import STAGED_NAME
 from data.verification import ExpectedFile
 from nanotron_recipes.errors import UserError
 
-STAGED_NAME = "_staged.jsonl"
 _SAID = {"size": "size", "inode": "inode", "mtime_ns": "time of change", "ctime_ns": "time of change of status"}
 
 

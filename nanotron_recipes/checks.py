@@ -30,9 +30,16 @@ from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.sequences import block_length, stage_sequence_length
 from nanotron_recipes.topology import MAX_SIZE, divisors, next_multiple, padded_vocab_size
 from nanotron_recipes.urls import is_url
+from nanotron_recipes.variables import broken_variables
 
 MAX_LAYERS = 10_000
 """Decoder layers that a recipe may ask for."""
+LONGEST_SECONDS = 365 * 24 * 3600
+"""What a timer is set to; the system's own take no more than some centuries."""
+SLOWEST_MEGABYTES = 0.001
+"""A second, for uploads: a part of 32 MB then takes nine hours."""
+MAX_SKIPPED_AT_ONCE = 1_000_000
+"""Batches that a run leaves out by itself: the range that it writes into its recipe is one that may stand there."""
 _SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"),
     *("make_vocab_size_divisible_by", "sequence_length", "global_batch_size", "micro_batch_size"),
@@ -54,6 +61,7 @@ class Problem:
 
 def problems(recipe: Recipe) -> Iterator[Problem]:
     """Yield everything in a recipe that cannot be, most basic first; how the batch is cut is `resolve_topology`'s."""
+    yield from _variables(recipe)
     yield from _sizes(recipe)
     yield from _shape(recipe)
     yield from _tensor_parallel(recipe)
@@ -61,6 +69,7 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _recomputation(recipe)
     yield from _stages(recipe)
     yield from _skipped_ranges(recipe)
+    yield from _guards(recipe)
     yield from _upload(recipe)
     yield from _staging(recipe)
     yield from _weight_decay(recipe)
@@ -68,6 +77,12 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _corpus(recipe)
     yield from _paths(recipe)
     yield from _misspelt_sources(recipe)
+
+
+def _variables(recipe: Recipe) -> Iterator[Problem]:
+    for key, text in broken_variables(recipe):
+        expected = "expected ${NAME} and no default in it: section `variables`, else the environment, gives the value"
+        yield Problem(key, text, expected)
 
 
 def _sizes(recipe: Recipe) -> Iterator[Problem]:
@@ -180,7 +195,10 @@ def _upload(recipe: Recipe) -> Iterator[Problem]:
     upload = recipe.s3_upload
     if upload is None:
         return
-    url, server = upload.upload_s3_path, upload.endpoint_url
+    url, server, speed = upload.upload_s3_path, upload.endpoint_url, upload.max_megabytes_per_second
+    if speed is not None and speed < SLOWEST_MEGABYTES:
+        expected = f"expected at least {SLOWEST_MEGABYTES}; null: as fast as it goes"
+        yield Problem("s3_upload.max_megabytes_per_second", speed, expected)
     if url is not None and s3_place(url) is None and "${" not in url:
         yield Problem("s3_upload.upload_s3_path", url, "expected s3://bucket/prefix")
     yield from _server("s3_upload.endpoint_url", server)
@@ -224,9 +242,20 @@ def _staging(recipe: Recipe) -> Iterator[Problem]:
 
 def _skipped_ranges(recipe: Recipe) -> Iterator[Problem]:
     for index, skipped in enumerate(recipe.data_skipped_ranges):
+        if skipped.end > MAX_SIZE:
+            yield Problem(f"data_skipped_ranges.{index}.end", skipped.end, f"expected at most {MAX_SIZE:,}")
         if skipped.end <= skipped.first:
             expected = f"expected more than first {skipped.first}: the batch after the last skipped one"
             yield Problem(f"data_skipped_ranges.{index}.end", skipped.end, expected)
+
+
+def _guards(recipe: Recipe) -> Iterator[Problem]:
+    timeout, skipped = recipe.guards.step_timeout_seconds, recipe.guards.rewind_skip_after
+    if timeout is not None and timeout > LONGEST_SECONDS:
+        expected = f"expected at most {LONGEST_SECONDS:,}, a year; null: no limit"
+        yield Problem("guards.step_timeout_seconds", timeout, expected)
+    if skipped > MAX_SKIPPED_AT_ONCE:
+        yield Problem("guards.rewind_skip_after", skipped, f"expected at most {MAX_SKIPPED_AT_ONCE:,}")
 
 
 def _mixture(recipe: Recipe, key: str, index: int) -> Iterator[Problem]:

@@ -79,7 +79,10 @@ def find_recipe(name_or_path: str) -> Path:
     except OSError as error:
         raise user_error(f"cannot be looked up: {error.strerror}", source=name_or_path) from None
     if path.is_dir():
-        raise UserError(f"{name_or_path}: expected a recipe file, found a folder")
+        raise user_error("expected a recipe file, found a folder", source=name_or_path)
+    if path.exists():
+        kind = "pipe" if path.is_fifo() else "socket" if path.is_socket() else "device"
+        raise user_error(f"expected a recipe file, which can be read again, found a {kind}", source=name_or_path)
     expected = f"no such recipe or file; shipped recipes: {', '.join(shipped)}"
     raise user_error(expected, source=name_or_path, nearest=nearest_name(name_or_path, shipped))
 

@@ -14,8 +14,11 @@ from nanotron_recipes.errors import UserError, nearest_name
 from nanotron_recipes.recipe import Recipe
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
+_BROKEN = re.compile(r"\$\{(?!\w+\})")
 _SHELL = "slurm.prologue"
 """Lines of a shell, which fills them itself, on each node."""
+_FREE = ("general.purpose", "optimizer.weight_decay_exclude_named_params")
+"""Text for people, and regular expressions: "${" may stand in them for itself."""
 
 
 def fill_variables(raw: dict[str, Any], environment: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
@@ -51,6 +54,14 @@ def unset_variables(recipe: Recipe) -> dict[str, str]:
         for name in _VARIABLE.findall(text):
             found.setdefault(name, key)
     return found
+
+
+def broken_variables(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Yield the dotted key and the text of what begins like a variable and is none: `${A:-b}`, where a shell has a
+    default, or `${`."""
+    for key, text in _texts(recipe.model_dump(by_alias=True), ""):
+        if _BROKEN.search(text) and not key.startswith(_FREE):
+            yield key, text
 
 
 def require_variables(recipe: Recipe) -> None:

@@ -39,6 +39,8 @@ class ChosenCheckpoint:
 
 def choose_checkpoint(argument: str, runs_dir: Path) -> ChosenCheckpoint:
     """Find what the argument means; raises UserError where there is no such run or step, or no checkpoint yet."""
+    if not argument:
+        raise user_error("expected a run (its name or folder), or the folder of a step", value=argument)
     path = Path(argument) if Path(argument).is_dir() else runs_dir / argument
     if not path.is_dir():
         runs = [entry.name for entry in runs_dir.iterdir()] if runs_dir.is_dir() else []

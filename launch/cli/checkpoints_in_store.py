@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from launch.storage.pull import Pull
+from launch.storage.pull import ObjectRefused, Pull
 from launch.storage.remote import (
     RemoteCheckpoint,
     check_owner,
@@ -54,8 +54,8 @@ class InStore:
 
 
 def steps_in_store(folder: RunFolder, recipe: Recipe, local: list[int]) -> tuple[dict[int, InStore], str]:
-    """Of the steps that lie here and the newest that do not; and what to say of it: why the store could not be asked,
-    or how many more it has."""
+    """Of the steps that lie here and the newest that do not, where the store has anything of them or does not say; and
+    what to say of it: why the store could not be asked, or how many more it has."""
     store = run_store(folder, recipe)
     if store is None:
         return {}, ""
@@ -65,7 +65,7 @@ def steps_in_store(folder: RunFolder, recipe: Recipe, local: list[int]) -> tuple
         wanted = sorted({*(step for step in local if step in steps), *only_there[-_SHOWN:]})
         found = {step: _in_store(store, folder, step, step in local) for step in wanted}
     except StoreFailed as error:
-        return {}, f"what the store has is not known: {error}"
+        return dict.fromkeys(local, InStore("?", 0)), f"what the store has is not known: {error}"
     more = len(only_there) - _SHOWN
     return found, f"{more} older steps are in {store.url()} too" if more > 0 else ""
 
@@ -159,21 +159,41 @@ def pull(folder: RunFolder, recipe: Recipe, only: int | None) -> None:
     if is_here and not any(problem.spoils for problem in problems_of_step(folder, found.step, checksums=True)):
         print(f"{place}: is here, every file as it was written")
         return
+    wanted = Pull(store, found, place)
     try:
         with _progress(found.manifest.num_bytes) as watch:
-            come = Pull(store, found, place).run(watch)
+            come = wanted.run(watch)
+    except ObjectRefused as error:
+        raise UserError(f"{error}{_kept(wanted)}{_older(store, folder, found.step)}") from None
     except (TransferFailed, OSError) as error:
         reason = str(error) if isinstance(error, TransferFailed) else f"{place}: {describe(error)}"
-        print(f"error: {reason}", file=sys.stderr)
+        print(f"error: {reason}{_kept(wanted)}", file=sys.stderr)
         raise typer.Exit(1) from None
     print(f"{place}: fetched and verified, {short_number(come)} bytes")
     print(f"next: nanotron-recipes pretrain {folder.recipe_file} --run {folder.name}")
 
 
-def _choose(store: RunStore, folder: RunFolder, only: int | None) -> RemoteCheckpoint:
+def _kept(wanted: Pull) -> str:
+    """What a pull that failed has left."""
+    return (
+        f"; {wanted.partial} keeps what has come, and the next pull goes on from it" if wanted.partial.is_dir() else ""
+    )
+
+
+def _older(store: RunStore, folder: RunFolder, than: int) -> str:
+    """Which step can be had instead."""
+    try:
+        step = _choose(store, folder, None, than=than).step
+    except (StoreFailed, UserError):
+        return ""
+    return f"; step {step} is whole there too: nanotron-recipes checkpoints pull {folder.path} --step {step}"
+
+
+def _choose(store: RunStore, folder: RunFolder, only: int | None, than: int | None = None) -> RemoteCheckpoint:
+    """The step `only`, else the newest, of those that are older `than` one; raises UserError where there is none."""
     reason = "no checkpoint of this run is whole there"
     for step in reversed(remote_steps(store)):
-        if only not in (None, step):
+        if only not in (None, step) or (than is not None and step >= than):
             continue
         for found in remote_checkpoints(store, step):
             why_not = why_not_of_this_run(store, found, folder)

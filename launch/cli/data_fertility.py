@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from launch.cli.next_line import command
-from launch.cli.options import OverrideOption, RecipeArgument
+from launch.cli.options import OverrideOption, RecipeArgument, local_path
 from nanotron_recipes.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 def data_fertility(
     recipe: RecipeArgument,
     tokenizer: Annotated[
-        list[Path], typer.Option(metavar="FOLDER", help="A tokenizer in Hugging Face form. May be repeated.")
+        list[Path],
+        typer.Option(metavar="FOLDER", parser=local_path, help="A tokenizer in Hugging Face form. May be repeated."),
     ],
     overrides: OverrideOption = None,
     sample_bytes: Annotated[

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from launch.cli.options import OverrideOption, RecipeArgument
+from launch.cli.options import OverrideOption, RecipeArgument, local_path
 from nanotron_recipes.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,7 +19,10 @@ def data_plan(
     recipe: RecipeArgument,
     overrides: OverrideOption = None,
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Picture to draw (.png, .svg, .pdf); default: no picture.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", parser=local_path, help="Picture to draw (.png, .svg, .pdf); default: no picture."
+        ),
     ] = None,
 ) -> None:
     """Show what a run reads of every source: tokens in each stage, and how often all of it has been read at the end.

@@ -18,12 +18,15 @@ from launch.cli.checkpoint_argument import (
     refuse_renamed,
 )
 from launch.cli.next_line import generation_command, loading_command
+from launch.cli.options import local_path
 from nanotron_recipes.errors import UserError
 
 
 def export(
     checkpoint: CheckpointArgument,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder; an earlier export there is replaced.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", parser=local_path, help="New folder; an earlier export there is replaced.")
+    ],
     verify: Annotated[
         bool, typer.Option("--verify", help="Compare the logits with our own model's on real text, in float32.")
     ] = False,

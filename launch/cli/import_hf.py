@@ -9,13 +9,19 @@ from typing import Annotated
 import typer
 
 from launch.cli.next_line import command
+from launch.cli.options import local_path
 
 
 def import_folder(
     hf_dir: Annotated[
-        Path, typer.Argument(metavar="HF_DIR", help="Folder with config.json and safetensors: SmolLM3, Llama or Qwen3.")
+        Path,
+        typer.Argument(
+            metavar="HF_DIR",
+            parser=local_path,
+            help="Folder with config.json and safetensors: SmolLM3, Llama or Qwen3.",
+        ),
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder for the checkpoint.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", parser=local_path, help="New folder for the checkpoint.")],
 ) -> None:
     """Bring a Hugging Face folder back: a checkpoint of ours in the same dtype, with a recipe of the model.
 

@@ -8,13 +8,21 @@ from typing import Annotated
 import typer
 
 from launch.cli.next_line import command
+from launch.cli.options import local_path
 from nanotron_recipes.errors import UserError
 
 
 def import_megatron(
-    prefix: Annotated[Path, typer.Argument(metavar="PREFIX", help="The .bin and .idx files, without their endings.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; it must not exist yet.")],
-    tokenizer: Annotated[Path, typer.Option(metavar="FOLDER", help="The tokenizer that the tokens are of.")],
+    prefix: Annotated[
+        Path,
+        typer.Argument(metavar="PREFIX", parser=local_path, help="The .bin and .idx files, without their endings."),
+    ],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", parser=local_path, help="Folder to write; it must not exist yet.")
+    ],
+    tokenizer: Annotated[
+        Path, typer.Option(metavar="FOLDER", parser=local_path, help="The tokenizer that the tokens are of.")
+    ],
 ) -> None:
     """Turn Megatron-core's tokens (PREFIX.bin, PREFIX.idx) into shards with a manifest.
 

@@ -87,8 +87,8 @@ def _list(runs_dir: Path) -> None:
     console = Console()
     console.print(runs_table(rows))
     for name, row in rows:
-        if isinstance(row, str):
-            console.print(f"{name}: {row}", markup=False, highlight=False)
+        for damage in [row] if isinstance(row, str) else row.damage:
+            console.print(f"{name}: {damage}", markup=False, highlight=False)
     console.print(f"next: nanotron-recipes status {rows[-1][0]}", markup=False, highlight=False)
 
 

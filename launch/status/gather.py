@@ -3,12 +3,12 @@
 import statistics
 import time
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from launch.cluster.attempts import Attempt, read_attempts
 from launch.status.checkpoint import CheckpointStatus, newest_checkpoint
@@ -29,8 +29,9 @@ from launch.status.speed import (
 )
 from launch.status.uploads import UploadStatus, upload_status
 from launch.train.holder import Holder
-from launch.train.metrics import Event, StepRecord
+from launch.train.metrics import Event, Metrics, StepRecord
 from launch.train.run_lock import holder_of
+from nanotron_recipes.errors import UserError
 from nanotron_recipes.recipe import Recipe
 from nanotron_recipes.sequences import stage_sequence_length
 
@@ -39,8 +40,11 @@ QUIET_STEPS, QUIET_SECONDS = 10, 120.0
 
 NO_WORD = "no word of its end: it was killed, or lost with its machine"
 
-State = Literal["training", "queued", "begun", "stopped", "failed", "complete"]
-"""`begun`: a Slurm job has, and neither trains nor has said how it ended."""
+State = Literal["training", "queued", "begun", "stopped", "failed", "complete", "unknown"]
+"""`begun`: a Slurm job has, and neither trains nor has said how it ended. `unknown`: the file that says who trains the
+run, or that it is complete, is damaged."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,9 @@ class RunStatus:
     state: State
     message: str
     """Why it failed, or who trains it."""
+    damage: list[str]
+    """Of the files that say what the run is doing and has done, those that cannot be read, and why: what they would say
+    is left out."""
     job: str
     """The newest Slurm job that was submitted for it."""
     job_nodes: int
@@ -108,14 +115,16 @@ class RunStatus:
 
 
 def gather(found: FoundRun) -> RunStatus:
-    """How the run is now. Raises UserError where a file that says who trains it, or that it is complete, is damaged."""
+    """How the run is now, by what can be read of its files."""
     folder, recipe = found.folder, found.recipe
-    records = read_records(folder.metrics_file)
+    damage: list[str] = []
+    completed, holder = _read(folder.completed_step, damage), _read(lambda: holder_of(folder.path), damage)
+    is_known = not damage
+    records = _read(lambda: read_records(folder.metrics_file), damage) or Records(Metrics([], []), False)
     steps, events = records.metrics.steps, records.metrics.events
     last = steps[-1] if steps else None
     attempts = read_attempts(folder.path)
-    holder = holder_of(folder.path)
-    state, message = _state(found, attempts, holder)
+    state, message = _state(found, attempts, holder, completed, is_known=is_known)
     alike = _comparable(steps, events, recipe)
     usual = usual_speed(alike, is_whole=records.is_whole)
     drop = find_drop(alike, usual) if usual is not None and state == "training" else None
@@ -128,6 +137,7 @@ def gather(found: FoundRun) -> RunStatus:
         recipe=str(found.recipe_file),
         state=state,
         message=message,
+        damage=damage,
         job=found.jobs[-1].slurm_job if found.jobs else "",
         job_nodes=found.jobs[-1].nodes if found.jobs else 0,
         step=last.step if last else 0,
@@ -148,20 +158,35 @@ def gather(found: FoundRun) -> RunStatus:
         nodes=nodes_of(reports),
         checkpoint=newest_checkpoint(folder, events),
         uploads=upload_status(folder.path),
-        restarts=_restarts(attempts, records, is_training=state == "training"),
+        restarts=_restarts(attempts, records, is_training=state in ("training", "unknown")),
         validation=_newest(events, "validation").get("validation_loss", {}),
         evaluation=_newest([event for event in events if _has_figures(event)], "evaluation"),
     )
 
 
-def _state(found: FoundRun, attempts: Sequence[Attempt], holder: Holder | None) -> tuple[State, str]:
-    """What the run is doing, as far as its files say."""
+def _read(read: Callable[[], T], damage: list[str]) -> T | None:
+    """What is read; None where that cannot be, which is told."""
+    try:
+        return read()
+    except UserError as error:
+        damage.append(str(error))
+    except OSError as error:
+        damage.append(f"{error.filename}: cannot be read ({error.strerror})")
+    return None
+
+
+def _state(
+    found: FoundRun, attempts: Sequence[Attempt], holder: Holder | None, completed: int | None, *, is_known: bool
+) -> tuple[State, str]:
+    """What the run is doing, as far as its files say; not `is_known`: one that says who trains it, or that it is
+    complete, could not be read."""
     folder = found.folder
-    completed = folder.completed_step()
     if completed is not None and completed >= found.recipe.tokens.train_steps:
         return "complete", ""
     if holder is not None:
         return "training", f"process {holder.pid} on {holder.host} since {holder.since}"
+    if not is_known:
+        return "unknown", ""
     failure = folder.failure()
     if failure is not None:
         return "failed", failure

@@ -34,6 +34,8 @@ def run_paths(runs_dir: Path) -> list[Path]:
 
 def find_run(argument: str, runs_dir: Path) -> FoundRun:
     """The run of that name, folder, or link. Raises UserError with the nearest name where there is none."""
+    if not argument:
+        raise user_error(f"expected a run: its name in {runs_dir}/, its folder, or a link to it", value=argument)
     path = Path(os.path.realpath(argument if _is_run(Path(argument)) else runs_dir / argument))
     if (path / MANIFEST_FILE).is_file():
         raise UserError(
@@ -41,7 +43,11 @@ def find_run(argument: str, runs_dir: Path) -> FoundRun:
         )
     if not _is_run(path):
         names = [entry.name for entry in run_paths(runs_dir)]
-        raise user_error(f"no such run in {runs_dir}/", source=argument, nearest=nearest_name(argument, names))
+        folder = next((each for each in (Path(argument), runs_dir / argument) if each.is_dir()), None)
+        what = (
+            f"no such run in {runs_dir}/" if folder is None else f"no recipe.yaml in {folder}; expected a run's folder"
+        )
+        raise user_error(what, source=argument, nearest=nearest_name(argument, names))
     return read_run(short_path(path))
 
 

@@ -41,7 +41,9 @@ def status_view(status: RunStatus) -> RenderableType:
 def _facts(status: RunStatus) -> Iterator[tuple[str, str, str]]:
     bad = "bold red"
     state = f"{status.state}: {status.message}" if status.message else status.state
-    yield status.path, state, bad if status.state == "failed" else ""
+    yield status.path, state, bad if status.state in ("failed", "unknown") else ""
+    for damage in status.damage:
+        yield "DAMAGED", damage, bad
     if status.step:
         share = status.step / status.train_steps
         loss = "not finite" if status.loss is None else f"{status.loss:.4f}"
@@ -183,6 +185,8 @@ def next_command(status: RunStatus) -> str:
         of_jobs = [start.start.partition(".")[0] for start in status.restarts if "." in start.start]
         job = status.job or of_jobs[-1]
         return f"squeue --job {job}"
+    if status.state == "unknown":
+        return f"mend what is damaged, then {command('nanotron-recipes', 'status', path)}"
     cluster = ["--nodes", str(status.job_nodes)] if status.job_nodes else []
     goes_on = command("nanotron-recipes", "pretrain", status.recipe, "--run", status.run, *cluster)
     return f"read {path / 'logs'}, then {goes_on}" if status.state == "failed" else goes_on
@@ -197,7 +201,7 @@ def runs_table(statuses: Sequence[tuple[str, RunStatus | str]]) -> Table:
         if isinstance(status, str):
             table.add_row(name, Text("damaged", style="bold red"), *[""] * 5)
             continue
-        is_bad = status.state == "failed" or status.drop is not None or bool(status.slow_ranks)
+        is_bad = status.state in ("failed", "unknown") or status.drop is not None or bool(status.slow_ranks)
         state = f"{status.state}, slow" if status.drop is not None or status.slow_ranks else status.state
         table.add_row(
             name,

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
@@ -24,6 +24,10 @@ from parallel.checkpoint_files import (
     compare_file,
     what_is_in_the_way,
 )
+
+
+class ObjectRefused(UserError):
+    """An object in the store is not what the checkpoint's manifest says, or cannot be had."""
 
 
 @dataclass(frozen=True)
@@ -45,19 +49,29 @@ class Pull:
 
         The folder has its name when all of that is whole and durable; a damaged checkpoint that had it is replaced.
 
+        What has come before an error is kept for the next attempt.
+
         Raises:
-            UserError: what is in the store is not what its manifest says, the name is taken, another process brings it,
-                or there is no access.
+            ObjectRefused: what is in the store is not what its manifest says, or there is no access.
+            UserError: the name is taken, or another process brings it.
             TransferFailed: the store gave up, or there is no room.
             OSError: the disk did.
         """
         in_the_way = what_is_in_the_way(self.folder)
         if in_the_way:
             raise UserError(in_the_way)
-        partial = self.folder.with_name(self.folder.name + PARTIAL_SUFFIX)
-        partial.mkdir(parents=True, exist_ok=True)
-        with _only_one(partial):
-            return self._bring(partial, replace(watch or Watch(), stop=Event()))
+        self.partial.mkdir(parents=True, exist_ok=True)
+        with _only_one(self.partial):
+            try:
+                return self._bring(self.partial, replace(watch or Watch(), stop=Event()))
+            except BaseException:
+                _remove_if_useless(self.partial)
+                raise
+
+    @property
+    def partial(self) -> Path:
+        """Where files are until all are here."""
+        return self.folder.with_name(self.folder.name + PARTIAL_SUFFIX)
 
     def _bring(self, partial: Path, watch: Watch) -> int:
         from parallel.checkpoint_writer import take_name
@@ -117,6 +131,15 @@ def _part_of(entry: FileEntry) -> str:
     return f".{entry.name}.part"
 
 
+def _remove_if_useless(partial: Path) -> None:
+    """Remove the folder of a pull that nothing has come of."""
+    with suppress(OSError):
+        for file in partial.glob(".*.part"):
+            if not file.stat(follow_symlinks=False).st_size:
+                file.unlink()
+        partial.rmdir()
+
+
 @contextmanager
 def _only_one(partial: Path) -> Iterator[None]:
     """Keeps other processes from bringing the same checkpoint to this folder. Raises UserError where one does."""
@@ -133,7 +156,11 @@ def _only_one(partial: Path) -> Iterator[None]:
 
 def _bring(objects: S3Prefix, entry: FileEntry, folder: Path, watch: Watch) -> None:
     part = folder / _part_of(entry)
-    if objects.copy(entry.name, entry.size, part, watch) != entry.sha256:
+    try:
+        digest = objects.copy(entry.name, entry.size, part, watch)
+    except UserError as error:
+        raise ObjectRefused(str(error)) from None
+    if digest != entry.sha256:
         part.unlink()
-        raise UserError(f"{objects.url(entry.name)}: its content is not what its manifest says (SHA-256 differs)")
+        raise ObjectRefused(f"{objects.url(entry.name)}: its content is not what its manifest says (SHA-256 differs)")
     part.replace(folder / entry.name)

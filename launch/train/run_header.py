@@ -1,5 +1,6 @@
 """What stands above the recipe in a run's recipe.yaml."""
 
+import json
 import re
 import secrets
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ def new_run_id() -> str:
 
 @dataclass(frozen=True)
 class RunHeader:
-    """What a run's recipe.yaml says, as comments above the recipe, beyond the recipe itself."""
+    """What a run's recipe.yaml says, as comments above the recipe, beyond the recipe itself. Any text is read back."""
 
     recipe: str
     """Name or file stem of the recipe that the run was started from."""
@@ -29,16 +30,35 @@ class RunHeader:
 
     def as_comments(self) -> str:
         """The lines above the recipe."""
-        lines = [f"# recipe: {self.recipe}", f"# code: {self.code}", f"# data: {self.data}"]
-        lines += [f"# parent: {self.parent}"] if self.parent else []
-        lines += [f"# run: {self.run}"] if self.run else []
-        return "\n".join([*lines, *(f"# change: {change}" for change in self.changes)]) + "\n"
+        pairs = [("recipe", self.recipe), ("code", self.code), ("data", self.data)]
+        pairs += [("parent", self.parent)] if self.parent else []
+        pairs += [("run", self.run)] if self.run else []
+        pairs += [("change", change) for change in self.changes]
+        return "".join(f"# {key}: {_as_line(text)}\n" for key, text in pairs)
 
     @classmethod
     def parse(cls, text: str) -> "RunHeader":
         """Read the lines above a recipe; a line that is missing reads as an empty string."""
-        pairs = [(match[1], match[2]) for match in re.finditer(r"^# (\w+): (.*)$", text, flags=re.MULTILINE)]
+        pairs = [
+            (match[1], _from_line(match[2])) for match in re.finditer(r"^# (\w+): (.*)$", text, flags=re.MULTILINE)
+        ]
         single = dict(pairs)
         changes = tuple(value for key, value in pairs if key == "change")
         recipe, code, data, parent, run = (single.get(key, "") for key in ("recipe", "code", "data", "parent", "run"))
         return cls(recipe, code, data, changes, parent, run)
+
+
+def _as_line(text: str) -> str:
+    """The text as it is; in quotes, as JSON, where it would end the comment, be no YAML or look like such quotes."""
+    if text.isprintable() and not text.startswith('"'):
+        return text
+    return json.dumps(text).replace("\x7f", "\\u007f")
+
+
+def _from_line(line: str) -> str:
+    if not line.startswith('"'):
+        return line
+    try:
+        return str(json.loads(line))
+    except ValueError:
+        return line

@@ -15,6 +15,7 @@ from data.plan import DataPlan
 from data.staging import plan_staging, stage
 from data.tokenization import tokenize
 from data.transfer import Watch
+from nanotron_recipes.errors import UserError
 from nanotron_recipes.loading import dump_yaml, load_recipe
 
 RUN = "from launch.cli.main import main; main()"
@@ -36,6 +37,37 @@ def folder(tmp_path: Path) -> Path:
     recipe = recipe_with(stages, sequence_length=50, global_batch_size=8, train_steps=20, vocab_size=1200)
     (tmp_path / "mine.yaml").write_text(dump_yaml(recipe))
     return tmp_path
+
+
+def test_a_damaged_manifest_has_a_way_out(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "lines.jsonl", 60)
+    sources = [{"name": "lines", "reader": "jsonl", "path": str(tmp_path / "lines.jsonl")}]
+    recipe = corpus_recipe(tmp_path / "mine", sources)
+    tokenize(recipe, "mine.yaml")
+    (tmp_path / "mine.yaml").write_text(dump_yaml(recipe))
+    manifest = tmp_path / "mine" / "lines" / "manifest.json"
+    manifest.write_text("{")
+    said = f"move the folder {manifest.parent} away and run `nanotron-recipes tokenize RECIPE`"
+    done = run("plan", "mine.yaml", where=tmp_path)
+    assert done.returncode == 2 and f"{manifest}: the file: Invalid JSON" in done.stderr and said in done.stderr
+    with pytest.raises(UserError, match=r"move the folder .* tokenize RECIPE"):
+        tokenize(recipe, "mine.yaml")
+    shutil.rmtree(manifest.parent)
+    tokenize(recipe, "mine.yaml")
+    staged = load_recipe(str(tmp_path / "mine.yaml"), [f"data_staging.path={tmp_path / 'nvme'}"]).recipe
+    stage(staged, plan_staging(staged, Watch()), Watch())
+    copy = next((tmp_path / "nvme").rglob("manifest.json"))
+    copy.write_text("{")
+    with pytest.raises(UserError, match="data stage RECIPE` on this machine, which writes it again"):
+        DataPlan.from_recipe(staged)
+    stage(staged, plan_staging(staged, Watch()), Watch())
+    assert DataPlan.from_recipe(staged).fingerprint == DataPlan.from_recipe(recipe).fingerprint
+
+
+def test_a_damaged_manifest_of_shards_from_elsewhere_is_to_be_brought_again(folder: Path) -> None:
+    (folder / "one" / "manifest.json").write_text("{")
+    done = run("verify", "mine.yaml", where=folder)
+    assert done.returncode == 2 and done.stderr.endswith("; bring it again from where it was made\n")
 
 
 def test_show_has_sources_documents_ids_and_masks(folder: Path) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from small_data import random_documents, recipe_with, write_source
 
-from data.manifest import MANIFEST_NAME
+from data.manifest import MANIFEST_NAME, STAGED_NAME
 from data.plan import DataPlan
 from data.sources import open_sources
-from data.staged import STAGED_NAME, NotStaged, StagedLog, read_staged
+from data.staged import NotStaged, StagedLog, read_staged
 from data.staging import StagingFailed, plan_staging, stage
 from data.transfer import Watch
 from nanotron_recipes.errors import UserError

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from launch.cli.main import COMMANDS, main
+from launch.cli.options import local_path
 from nanotron_recipes.loading import load_recipe, shipped_recipes
 
 ROOT = Path(__file__).parents[2]
@@ -280,3 +282,33 @@ launch.cli.main.main()
     os.kill(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130 and "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (("export", "run", "s3://a/b"), "OUT"),
+        (("import", "hf://a", "b"), "HF_DIR"),
+        (("import", "a", "s3://a/b"), "OUT"),
+        (("data", "import-megatron", "a", "s3://a/b", "--tokenizer", "t"), "OUT"),
+        (("data", "import-megatron", "a", "b", "--tokenizer", "s3://t"), "--tokenizer"),
+        (("data", "plan", "tiny", "--plot", "s3://a/b.png"), "--plot"),
+        (("data", "fertility", "tiny", "--tokenizer", "gs://t"), "--tokenizer"),
+    ],
+)
+def test_a_url_is_no_folder_of_that_name(
+    called: Called, arguments: tuple[str, ...], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, said = called(*arguments)
+    assert (
+        code == 2 and f"invalid value for '{name}': " in said and "expected a path of this machine, not a URL" in said
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_home_folder_is_meant_by_its_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert local_path("~/x") == tmp_path / "x" and local_path("./~/x") == Path("~/x")
+    with pytest.raises(typer.BadParameter, match="home folder is not known"):
+        local_path("~nobody-of-that-name/x")

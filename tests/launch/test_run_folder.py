@@ -18,6 +18,7 @@ from launch.train.run_lock import RunIsTrained, RunLock
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.loading import recipe_from_mapping
 from nanotron_recipes.recipe import Recipe
+from nanotron_recipes.yaml_text import parse_yaml
 from parallel.checkpoint_files import MANIFEST_FILE
 
 
@@ -149,6 +150,18 @@ def test_the_header_of_a_recipe_comes_back(tmp_path: Path) -> None:
     header = RunHeader("tiny", "0.1.0+abc", "f" * 16, ("step 40: tokens.train_steps: 100 → 200", "step 60: a: # b: c"))
     folder.write_recipe("general:\n  project: x\n", header)
     assert folder.header() == header
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["n\nl", "a\nmodel: {}", "\r\n# run: x", "\x7f\x00\x85\u2028", '"quoted"', '"', "\udcff", "back\\nslash", " "],
+)
+def test_no_text_leaves_its_comment_in_a_recipes_header(tmp_path: Path, text: str) -> None:
+    folder = begin(tmp_path / "runs", "tiny-1")
+    header = RunHeader(text, text, text, (text, "other", text), text, text)
+    folder.write_recipe("general:\n  project: x\n", header)
+    assert folder.header() == header
+    assert parse_yaml(folder.recipe_file.read_text(), "recipe.yaml") == {"general": {"project": "x"}}
     assert folder.recipe_file.read_text().endswith("\ngeneral:\n  project: x\n")
 
 

@@ -118,7 +118,7 @@ def test_only_what_the_store_has_is_pruned_and_nothing_while_it_does_not_answer(
     code, out, err = call("prune", "mine")
     assert code == 1 and out == "" and err.startswith("error: s3://")
     code, out, err = call("list", "mine")
-    assert code == 0 and set(listed(out)) == {8, 16, 24, 32}
+    assert code == 0 and {step: row[2] for step, row in listed(out).items()} == dict.fromkeys([8, 16, 24, 32], "?")
     assert err.startswith("note: what the store has is not known: ")
     store.faults.is_out = False
     assert call("prune", "mine")[1] == "deleted runs/mine/checkpoints/16\n"
@@ -220,8 +220,40 @@ def test_an_interrupt_and_the_first_error_end_a_pull_at_once(
 
     monkeypatch.setattr(pull, "_bring", ended)
     assert call("pull", "mine")[0] == (130 if end == "interrupt" else 2)
-    left = [file.name for file in (run.checkpoints / "32.partial").iterdir()]
+    left = [file.name for file in (run.checkpoints / "32.partial").glob("*")]
     assert all(name.endswith(".part") for name in left), f"fetched after the end: {left}"
+
+
+@pytest.mark.usefixtures("one_at_a_time")
+def test_a_damaged_object_leaves_what_can_be_used_and_an_older_step_is_named(
+    store: CheckpointStore, run: RunFolder, call: Call
+) -> None:
+    call("push", "mine")
+    shutil.rmtree(run.checkpoints)
+    objects = store.objects("team/mine/32/")
+    size, key = sorted((len(body), key) for key, body in objects.items() if "/." not in key and "manifest" not in key)[
+        0
+    ]
+    store.client.put_object(Bucket=BUCKET, Key=key, Body=bytes(size))
+    code, out, err = call("pull", "mine")
+    partial = run.checkpoints / "32.partial"
+    assert (code, out) == (2, "") and f"{key}: its content is not what its manifest says (SHA-256 differs); " in err
+    assert f"; {partial} keeps what has come, and the next pull goes on from it; " in err and any(partial.iterdir())
+    assert err.endswith("; step 24 is whole there too: nanotron-recipes checkpoints pull runs/mine --step 24\n")
+    assert "fetched and verified" in call("pull", "mine", "--step", "24")[1]
+    store.client.put_object(Bucket=BUCKET, Key=key, Body=objects[key])
+    assert "fetched and verified" in call("pull", "mine")[1] and not partial.exists()
+
+
+def test_nothing_is_left_of_a_pull_that_brought_nothing(store: CheckpointStore, run: RunFolder, call: Call) -> None:
+    call("push", "mine", "--step", "32")
+    shutil.rmtree(run.checkpoints)
+    for key, body in store.objects("team/mine/32/").items():
+        if "/.sent/" not in key and "manifest" not in key:
+            store.client.put_object(Bucket=BUCKET, Key=key, Body=bytes(len(body) + 1))
+    code, _, err = call("pull", "mine")
+    assert code == 2 and "bytes, and its manifest says" in err and "keeps what" not in err and "too:" not in err
+    assert [path for path in run.checkpoints.glob("*") if any(path.iterdir())] == [] and run.steps() == []
 
 
 def test_a_run_that_is_trained_and_a_run_without_a_store_are_refused(
@@ -252,6 +284,8 @@ def test_a_pull_that_has_no_room_or_is_not_alone_says_so_and_leaves_nothing_unde
         patch.setattr("launch.storage.pull.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
         code, _, err = call("pull", "mine")
     assert code == 1 and re.fullmatch(rf"error: {partial}: no room: 0\.000 GB are to come, .*\n", err), err
+    assert not partial.exists(), "nothing has come"
+    partial.mkdir()
     descriptor = os.open(partial, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     code, _, err = call("pull", "mine")

@@ -10,54 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
+from status_runs import RECIPE, ROOT, command, make_run, record, shown, start, status_of
 
 from launch.cli.checkpoints import checkpoints
 from launch.cluster.attempts import Begin, End, NodeEnd, write_begin, write_end, write_node_end
-from launch.status.gather import RunStatus, gather
+from launch.status.gather import gather
 from launch.status.rank_report import RankReport, Window, write_report
 from launch.status.records import read_records
 from launch.status.runs import find_run, read_run
-from launch.status.show import next_command, runs_table, status_view
+from launch.status.show import next_command
 from launch.status.speed import SpeedWatch, find_drop, seconds_left
 from launch.train.metrics import StepRecord, read_metrics
-from launch.train.run_folder import RunFolder, RunHeader
 from launch.train.run_lock import RunLock
 from nanotron_recipes.errors import UserError
 from nanotron_recipes.loading import dump_yaml, load_recipe
 from parallel.checkpoint_files import Manifest, write_manifest
-
-ROOT = Path(__file__).parents[2]
-RECIPE = load_recipe("tiny", ["tokens.train_steps=200"]).recipe
-
-
-def record(step: int, speed: float = 1000.0, stage: str = "stable") -> dict[str, Any]:
-    tokens = step * 3072
-    values = {"step": step, "tokens": tokens, "loss": 3.5 - step / 1000, "lr": 0.01, "grad_norm": 1.0}
-    values |= {"tokens_per_second": speed, "step_seconds": 3072 / speed, "data_wait_seconds": 0.0}
-    return values | {"memory_peak_bytes": 10**8, "mfu": 0.1, "stage": stage}
-
-
-def start(step: int, *, launch: str = "launch", time: str = "", **topology: int) -> dict[str, Any]:
-    return {"event": "start", "step": step, "launch": launch, "time": time, "topology": topology}
-
-
-def make_run(runs: Path, name: str, records: list[dict[str, Any]]) -> RunFolder:
-    folder = RunFolder.of(runs, name, RECIPE)
-    folder.path.mkdir(parents=True)
-    folder.write_recipe(dump_yaml(RECIPE), RunHeader("tiny", "0.1.0", "fingerprint"))
-    folder.metrics_file.write_text("".join(json.dumps(each) + "\n" for each in records))
-    return folder
-
-
-def status_of(folder: RunFolder) -> RunStatus:
-    return gather(read_run(folder.path))
-
-
-def shown(status: RunStatus) -> str:
-    console = Console(width=140, file=open(os.devnull, "w"), record=True)  # noqa: SIM115
-    console.print(status_view(status))
-    return console.export_text()
 
 
 def test_a_run_that_trains_is_told_with_its_speed_and_what_is_left(tmp_path: Path) -> None:
@@ -182,6 +149,19 @@ def test_the_folder_of_a_step_is_no_run(tmp_path: Path, monkeypatch: pytest.Monk
     for call in (lambda: find_run(str(step), Path("runs")), lambda: checkpoints("verify", str(step))):
         with pytest.raises(UserError, match=r"runs/a/checkpoints/8: a checkpoint; expected its run"):
             call()
+
+
+def test_a_folder_without_a_recipe_and_no_name_are_told_from_a_run_that_is_not_there(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "a", [])
+    folder.recipe_file.unlink()
+    for argument, said in (
+        ("a", rf"^a: no recipe\.yaml in {folder.path}; expected a run's folder"),
+        (str(folder.path), r"no recipe\.yaml in "),
+        ("b", r"^b: no such run in "),
+        ("", r"^'': expected a run: its name in "),
+    ):
+        with pytest.raises(UserError, match=said):
+            find_run(argument, tmp_path)
 
 
 def test_what_is_to_be_called_next_is_printed_whole(tmp_path: Path) -> None:
@@ -330,27 +310,6 @@ def test_an_evaluation_without_figures_hides_none_that_has_them(tmp_path: Path) 
     assert status_of(folder).evaluation == measured
 
 
-def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    code = """
-import sys
-from launch.cli.main import main
-try:
-    main()
-except SystemExit as end:
-    code = end.code
-heavy = {"torch", "nanotron", "transformers", "datatrove"}.intersection(sys.modules)
-sys.exit(f"imported {heavy}" if heavy else code)
-"""
-    return subprocess.run(
-        [sys.executable, "-P", "-c", code, "status", *arguments],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "140"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
 def test_the_command_answers_at_once_and_says_what_to_do_next(tmp_path: Path) -> None:
     assert command(cwd=tmp_path).stdout.splitlines()[-1] == "next: nanotron-recipes pretrain tiny"
     runs = tmp_path / "runs"
@@ -382,12 +341,3 @@ def test_the_command_answers_at_once_and_says_what_to_do_next(tmp_path: Path) ->
     ):
         mistake = command(*arguments, cwd=tmp_path)
         assert mistake.returncode == 2 and message in mistake.stderr and len(mistake.stderr.splitlines()) == 1
-
-
-def test_a_damaged_run_is_in_nobodys_way(tmp_path: Path) -> None:
-    make_run(tmp_path, "a", [record(1)]).recipe_file.write_text("general: [")
-    with pytest.raises(UserError):
-        find_run("a", tmp_path)
-    console = Console(width=120, file=open(os.devnull, "w"), record=True)  # noqa: SIM115
-    console.print(runs_table([("a", "a: damaged")]))
-    assert "damaged" in console.export_text()

@@ -1,6 +1,7 @@
 """YAML, overrides, older spellings, and the way back to YAML."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -251,3 +252,10 @@ def test_every_key_that_names_a_path_is_known_as_one() -> None:
 def test_a_glob_needs_no_quotes_of_yaml() -> None:
     recipe = load_recipe("tiny", ["corpus.sources.0.glob=**/*.txt"]).recipe
     assert recipe.corpus is not None and recipe.corpus.sources[0].glob == "**/*.txt"
+
+
+def test_a_pipe_and_a_device_are_named_as_what_they_are(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for file, kind in ((tmp_path / "pipe", "pipe"), (Path(os.devnull), "device")):
+        with pytest.raises(UserError, match=f"{file}: expected a recipe file, which can be read again, found a {kind}"):
+            load_recipe(str(file))

@@ -140,6 +140,14 @@ def test_a_minimal_file_is_a_recipe(tmp_path: Path) -> None:
         ),
         ("s3_upload.max_backlog=0", "s3_upload.max_backlog: 0"),
         ("s3_upload.max_backlogs=2", "did you mean max_backlog?"),
+        ("s3_upload.max_megabytes_per_second=1e-300", "max_megabytes_per_second: 1e-300: expected at least 0.001"),
+        ("guards.step_timeout_seconds=1e10", "guards.step_timeout_seconds: 10000000000.0: expected at most 31,536,000"),
+        ("guards.step_timeout_seconds=1e300", "guards.step_timeout_seconds: 1e+300: expected at most 31,536,000, a y"),
+        ("guards.rewind_skip_after=1000001", "guards.rewind_skip_after: 1000001: expected at most 1,000,000"),
+        (
+            "data_skipped_ranges=[{first: 5, end: 9223372036854775807}]",
+            "data_skipped_ranges.0.end: 9223372036854775807: expected at most 1,000,000,000",
+        ),
         (
             "checkpoints.checkpoints_path=~nobody-of-that-name/x",
             "this home folder is not known; ./~nobody-of-that-name/x",

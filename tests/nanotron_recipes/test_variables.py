@@ -97,6 +97,27 @@ def test_the_prologue_of_a_job_is_left_to_the_shell_of_the_node(
     assert not any("NODE_ONLY" in note for note in loaded.notes)
 
 
+@pytest.mark.parametrize("text", ["${SHARDS:-/nvme}/x", "${SHARDS-b}", "${", "a${b", "${}", "${A}/${B:+c}"])
+@pytest.mark.parametrize("key", ["checkpoints.checkpoints_path", "slurm.partition", "variables.UNUSED"])
+def test_what_a_shell_would_fill_in_another_way_is_refused_by_its_key(key: str, text: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe("tiny", [f'{key}="{text}"'])
+    assert f"{key}: '{text}': expected ${{NAME}} and no default in it" in str(caught.value)
+
+
+def test_a_default_in_the_value_of_a_variable_is_refused_where_it_is_used(small_recipe: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"dataset_folder\.0: '\$\{ROOT:-/a\}/x': expected \$\{NAME\}"):
+        load(small_recipe, SHARDS="${ROOT:-/a}")
+
+
+def test_texts_for_the_shell_and_for_people_and_expressions_stay_as_they_are() -> None:
+    kept = ["slurm.prologue='export A=${B:-c}'", "general.purpose='${A:-b} is not known'"]
+    recipe = load_recipe(
+        "tiny", [*kept, "optimizer.weight_decay_exclude_named_params=['.*norm.*(\\.weight)?${,1}']"]
+    ).recipe
+    assert (recipe.slurm.prologue, recipe.general.purpose) == ("export A=${B:-c}", "${A:-b} is not known")
+
+
 @pytest.mark.parametrize("key", ["data_stages.0.data.dataset.dataset_folder.0", "corpus.upload_to"])
 def test_a_place_on_s3_whose_bucket_is_not_known_yet_is_noted_by_the_name_that_lacks(key: str) -> None:
     notes = load_recipe("tiny", [f"{key}=s3://${{SHARDS}}/prose"]).notes
