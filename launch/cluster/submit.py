@@ -11,7 +11,8 @@ from launch.cluster.sbatch import Job, render_job
 from launch.cluster.slurm import JOB_ID, NotTaken, job_state, jobs_called, require_sbatch, submit_script
 from launch.cluster.snapshot import take_snapshot
 from launch.train.prepare import RUNS, check_trainable, fits_unfinished_run
-from launch.train.run_folder import RunFolder, checked_name, choose_run, first_name, point_latest
+from launch.train.run_choice import choose_run, first_name, point_latest
+from launch.train.run_folder import RunFolder, checked_name
 from nanotron_recipes.cluster_profiles import Variable, job_resources
 from nanotron_recipes.errors import UserError, user_error
 from nanotron_recipes.files import write_atomic

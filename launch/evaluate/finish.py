@@ -19,7 +19,8 @@ from launch.evaluate.generation import Generator, Sample, generate_samples
 from launch.evaluate.prompts import one_prompt, sample_prompts
 from launch.evaluate.verification import LOGIT_TOLERANCE, verify_checkpoint
 from launch.train.metrics import MetricsWriter, read_metrics
-from launch.train.run_folder import LATEST_EXPORT, RunFolder, point_latest
+from launch.train.run_choice import point_latest
+from launch.train.run_folder import LATEST_EXPORT, RunFolder
 from launch.train.run_tokenizer import run_tokenizer
 from launch.train.seen_checkpoint import whole_checkpoint
 from launch.train.step_line import ValidationRow, validation_table

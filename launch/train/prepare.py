@@ -14,7 +14,8 @@ from launch.train.branch import Branch, check_branch
 from launch.train.checkpoint_owner import refuse_what_others_have
 from launch.train.preflight import check_places, check_recipe_to_the_end
 from launch.train.resume import DataThrough, newest_sound_step, parent_checkpoint, require_data
-from launch.train.run_folder import RunFolder, point_latest, take_run
+from launch.train.run_choice import point_latest, take_run
+from launch.train.run_folder import RunFolder
 from launch.train.run_header import RunHeader, new_run_id
 from launch.train.run_lock import RunLock, new_launch_id
 from launch.train.run_tokenizer import keep_tokenizer

@@ -18,7 +18,8 @@ from launch.cli.next_line import tool
 from launch.cli.usage import system_mistake
 from launch.evaluate.card_facts import facts_of_run
 from launch.evaluate.verification import LOGIT_TOLERANCE, verification_tokens, verify_checkpoint
-from launch.train.run_folder import RunFolder, point_latest
+from launch.train.run_choice import point_latest
+from launch.train.run_folder import RunFolder
 from launch.train.run_header import RunHeader
 from model.model_card import ArithmeticFact, ValidationFact, render_card
 from nanotron_recipes.errors import UserError

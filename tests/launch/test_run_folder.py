@@ -5,14 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.train.run_folder import (
-    LATEST_EXPORT,
-    RunChoice,
-    RunFolder,
-    choose_run,
-    point_latest,
-    take_run,
-)
+from launch.train.run_choice import RunChoice, choose_run, point_latest, take_run
+from launch.train.run_folder import LATEST_EXPORT, RunFolder
 from launch.train.run_header import RunHeader
 from launch.train.run_lock import RunIsTrained, RunLock
 from nanotron_recipes.errors import UserError
