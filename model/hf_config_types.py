@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from nanotron_recipes.checks import MAX_LAYERS
 from nanotron_recipes.errors import user_error
+from nanotron_recipes.model_checks import MAX_LAYERS
 
 REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 """Keys without which a model is not described."""

@@ -11,7 +11,6 @@ from nanotron_recipes.errors import UserError, nearest_name, show_value, user_er
 from nanotron_recipes.loading import load_recipe, recipe_from_mapping
 
 A_TIME = "expected a time as sbatch writes it, like 1-12:00:00 (a day and a half), 12:00:00 or 90 (minutes)"
-QK_NORM = "model.model_config.use_qk_norm=true"
 
 
 def message(path: object, *overrides: str) -> str:
@@ -336,38 +335,6 @@ def test_one_f_one_b_needs_micro_batches_for_its_stages() -> None:
 
 def test_a_trained_tokenizer_needs_a_corpus() -> None:
     assert "expected a corpus to train it on" in message("tiny", "corpus=null")
-
-
-def test_recomputation_with_asynchronous_communication_is_noted() -> None:
-    asynchronous = ["parallelism.tp=2", "parallelism.tp_linear_async_communication=true"]
-    recompute = "parallelism.recompute=selective"
-    noted = [
-        any("run twice" in note for note in load_recipe("tiny", words).notes)
-        for words in ([*asynchronous, recompute], asynchronous, ["parallelism.tp=2", recompute])
-    ]
-    assert noted == [True, False, False]
-
-
-def test_qk_norm_with_layers_without_rope_is_noted_as_not_exportable() -> None:
-    assert any("cannot" in note or "not exported" in note for note in load_recipe("tiny", [QK_NORM]).notes)
-    with_rope = load_recipe("tiny", [QK_NORM, "model.model_config.no_rope_layer=null"])
-    assert with_rope.notes == []
-
-
-@pytest.mark.parametrize(
-    "override",
-    [
-        "parallelism.context_parallel_size=2",
-        "parallelism.expert_parallel_size=2",
-        "model.model_config.attention_bias=true",
-        "model.model_config.moe_config={num_experts: 4}",
-        "model.model_config.sliding_window_size=64",
-        "model.model_config.rope_scaling={factor: 2.0}",
-        "model.model_config.rope_interleaved=true",
-    ],
-)
-def test_what_is_not_available_yet_validates_with_a_note(override: str) -> None:
-    assert [note for note in load_recipe("tiny", [override]).notes if "is not available yet" in note] != []
 
 
 def test_a_mapping_with_keys_that_are_not_text_is_an_error() -> None:
