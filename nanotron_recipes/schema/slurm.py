@@ -69,7 +69,7 @@ class Slurm(Section):
     prologue: str = ""
     """Shell lines that run on each node before training: module load, source … The node's shell fills ${NAME} in them,
     not section `variables`. What they set holds for what follows, but for shell options (set -e) and the folder; where
-    they end the shell, the job fails."""
+    they end the shell, the job fails, or on one of its nodes this start of it."""
 
     srun_args: list[Word] = Field(default_factory=list)
     """Further arguments of srun, such as a container's."""
